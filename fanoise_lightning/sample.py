@@ -1,0 +1,55 @@
+"""The one record type between data and encoders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Pair", "Sample"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A text, a picture, or both: what an encoder turns into one embedding.
+
+    Placeholders, instructions and columns are resolved before a sample is made. Where a text and a picture
+    come together, the picture stands before the text.
+
+    Args:
+        text: the text; ``""`` for none.
+        image: the picture, decoded to RGB; ``None`` for none.
+
+    Raises:
+        ValueError: if there is neither a text nor a picture.
+
+    Example:
+        >>> Sample(text="a red apple").image is None
+        True
+    """
+
+    text: str = ""
+    image: Image | None = None
+
+    def __post_init__(self) -> None:
+        if not self.text and self.image is None:
+            raise ValueError("`Sample` needs a text, a picture or both, got neither")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A query with the target that it should find.
+
+    Args:
+        query: what is searched with.
+        target: what should be found.
+        negatives: hard negatives: samples that must not be found.
+        subset: the name of the subset that the pair comes from.
+    """
+
+    query: Sample
+    target: Sample
+    negatives: tuple[Sample, ...] = ()
+    subset: str = ""

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fanoise_lightning import effective_rank, singular_values, spectrum
+from fanoise_lightning.spectrum import decompose
+
+SHAPES = [(8, 32), (32, 8), (16, 16), (1, 8)]
+
+
+def features(rows: int, dim: int, seed: int = 0) -> torch.Tensor:
+    """Unit rows with a decaying spectrum."""
+    generator = torch.Generator().manual_seed(seed)
+    decay = torch.linspace(1, 0.1, dim)
+    return F.normalize(torch.randn(rows, dim, generator=generator) * decay, dim=1)
+
+
+@pytest.mark.parametrize(("rows", "dim"), SHAPES)
+def test_gram_route_gives_the_singular_values_of_the_svd(rows, dim):
+    x = features(rows, dim)
+    assert torch.allclose(singular_values(x), torch.linalg.svdvals(x), atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["gram", "svd"])
+@pytest.mark.parametrize(("rows", "dim"), SHAPES)
+def test_decomposition_gives_back_the_second_moment(rows, dim, method):
+    x = features(rows, dim)
+    values, vectors = decompose(x, method)
+    assert values.shape == (min(rows, dim),)
+    assert vectors.shape == (min(rows, dim), dim)
+    assert torch.allclose(vectors.T @ torch.diag(values**2) @ vectors, x.T @ x, atol=1e-5)
+    clear = vectors[values > 0.05 * values[0]]  # squaring costs the far tail its orthogonality
+    assert torch.allclose(clear @ clear.T, torch.eye(len(clear)), atol=1e-3)
+    assert (values.diff() <= 0).all()
+
+
+def test_half_precision_is_worked_on_in_float32_and_float64_stays():
+    x = features(8, 32)
+    assert singular_values(x.bfloat16()).dtype == torch.float32
+    assert singular_values(x.double()).dtype == torch.float64
+
+
+def test_autocast_and_tf32_do_not_reach_the_spectrum():
+    x = features(16, 64)
+    expected = singular_values(x)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(singular_values(x), expected)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_effective_rank_of_equal_values_is_their_number_and_of_one_direction_is_one():
+    assert effective_rank(torch.full((12,), 3.0)).item() == pytest.approx(12)
+    assert effective_rank(torch.tensor([5.0, 0.0, 0.0])).item() == pytest.approx(1)
+
+
+def test_effective_rank_is_the_exponential_of_the_entropy():
+    shares = [0.5, 0.3, 0.2]
+    entropy = -sum(p * math.log(p) for p in shares)
+    assert effective_rank(7 * torch.tensor(shares)).item() == pytest.approx(math.exp(entropy), rel=1e-6)
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("exponent", [-0.5, 0.5, 1.0])
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_roots_by_products_agree_with_the_exact_svd(exponent, power, repeated):
+    # The route for CUDA, run here on the CPU; repeated rows make the Gram matrix singular.
+    x = features(24, 48)
+    if repeated:
+        x = x[:8].repeat(3, 1)
+    s = torch.linalg.svdvals(x.double())
+    factor, total = spectrum._root_by_products(x @ x.T, exponent, power)
+    rank = 8 if repeated else 24
+    assert total.item() == pytest.approx((s[:rank] ** power).sum().item(), rel=2e-2)
+    seen = torch.linalg.svdvals((factor @ x).double())  # how strongly each direction of x passes
+    assert torch.allclose(seen[:rank], s[:rank] ** (exponent + 1), atol=2e-3 * s[0].item() ** (exponent + 1))
+    assert (seen[rank:] < 0.05 * seen[0]).all()
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(3), torch.zeros(2, 3, dtype=torch.long), torch.zeros(0, 4)])
+def test_what_is_no_feature_matrix_is_refused_with_its_shape(bad):
+    with pytest.raises(ValueError, match="non-empty floating point matrix"):
+        singular_values(bad)
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match="'lanczos'"):
+        singular_values(torch.eye(2), "lanczos")
