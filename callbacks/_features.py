@@ -61,11 +61,15 @@ def find_loss(pl_module: nn.Module, target: str | None = None) -> nn.Module:
         listed = ", ".join(f"{name!r} ({type(module).__name__})" for name, module in candidates)
         raise ValueError(f"{owner} has several loss modules: {listed}.\n{_REMEDY}")
     listed = ", ".join(f"{n!r} ({type(m).__name__})" for n, m in pl_module.named_children()) or "none"
-    raise ValueError(f"{owner} has no child that looks like a contrastive loss (children: {listed}).\n{_REMEDY}")
+    raise ValueError(
+        f"{owner} has no child that looks like a contrastive loss (children: {listed}).\n{_REMEDY}"
+    )
 
 
 def _candidates(pl_module: nn.Module) -> list[tuple[str, nn.Module]]:
-    taps = [(name, module) for name, module in pl_module.named_modules() if isinstance(module, FeatureTap)]
+    taps: list[tuple[str, nn.Module]] = [
+        (name, module) for name, module in pl_module.named_modules() if isinstance(module, FeatureTap)
+    ]
     if taps:
         return taps
     return [(name, module) for name, module in pl_module.named_children() if _looks_like_loss(name, module)]

@@ -133,6 +133,8 @@ class FANoise(Callback):
         if self._resolved_seed is None:
             global_seed = os.environ.get("PL_GLOBAL_SEED")
             self._resolved_seed = int(global_seed) if global_seed else torch.seed() % 2**63
+        if self.alpha == 0:
+            return
         loss = find_loss(pl_module, self.target)
         if getattr(pl_module, "_compiler_ctx", None) is not None or hasattr(loss, "_orig_mod"):
             torch._dynamo.reset()  # a graph that was compiled before would ignore the hook in silence
@@ -146,6 +148,8 @@ class FANoise(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self._handle is None:
+            return
         if self._first_batch and self._calls == 0 and outputs is not None:
             raise RuntimeError(
                 f"FANoise added no noise: {self.target or 'the loss module that it found'} was not called in "
@@ -202,7 +206,7 @@ class FANoise(Callback):
         features = {side: features[side] for side in self.sides}
         noise = self._draw(trainer, features)
         self._calls += 1
-        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._logged = _statistics(features, noise)
         noisy = {side: self._perturb(features[side], noise[side]) for side in noise}
         return replace_features(loss, args, kwargs, noisy)
@@ -243,7 +247,9 @@ class FANoise(Callback):
             else:
                 shape = noise_shape(features, self.scaling, self.energy)
             if self.every_n_steps > 1 and known is not None:
-                shape = shape.unless_broken(known)  # one broken batch must not cost the noise of the next ones
+                shape = shape.unless_broken(
+                    known
+                )  # one broken batch must not cost the noise of the next ones
             self._shapes[side] = shape
         return self._shapes[side]
 
@@ -264,8 +270,8 @@ class FANoise(Callback):
             return
         self._warned = True
         rank_zero_warn(
-            f"FANoise left {int(self._skipped)} training batches without noise so far: their features were not "
-            "finite, empty or all zero, or their decomposition did not converge. The count is logged as "
+            f"FANoise left {int(self._skipped)} training batches without noise so far: their features were "
+            "not finite, empty or all zero, or their decomposition did not converge. The count is logged as "
             "`fanoise/skipped_batches`."
         )
 
@@ -276,7 +282,7 @@ class FANoise(Callback):
 
 
 class _Moment:
-    """An exponential moving average of X^T X, (D, D). Its scale does not matter: the scaling laws divide it out."""
+    """An exponential moving average of X^T X, (D, D), of arbitrary scale: the scaling laws divide it out."""
 
     def __init__(self, value: Tensor | None = None, rows: int = 0) -> None:
         self.value = value

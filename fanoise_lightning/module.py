@@ -15,8 +15,9 @@ from torch.optim import AdamW
 from fanoise_lightning.describe import describe
 from fanoise_lightning.encoders.base import Collate, Encoder
 from fanoise_lightning.losses import InfoNCE
-from fanoise_lightning.metrics import PrecisionAtOne, Scoreboard, SubsetScore
+from fanoise_lightning.metrics import PrecisionAtOne
 from fanoise_lightning.schedules import LinearWarmup
+from fanoise_lightning.scoreboard import Scoreboard, SubsetScore
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -69,7 +70,7 @@ class ContrastiveModule(LightningModule):
         self._record_hyperparameters()
 
     def _record_hyperparameters(self) -> None:
-        """Keep what ``load_from_checkpoint`` needs: the config of a CLI run, else a description in its form."""
+        """Keep what ``load_from_checkpoint`` needs: a CLI run's config, else a description in its form."""
         modules = ["encoder", "loss", "optimizer", "lr_scheduler"]
         self.save_hyperparameters(ignore=modules)
         if "_instantiator" in self.hparams:  # built by the CLI: its config is complete
@@ -103,7 +104,7 @@ class ContrastiveModule(LightningModule):
         loss = self.loss(query, target, *negatives)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(query))
         self._pairs += len(query)
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log_statistics(query.detach(), target.detach())
         return loss
 

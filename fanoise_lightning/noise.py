@@ -101,7 +101,7 @@ def moment_shape(moment: Tensor, rank: int, scaling: Scaling, energy: Energy = "
         dim = len(moment)
         if scaling == "uniform":
             return NoiseShape(dim)
-        power: Literal[0.5, 1.0] = 1.0 if scaling == "linear" else 0.5
+        power = 1.0 if scaling == "linear" else 0.5
         left, total = gram_root(moment, power, power)
         scale = math.sqrt(dim) / left.norm() if energy == "constant" else rank / total
         return NoiseShape(dim, (left * scale,))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 __all__ = ["decompose", "effective_rank", "singular_values"]
 
-# Enough for Newton-Schulz to carry eigenvalues down to the ridge to 1: each step multiplies by at most 1.5 ** 2.
+# Enough for Newton-Schulz to carry eigenvalues from the ridge to 1: a step multiplies by at most 1.5 ** 2.
 _NEWTON_SCHULZ_STEPS = 20
 _RIDGE = 1e-6
 
@@ -114,7 +114,7 @@ def full_precision(features: Tensor) -> Iterator[None]:
 
 
 def as_matrix(features: Tensor) -> Tensor:
-    """Detached (B, D) features in float32, or float64 if they came so: eigh and svd know no half precision."""
+    """Detached (B, D) features in float32, or float64 if they came so: eigh knows no half precision."""
     if features.ndim != 2 or features.numel() == 0 or not features.is_floating_point():
         raise ValueError(
             f"`features` must be a non-empty floating point matrix (B, D), got {features.dtype} of shape "
@@ -138,7 +138,7 @@ def nuclear_norm(x: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().sum()
 
 
-def gram_root(gram: Tensor, exponent: Literal[-0.5, 0.5, 1.0], power: Literal[0.5, 1.0]) -> tuple[Tensor, Tensor]:
+def gram_root(gram: Tensor, exponent: float, power: float) -> tuple[Tensor, Tensor]:
     """A factor of a power of a Gram matrix: what white noise is multiplied by to be shaped.
 
     On CUDA by a coupled Newton-Schulz iteration (Higham, "Functions of Matrices", 2008, section 6.7): matrix
@@ -146,8 +146,8 @@ def gram_root(gram: Tensor, exponent: Literal[-0.5, 0.5, 1.0], power: Literal[0.
 
     Args:
         gram: (R, R), symmetric, positive semi-definite, with eigenvalues s**2.
-        exponent: the power of the Gram matrix to factor.
-        power: the power of the singular values to sum.
+        exponent: the power of the Gram matrix to factor: -0.5, 0.5 or 1.
+        power: the power of the singular values to sum: 0.5 or 1.
 
     Returns:
         A (R, R) with A^T A = gram ** exponent, directions of no energy damped to (almost) zero effect, and
@@ -185,7 +185,7 @@ def _newton_schulz(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _guarded_power(eigenvalues: Tensor, power: float) -> Tensor:
-    """``eigenvalues ** power``, 0 where rounding cannot tell an eigenvalue from 0: it errs by eps * largest."""
+    """``eigenvalues ** power``, and 0 where rounding, of eps * largest, hides whether there is one."""
     floor = eigenvalues.amax() * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
     kept = eigenvalues > floor
     return torch.where(kept, torch.where(kept, eigenvalues, 1.0).pow(power), 0.0)

@@ -161,7 +161,9 @@ def test_alpha_scales_the_noise_and_zero_is_none():
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)
-@pytest.mark.parametrize("x", [torch.ones(8, 16), torch.ones(1, 16)], ids=["all rows equal", "a batch of one"])
+@pytest.mark.parametrize(
+    "x", [torch.ones(8, 16), torch.ones(1, 16)], ids=["all rows equal", "a batch of one"]
+)
 def test_a_batch_of_rank_one_gets_finite_noise(x, scaling):
     assert feature_noise(x, 0.1, scaling).isfinite().all()
 

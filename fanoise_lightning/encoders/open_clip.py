@@ -18,6 +18,8 @@ __all__ = ["OpenClipEncoder"]
 
 HAS_TEXT, HAS_IMAGE = 1, 2
 
+_OWN_CONFIGS = Path(__file__).parent / "open_clip_configs"
+
 
 class OpenClipEncoder(Encoder):
     """Any open_clip model, with its own tokenizer and picture transform.
@@ -25,8 +27,8 @@ class OpenClipEncoder(Encoder):
     A sample with a text and a picture is embedded as the sum of both towers' unit vectors.
 
     Args:
-        model: a name from ``open_clip.list_models()``, ``"hf-hub:..."``, ``"local-dir:..."``, or the path of
-            an open_clip JSON config.
+        model: a name from ``open_clip.list_models()``, ``"emoji-resnet"`` (a small one for the embedded
+            benchmark), ``"hf-hub:..."``, ``"local-dir:..."``, or the path of an open_clip JSON config.
         pretrained: a tag from ``open_clip.list_pretrained()`` or the path of a checkpoint; ``None`` starts
             from random weights.
         gradient_checkpointing: trade a second forward pass for memory.
@@ -42,7 +44,9 @@ class OpenClipEncoder(Encoder):
         torch.Size([1, 512])
     """
 
-    def __init__(self, model: str, pretrained: str | None = None, gradient_checkpointing: bool = False) -> None:
+    def __init__(
+        self, model: str, pretrained: str | None = None, gradient_checkpointing: bool = False
+    ) -> None:
         super().__init__()
         import open_clip
 
@@ -88,7 +92,9 @@ class OpenClipEncoder(Encoder):
             text = F.normalize(self.clip.encode_text(input_ids, normalize=False), dim=1)
             parts.append((text_rows, text[text_index]))
         if pixel_values is not None and image_rows is not None:
-            parts.append((image_rows, F.normalize(self.clip.encode_image(pixel_values, normalize=False), dim=1)))
+            parts.append(
+                (image_rows, F.normalize(self.clip.encode_image(pixel_values, normalize=False), dim=1))
+            )
         first = parts[0][1]
         out = first.new_zeros(len(kind), first.shape[1])
         for rows, values in parts:
@@ -131,6 +137,7 @@ def _register(model: str) -> str:
 
     if model.startswith(("hf-hub:", "local-dir:")):
         return model
+    open_clip.add_model_config(_OWN_CONFIGS)
     if model.endswith(".json"):
         path = Path(model)
         if not path.is_file():
@@ -138,7 +145,7 @@ def _register(model: str) -> str:
         open_clip.add_model_config(path)
         if path.stem not in open_clip.list_models():
             raise ValueError(
-                f"{model!r} is no open_clip config: it needs the keys 'embed_dim', 'vision_cfg' and 'text_cfg'"
+                f"{model!r} is no open_clip config: it needs the keys 'embed_dim', 'vision_cfg', 'text_cfg'"
             )
         return path.stem
     known = open_clip.list_models()

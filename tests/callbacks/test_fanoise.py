@@ -265,7 +265,7 @@ def test_a_nested_target_is_named_by_its_path():
 
     callback = FANoise(target="heads.main")
     fit(Wrapped(), [callback], max_steps=1)
-    with pytest.raises(ValueError, match="target='heads.side' names no module of Wrapped.*'net', 'heads'"):
+    with pytest.raises(ValueError, match=r"target='heads\.side' names no module of Wrapped.*'net', 'heads'"):
         fit(Wrapped(), [FANoise(target="heads.side")], max_steps=1)
 
 
@@ -289,7 +289,7 @@ def test_two_loss_modules_are_listed():
 def test_a_target_that_is_never_called_ends_the_run_after_the_first_batch():
     module = PlainModule()
     module.unused_loss = InfoNCE()
-    with pytest.raises(RuntimeError, match="'unused_loss'|unused_loss was not called"):
+    with pytest.raises(RuntimeError, match="unused_loss was not called"):
         fit(module, [FANoise(target="unused_loss")])
 
 
@@ -419,15 +419,16 @@ def test_rank_ratio_and_count_are_logged():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"momentum": 0.9}, {"every_n_steps": 4}, {"momentum": 0.5, "every_n_steps": 3}, {"seed": 5}]
+    "options",
+    [{}, {"momentum": 0.9}, {"every_n_steps": 4}, {"momentum": 0.5, "every_n_steps": 3}, {"seed": 5}],
 )
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path, options):
     unbroken, stopped, resumed = PlainModule(), PlainModule(), PlainModule()
-    seed = {"seed": 11} if "seed" not in options else {}
-    fit(unbroken, [FANoise(alpha=0.5, **options, **seed)], max_steps=12)
+    options = {"alpha": 0.5, "seed": 11, **options}
+    fit(unbroken, [FANoise(**options)], max_steps=12)
     checkpoint = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=1)
-    fit(stopped, [FANoise(alpha=0.5, **options, **seed), checkpoint], max_steps=6)
-    callback = FANoise(alpha=0.5, **options, **seed)
+    fit(stopped, [FANoise(**options), checkpoint], max_steps=6)
+    callback = FANoise(**options)
     fit(resumed, [callback], max_steps=12, ckpt_path=str(tmp_path / "last.ckpt"))
     for name, value in unbroken.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name

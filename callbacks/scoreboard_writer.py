@@ -1,0 +1,92 @@
+"""Prints the scoreboard after each evaluation and keeps it as JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from fanoise_lightning.callbacks._files import output_folder, write_json
+
+if TYPE_CHECKING:
+    from fanoise_lightning.scoreboard import Scoreboard
+
+
+class ScoreboardWriter(Callback):
+    """Print the scoreboard after validation and test, and write it as JSON.
+
+    Validation goes to ``scores.json``, test to ``test_scores.json``, each replaced by the next::
+
+        {"step": 400, "epoch": 3,
+         "scoreboard": {...},                                # Scoreboard.to_dict: fractions, 0 to 1
+         "history": [{"step": 200, "epoch": 1, "means": {"retrieval": 0.21, "IND": 0.3, ...}}, ...]}
+
+    The history holds every validation of the run (also across a resume), the latest last. The sanity check
+    prints and writes nothing, ``fast_dev_run`` writes nothing.
+
+    Args:
+        path: the folder to write to; ``None`` takes the logger's, or the trainer's ``default_root_dir``.
+
+    Raises:
+        ValueError: if the LightningModule has no attribute ``scoreboard``.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[ScoreboardWriter()], logger=False)
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self.path = path
+        self.history: list[dict[str, Any]] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not hasattr(pl_module, "scoreboard"):
+            raise ValueError(
+                f"ScoreboardWriter reads `scoreboard`, which {type(pl_module).__name__} does not have: use a "
+                "ContrastiveModule, or keep a fanoise_lightning.scoreboard.Scoreboard there after validation"
+            )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        board: Any = pl_module.scoreboard
+        if trainer.sanity_checking or board is None:
+            return
+        means = {name: mean.precision for name, mean in board.means.items()}
+        self.history.append({**_when(trainer), "means": means})
+        self._show(trainer, pl_module, "validation", "scores.json", history=self.history)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if pl_module.scoreboard is not None:
+            self._show(trainer, pl_module, "test", "test_scores.json")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = list(state_dict["history"])
+
+    def _show(
+        self, trainer: Trainer, pl_module: LightningModule, stage: str, name: str, **extra: Any
+    ) -> None:
+        board: Any = pl_module.scoreboard
+        folder = output_folder(trainer, self.path)  # on all ranks: it is broadcast
+        if not trainer.is_global_zero:
+            return
+        # Not print(): the module prints around a live progress bar.
+        pl_module.print(_render(board, f"{stage}, step {trainer.global_step}"))
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            write_json(folder / name, {**_when(trainer), "scoreboard": board.to_dict(), **extra}, indent=1)
+
+
+def _when(trainer: Trainer) -> dict[str, int]:
+    return {"step": trainer.global_step, "epoch": trainer.current_epoch}
+
+
+def _render(board: Scoreboard, title: str) -> str:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:  # rich would cut the table to 80 columns, in a log file for no reason
+        console.width = 200
+    with console.capture() as capture:
+        console.print(board.table(title))
+    return capture.get()

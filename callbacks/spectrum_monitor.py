@@ -1,0 +1,133 @@
+"""Keeps the singular values of the features that enter the loss, and draws them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fanoise_lightning.analysis.spectra import side_spectrum, spectrum_figure
+from fanoise_lightning.callbacks._features import find_loss, read_features
+from fanoise_lightning.callbacks._files import output_folder, whole_file, write_json
+
+
+class SpectrumMonitor(Callback):
+    """Keep the spectra of queries and targets during training, clean and noisy, and draw the last one.
+
+    The features are read where they enter the loss module: clean before any other hook, noisy after all
+    hooks, so it does not matter whether :class:`FANoise` comes before or after in the list of callbacks, or
+    is there at all. Only rank zero looks, at its own batch. At the end of the fit, also of an interrupted
+    one, it writes ``spectrum.json`` and ``spectrum.png``; ``fast_dev_run`` writes nothing. The JSON file
+    holds::
+
+        {"skipped_batches": 0,                              # monitored batches with NaN or infinite features
+         "spectra": [{"step": 0, "sides": {
+             "query": {"batch_size": B, "dim": D, "clean": [...],              # min(B, D) values
+                       "noisy": [...], "noise": [...], "noise_rms": 0.01},     # where there is noise
+             "target": {...}}}, ...]}
+
+    Args:
+        target: the path of the loss module; ``None`` finds it as :class:`FANoise` does.
+        every_n_steps: look at every n-th step; ``None`` takes the trainer's ``log_every_n_steps``.
+        path: the folder to write to; ``None`` takes the logger's, or the trainer's ``default_root_dir``.
+
+    Raises:
+        ValueError: if ``every_n_steps`` is not positive; in ``on_fit_start``, if there is no loss module.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[SpectrumMonitor(every_n_steps=100)], logger=False)
+    """
+
+    def __init__(
+        self, target: str | None = None, every_n_steps: int | None = None, path: str | None = None
+    ) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"`every_n_steps` must be at least 1, got {every_n_steps}")
+        self.target = target
+        self.every_n_steps = every_n_steps
+        self.path = path
+        self.spectra: list[dict[str, Any]] = []
+        self.skipped_batches = 0
+        self._clean: dict[str, Tensor] = {}
+        self._last_step = -1
+        self._folder: Path | None = None
+        self._handles: list[RemovableHandle] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._remove_hooks()
+        self.spectra, self.skipped_batches, self._last_step = [], 0, -1
+        self._folder = output_folder(trainer, self.path)  # on all ranks: it is broadcast
+        loss = find_loss(pl_module, self.target)
+        if trainer.is_global_zero:
+            if getattr(pl_module, "_compiler_ctx", None) is not None or hasattr(loss, "_orig_mod"):
+                torch._dynamo.reset()  # a graph that was compiled before would ignore the hooks in silence
+            self._handles = [
+                loss.register_forward_pre_hook(
+                    partial(self._before, trainer), prepend=True, with_kwargs=True
+                ),
+                loss.register_forward_hook(self._after, with_kwargs=True),
+            ]
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._finish(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._remove_hooks()
+
+    @torch.compiler.disable
+    def _before(
+        self, trainer: Trainer, loss: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._clean = {}
+        step = trainer.global_step
+        every = self.every_n_steps or trainer.log_every_n_steps or 1  # type: ignore[attr-defined]
+        # One look a step: with accumulated gradients, the loss is called several times in it.
+        if trainer.training and step % every == 0 and step != self._last_step:
+            self._last_step = step
+            self._clean = {side: x.detach() for side, x in read_features(loss, args, kwargs).items()}
+
+    @torch.compiler.disable
+    def _after(self, loss: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        clean, self._clean = self._clean, {}
+        if not clean:
+            return
+        noisy = read_features(loss, args, kwargs)
+        if all(x.isfinite().all() for x in (*clean.values(), *noisy.values())):
+            sides = {side: side_spectrum(clean[side], noisy[side]) for side in clean}
+            self.spectra.append({"step": self._last_step, "sides": sides})
+        else:
+            self.skipped_batches += 1
+
+    def _finish(self, trainer: Trainer) -> None:
+        """Unhook and write; nothing a second time."""
+        if not self._handles:
+            return
+        self._remove_hooks()
+        if self._folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if not self.spectra:
+            rank_zero_warn(
+                f"SpectrumMonitor has nothing to draw: it saw {self.skipped_batches} batches with features "
+                "that are not finite, and no other call of the loss module"
+            )
+            return
+        write_json(
+            self._folder / "spectrum.json", {"skipped_batches": self.skipped_batches, "spectra": self.spectra}
+        )
+        with whole_file(self._folder / "spectrum.png") as unfinished:
+            spectrum_figure(self.spectra).savefig(unfinished, format="png")
+
+    def _remove_hooks(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+        self._clean = {}

@@ -1,0 +1,210 @@
+"""Precision@1 of a subset: does the ground truth win among its query's own candidates?"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
+
+__all__ = ["PrecisionAtOne", "SubsetResult", "precision_at_one"]
+
+# Two float32 roundings of one unit vector give cosines about 1e-7 apart. Without a tolerance rounding
+# picks the winners of a collapsed encoder.
+_TIE = 1e-6
+
+# Queries are scored in blocks of about this many candidates, so that memory is bounded by (candidates, D).
+_CANDIDATES_PER_BLOCK = 2**14
+
+
+class SubsetResult(TypedDict):
+    """What :class:`PrecisionAtOne` computes; ``precision`` is a fraction, NaN where no query was scored."""
+
+    precision: float
+    num_queries: int
+    num_ties: int
+    num_skipped: int
+
+
+def precision_at_one(scores: Tensor, mask: Tensor | None = None, name: str = "", atol: float = 0.0) -> Tensor:
+    """Whether the ground truth, column 0, has the best score of each query.
+
+    A tie for the best score counts 1 / (number tied), the expected outcome of drawing one of the tied. Taking
+    ``argmax`` instead would score a collapsed encoder, which gives all candidates one embedding, 100 %.
+
+    Args:
+        scores: (Q, C), higher is better; column 0 is the ground truth.
+        mask: (Q, C) bool, False where there is no candidate; ``None`` where all are candidates.
+        name: the subset, for error messages.
+        atol: scores this close to the best are tied with it.
+
+    Returns:
+        (Q,) float32: 1 where the ground truth won, 0 where it lost, 1 / (number tied) where it tied.
+
+    Raises:
+        ValueError: if a score is not finite, a ground truth is masked, or the shapes do not fit.
+
+    Example:
+        >>> precision_at_one(torch.tensor([[0.9, 0.1, 0.3], [0.2, 0.7, 0.1], [0.5, 0.5, 0.2]]))
+        tensor([1.0000, 0.0000, 0.5000])
+    """
+    if mask is None:
+        mask = torch.ones_like(scores, dtype=torch.bool)
+    if scores.ndim != 2 or scores.shape[1] == 0 or mask.shape != scores.shape:
+        raise ValueError(
+            f"subset {name!r}: `scores` must be (queries, candidates), with `mask` alike, got "
+            f"{tuple(scores.shape)} and {tuple(mask.shape)}"
+        )
+    if not mask[:, 0].all():
+        row = int((~mask[:, 0]).nonzero()[0])
+        raise ValueError(f"subset {name!r}: the ground truth (column 0) of row {row} of `scores` is masked")
+    broken = mask & ~scores.isfinite()
+    if broken.any():
+        raise ValueError(
+            f"subset {name!r}: {int(broken.sum())} of {int(mask.sum())} scores are not finite (first in row "
+            f"{int(broken.any(dim=1).nonzero()[0])}): the encoder returned NaN or infinity. Look at the "
+            "learning rate, the precision, and the inputs of that row"
+        )
+    scores = scores.masked_fill(~mask, -torch.inf)
+    best = scores >= scores.amax(dim=1, keepdim=True) - atol
+    return best[:, 0] / best.sum(dim=1)
+
+
+class PrecisionAtOne(Metric):
+    """Precision@1 of one subset, from embeddings that arrive in any order, each text or picture once.
+
+    The sides (unique texts and pictures) of a subset are numbered, and queries and candidates name them by
+    number. Sides may arrive shuffled, repeated (a distributed sampler pads) and sharded over ranks. A query
+    is skipped where its own side or its ground truth never arrived; distractors that never arrived are left
+    out. A candidate that is listed twice counts once.
+
+    Args:
+        queries: (Q,) the side of each query.
+        candidates: (Q, C) the sides of each query's candidates, ground truth in column 0, padded with -1.
+        name: the subset, for messages.
+        kwargs: passed on to :class:`torchmetrics.Metric`.
+
+    Raises:
+        ValueError: if there is no query, a query or a ground truth is missing (negative), or the shapes are
+            wrong; in ``compute``, if a score is not finite.
+
+    Example:
+        >>> metric = PrecisionAtOne(queries=torch.tensor([0]), candidates=torch.tensor([[1, 2, -1]]))
+        >>> metric.update(torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), index=torch.tensor([0, 1, 2]))
+        >>> metric.compute()
+        {'precision': 1.0, 'num_queries': 1, 'num_ties': 0, 'num_skipped': 0}
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    index: list[Tensor]
+    embeddings: list[Tensor]
+
+    def __init__(self, queries: Tensor, candidates: Tensor, name: str = "", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if queries.ndim != 1 or candidates.ndim != 2 or len(queries) != len(candidates):
+            raise ValueError(
+                f"subset {name!r}: `queries` must be (Q,) and `candidates` (Q, C), got "
+                f"{tuple(queries.shape)} and {tuple(candidates.shape)}"
+            )
+        if candidates.numel() == 0:
+            raise ValueError(f"subset {name!r} has no queries or no candidates: leave it out")
+        if queries.min() < 0 or candidates[:, 0].min() < 0:
+            row = int(((queries < 0) | (candidates[:, 0] < 0)).nonzero()[0])
+            raise ValueError(f"subset {name!r}: row {row} has no query or no ground truth (-1): leave it out")
+        self.name = name
+        self.queries = queries
+        self.candidates = _without_repeats(candidates)
+        self.num_sides = 1 + int(max(queries.max(), candidates.max()))
+        self.add_state("index", [], dist_reduce_fx="cat")
+        self.add_state("embeddings", [], dist_reduce_fx="cat")
+
+    def update(self, embeddings: Tensor, index: Tensor) -> None:
+        """Add a batch of sides.
+
+        Args:
+            embeddings: (n, D) L2-normalised embeddings, any floating dtype.
+            index: (n,) the numbers of these sides.
+
+        Raises:
+            ValueError: if the shapes do not fit.
+        """
+        if embeddings.ndim != 2 or index.shape != embeddings.shape[:1]:
+            raise ValueError(
+                f"subset {self.name!r}: `embeddings` must be (n, D) and `index` (n,), got "
+                f"{tuple(embeddings.shape)} and {tuple(index.shape)}"
+            )
+        self.index.append(index.to(embeddings.device))
+        self.embeddings.append(embeddings.detach().float().flatten())
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        # A rank where no side arrived does not know D, and torchmetrics would send 1-D floats for it, unlike
+        # the other ranks. Hence flat embeddings, and no empty lists.
+        if not self.index:
+            self.index.append(torch.empty(0, dtype=torch.long, device=self.device))
+            self.embeddings.append(torch.empty(0, device=self.device))
+        super().sync(*args, **kwargs)
+
+    def compute(self) -> SubsetResult:
+        """The share of queries won, with how many queries were scored, tied for the best, and skipped."""
+        index, embeddings = dim_zero_cat(self.index), dim_zero_cat(self.embeddings)
+        position = self._position(index)
+        candidates = self.candidates.to(index.device)
+        query_row = position[self.queries.to(index.device)]  # (Q,)
+        candidate_row = torch.where(candidates < 0, -1, position[candidates])  # (Q, C)
+        kept = (query_row >= 0) & (candidate_row[:, 0] >= 0)
+        num_queries = int(kept.sum())
+        result = SubsetResult(
+            precision=float("nan"), num_queries=num_queries, num_ties=0, num_skipped=len(kept) - num_queries
+        )
+        if num_queries:
+            rows = embeddings.view(len(index), -1)
+            scores = _score_candidates(rows, query_row[kept], candidate_row[kept])
+            outcome = precision_at_one(scores, candidate_row[kept] >= 0, self.name, atol=_TIE)
+            result["precision"] = float(outcome.double().mean())
+            result["num_ties"] = int(((outcome > 0) & (outcome < 1)).sum())
+        return result
+
+    def _position(self, index: Tensor) -> Tensor:
+        """(sides,) the row of each side among the embeddings, -1 if it never arrived."""
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < self.num_sides:
+            raise ValueError(
+                f"subset {self.name!r} has the sides 0 to {self.num_sides - 1}, got embeddings of the sides "
+                f"{int(index.min())} to {int(index.max())}: does the metric belong to this data set?"
+            )
+        position = torch.full((self.num_sides,), -1, device=index.device)
+        position[index] = torch.arange(len(index), device=index.device)
+        missing = int((position < 0).sum())
+        if missing:
+            rank_zero_warn(
+                f"subset {self.name!r}: {missing} of {self.num_sides} texts and pictures have no embedding "
+                "(broken pictures, or a limited number of batches): fewer distractors make its score too high"
+            )
+        return position
+
+
+def _without_repeats(candidates: Tensor) -> Tensor:
+    """Repeats within a row become padding; the first, and so the ground truth, stays."""
+    ordered, order = candidates.sort(dim=1, stable=True)
+    repeated = torch.zeros_like(candidates, dtype=torch.bool)
+    repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    return candidates.masked_fill(torch.zeros_like(repeated).scatter(1, order, repeated), -1)
+
+
+def _score_candidates(embeddings: Tensor, queries: Tensor, candidates: Tensor) -> Tensor:
+    """Cosines (Q, C), as matrix products of blocks of queries with their unique candidates.
+
+    In float64 (where there is one), because a user's TF32 or bf16 switches change float32 products.
+    """
+    dtype = torch.float32 if embeddings.device.type == "mps" else torch.float64
+    scores = embeddings.new_zeros(candidates.shape)
+    size = max(1, _CANDIDATES_PER_BLOCK // candidates.shape[1])
+    for block in torch.arange(len(queries), device=queries.device).split(size):
+        unique, inverse = candidates[block].clamp_min(0).unique(return_inverse=True)
+        products = embeddings[queries[block]].to(dtype) @ embeddings[unique].to(dtype).T  # (b, unique)
+        scores[block] = products.gather(1, inverse).float()
+    return scores

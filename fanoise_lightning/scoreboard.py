@@ -1,0 +1,303 @@
+"""The scoreboard: a score per subset, and the means that MMEB reports, each with its interval and floors.
+
+Means are unweighted over subsets. The mean of the meta-tasks' means, which other papers report, is another
+number (60.1 becomes 62.9 for one published model) and has a name of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fanoise_lightning.metrics import SubsetResult
+
+__all__ = ["MeanScore", "Scoreboard", "SubsetScore", "mean_interval", "wilson_interval"]
+
+CONFIDENCE = 0.95
+_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+
+
+def wilson_interval(precision: float, num_queries: int) -> tuple[float, float]:
+    """The 95 % score interval of a proportion, which keeps its coverage near 0 and 1 and for few queries.
+
+    Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927. Outcomes
+    between 0 and 1 (ties) vary less than the interval allows for.
+
+    Args:
+        precision: the proportion, 0 to 1.
+        num_queries: of how many queries, at least 1.
+
+    Example:
+        >>> tuple(round(limit, 4) for limit in wilson_interval(81 / 263, 263))
+        (0.2553, 0.3662)
+    """
+    shrink = _Z * _Z / num_queries
+    centre = (precision + shrink / 2) / (1 + shrink)
+    half = math.sqrt(shrink * precision * (1 - precision) + shrink * shrink / 4) / (1 + shrink)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mean_interval(
+    estimates: Sequence[float], intervals: Sequence[tuple[float, float]]
+) -> tuple[float, float]:
+    """The interval of the unweighted mean of independent estimates, from the interval of each.
+
+    MOVER, the method of variance estimates recovery: distances from estimate to limit are squared, added and
+    rooted, on each side for itself, so that the asymmetry of the Wilson limits survives. Zou and Donner,
+    "Construction of confidence intervals about effect measures", Statistics in Medicine 27, 2008; for linear
+    functions of proportions Zou, Huang and Zhang, Computational Statistics & Data Analysis 53, 2009.
+
+    It tells what other queries of the same subsets would give, not other subsets.
+
+    Args:
+        estimates: the estimates.
+        intervals: (lower, upper) of each.
+
+    Example:
+        >>> mean_interval([0.5, 0.5], [(0.4, 0.6), (0.4, 0.6)])  # narrower by sqrt(2)
+        (0.4292893218813453, 0.5707106781186547)
+    """
+    mean = sum(estimates) / len(estimates)
+    below = math.hypot(*(value - lower for value, (lower, _) in zip(estimates, intervals)))
+    above = math.hypot(*(upper - value for value, (_, upper) in zip(estimates, intervals)))
+    return mean - below / len(estimates), mean + above / len(estimates)
+
+
+@dataclass(frozen=True)
+class SubsetScore:
+    """The score of one subset.
+
+    Args:
+        name: the subset.
+        meta_task: its meta-task, such as ``"retrieval"``.
+        distribution: ``"IND"`` or ``"OOD"``.
+        precision: precision@1, a fraction; NaN where no query was scored.
+        num_queries: how many queries were scored.
+        num_ties: queries whose ground truth tied with others for the best score.
+        num_skipped: queries that could not be scored.
+        floors: what needs no model: name (``"chance"``, ``"constant"``, ``"blind"``) to a fraction.
+    """
+
+    name: str
+    meta_task: str
+    distribution: str
+    precision: float
+    num_queries: int
+    num_ties: int = 0
+    num_skipped: int = 0
+    floors: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, subset: Any, result: SubsetResult) -> SubsetScore:
+        """The score of a subset.
+
+        Args:
+            subset: its name, meta_task, distribution and floors.
+            result: what :class:`~fanoise_lightning.metrics.PrecisionAtOne` computed.
+        """
+        floors = dict(subset.floors)
+        return cls(subset.name, subset.meta_task, subset.distribution, floors=floors, **result)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % Wilson interval, fractions."""
+        return wilson_interval(self.precision, self.num_queries)
+
+
+@dataclass(frozen=True)
+class MeanScore:
+    """An unweighted mean.
+
+    Args:
+        precision: the mean precision@1, a fraction.
+        interval: its 95 % interval, fractions.
+        num_subsets: over how many subsets.
+        floors: the means of the floors that all these subsets have.
+    """
+
+    precision: float
+    interval: tuple[float, float]
+    num_subsets: int
+    floors: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Scoreboard:
+    """Scores per subset, and their means per meta-task, per distribution and overall.
+
+    Subsets without a scored query are shown, but are in no mean. A group without scored subsets has no mean.
+
+    Args:
+        subsets: the scores of the subsets, in the order to show them.
+
+    Raises:
+        ValueError: if two subsets have one name.
+
+    Example:
+        >>> gqa = SubsetScore("GQA", "vqa", "OOD", precision=0.25, num_queries=1000)
+        >>> board = Scoreboard([SubsetScore("OK-VQA", "vqa", "IND", 0.5, 1000), gqa])
+        >>> board.overall.precision
+        0.375
+        >>> sorted(board.metrics("val"))[0]
+        'val/precision_at_1/IND'
+    """
+
+    subsets: Sequence[SubsetScore]
+
+    def __post_init__(self) -> None:
+        names = [subset.name for subset in self.subsets]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"the subsets {repeated} appear more than once in the scoreboard")
+
+    @cached_property
+    def meta_tasks(self) -> dict[str, MeanScore]:
+        """The mean of each meta-task over its subsets, in order of appearance."""
+        return self._means(lambda subset: subset.meta_task)
+
+    @cached_property
+    def distributions(self) -> dict[str, MeanScore]:
+        """The means over the in-distribution (``"IND"``) and out-of-distribution (``"OOD"``) subsets."""
+        return dict(sorted(self._means(lambda subset: subset.distribution).items()))
+
+    @cached_property
+    def overall(self) -> MeanScore | None:
+        """The mean over all subsets."""
+        return self._means(lambda subset: "overall").get("overall")
+
+    @cached_property
+    def mean_of_meta_tasks(self) -> MeanScore | None:
+        """The mean of the meta-tasks' means: each meta-task weighs the same, however many subsets it has."""
+        return _mean(list(self.meta_tasks.values())) if self.meta_tasks else None
+
+    @cached_property
+    def means(self) -> dict[str, MeanScore]:
+        """All means: meta-tasks, ``"IND"``, ``"OOD"``, ``"overall"``, ``"mean_of_meta_tasks"``."""
+        means = {**self.meta_tasks, **self.distributions}
+        if self.overall is not None and self.mean_of_meta_tasks is not None:
+            means |= {"overall": self.overall, "mean_of_meta_tasks": self.mean_of_meta_tasks}
+        return means
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """Fractions for ``log_dict``.
+
+        Args:
+            prefix: the stage, such as ``"val"``.
+
+        Returns:
+            ``{prefix}/precision_at_1/{mean}`` for each of :attr:`means`, and
+            ``{prefix}/precision_at_1/{meta_task}/{subset}`` for each subset with scored queries.
+        """
+        root = f"{prefix}/precision_at_1"
+        means = {f"{root}/{name}": mean.precision for name, mean in self.means.items()}
+        return means | {f"{root}/{s.meta_task}/{s.name}": s.precision for s in self._scored}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scoreboard as JSON values; all scores are fractions, 0 to 1.
+
+        Returns:
+            ``{"metric": "precision_at_1", "confidence": 0.95, "subsets": {...}, "means": {...}}``.
+
+            A subset is ``{"meta_task", "distribution", "precision", "interval": [lower, upper],
+            "num_queries", "num_ties", "num_skipped", "floors": {name: fraction}}``, precision and interval
+            null where no query was scored. A mean (see :attr:`means`) is ``{"precision", "interval",
+            "num_subsets", "floors"}``.
+        """
+        return {
+            "metric": "precision_at_1",
+            "confidence": CONFIDENCE,
+            "subsets": {subset.name: _subset_dict(subset) for subset in self.subsets},
+            "means": {name: _mean_dict(mean) for name, mean in self.means.items()},
+        }
+
+    def table(self, title: str = "") -> Table:
+        """The scoreboard for people: percentages, by meta-task, the floors beside each score.
+
+        Args:
+            title: a line above the table.
+        """
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+
+        floors = list(dict.fromkeys(name for subset in self.subsets for name in subset.floors))
+        counts = {"n": "num_queries"}
+        for header in ("ties", "skipped"):
+            if any(getattr(subset, f"num_{header}") for subset in self.subsets):
+                counts[header] = f"num_{header}"
+        table = Table(title=title or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        table.add_column("precision@1, %", no_wrap=True)
+        table.add_column("")
+        for header in ("score", "95 %", *floors, *counts):
+            table.add_column(header, justify="right", no_wrap=True)
+        for meta_task in dict.fromkeys(subset.meta_task for subset in self.subsets):
+            table.add_row(meta_task, "", *_cells(self.meta_tasks.get(meta_task), floors), style="bold")
+            for s in self.subsets:
+                if s.meta_task == meta_task:
+                    cells = _cells(s if s.num_queries else None, floors)
+                    numbers = [str(getattr(s, name)) for name in counts.values()]
+                    table.add_row(f"  {s.name}", s.distribution, *cells, *numbers)
+            table.add_section()
+        for name, mean in self.means.items():
+            if name not in self.meta_tasks:
+                table.add_row(name.replace("_", " "), "", *_cells(mean, floors), style="bold")
+        return table
+
+    @property
+    def _scored(self) -> list[SubsetScore]:
+        return [subset for subset in self.subsets if subset.num_queries]
+
+    def _means(self, key: Callable[[SubsetScore], str]) -> dict[str, MeanScore]:
+        groups: dict[str, list[SubsetScore]] = {}
+        for subset in self._scored:
+            groups.setdefault(key(subset), []).append(subset)
+        return {name: _mean(group) for name, group in groups.items()}
+
+
+def _mean(scores: Sequence[SubsetScore] | Sequence[MeanScore]) -> MeanScore:
+    estimates = [score.precision for score in scores]
+    floors = [name for name in scores[0].floors if all(name in score.floors for score in scores)]
+    return MeanScore(
+        precision=sum(estimates) / len(estimates),
+        interval=mean_interval(estimates, [score.interval for score in scores]),
+        num_subsets=sum(getattr(score, "num_subsets", 1) for score in scores),
+        floors={name: sum(score.floors[name] for score in scores) / len(scores) for name in floors},
+    )
+
+
+def _subset_dict(subset: SubsetScore) -> dict[str, Any]:
+    scored = subset.num_queries > 0
+    return {
+        "meta_task": subset.meta_task,
+        "distribution": subset.distribution,
+        "precision": subset.precision if scored else None,
+        "interval": list(subset.interval) if scored else None,
+        "num_queries": subset.num_queries,
+        "num_ties": subset.num_ties,
+        "num_skipped": subset.num_skipped,
+        "floors": dict(subset.floors),
+    }
+
+
+def _mean_dict(mean: MeanScore) -> dict[str, Any]:
+    return {
+        "precision": mean.precision,
+        "interval": list(mean.interval),
+        "num_subsets": mean.num_subsets,
+        "floors": dict(mean.floors),
+    }
+
+
+def _cells(score: SubsetScore | MeanScore | None, floors: Sequence[str]) -> list[str]:
+    """Score, interval and floors of a row of the table, in percent; dashes where nothing was scored."""
+    if score is None:
+        return ["-"] * (2 + len(floors))
+    lower, upper = score.interval
+    known = [f"{100 * score.floors[name]:.1f}" if name in score.floors else "-" for name in floors]
+    return [f"{100 * score.precision:.1f}", f"{100 * lower:.1f}–{100 * upper:.1f}", *known]

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from fanoise_lightning.callbacks.scoreboard_writer import ScoreboardWriter
+from fanoise_lightning.scoreboard import Scoreboard, SubsetScore
+
+
+class Scored(LightningModule):
+    """Keeps a scoreboard, as ContrastiveModule does: a score of 0.1 more at each validation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scoreboard: Scoreboard | None = None
+        self.layer = nn.Linear(2, 1)
+        self.validations = 0
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.layer(batch).sum()
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        pass
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        pass
+
+    def on_validation_epoch_end(self) -> None:
+        if not self.trainer.sanity_checking:
+            self.validations += 1
+            score = self.validations / 10
+            self.scoreboard = Scoreboard([SubsetScore("CIRR", "retrieval", "IND", score, 100)])
+
+    def on_test_epoch_end(self) -> None:
+        self.scoreboard = Scoreboard([SubsetScore("FashionIQ", "retrieval", "OOD", 0.7, 100)])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def loader() -> DataLoader:
+    return DataLoader(torch.ones(4, 2), batch_size=2)  # type: ignore[arg-type]
+
+
+def trainer(root: Path, *callbacks: Any, **settings: Any) -> Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    settings = {"enable_checkpointing": False, "max_epochs": 2, **quiet, **settings}
+    return Trainer(accelerator="cpu", default_root_dir=root, callbacks=list(callbacks), **settings)
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def test_validation_is_written_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = Scored()
+    trainer(tmp_path, ScoreboardWriter()).fit(module, loader(), loader())
+    written = read(tmp_path / "scores.json")
+    assert module.scoreboard is not None
+    assert written["scoreboard"] == module.scoreboard.to_dict()
+    assert (written["step"], written["epoch"]) == (4, 1)
+    printed = capsys.readouterr().out
+    assert "validation, step 2" in printed
+    assert "validation, step 4" in printed
+    assert "CIRR" in printed
+
+
+def test_the_history_holds_every_validation(tmp_path: Path) -> None:
+    trainer(tmp_path, ScoreboardWriter()).fit(Scored(), loader(), loader())
+    history = read(tmp_path / "scores.json")["history"]
+    assert [(entry["step"], entry["epoch"], entry["means"]["overall"]) for entry in history] == [
+        (2, 0, 0.1),
+        (4, 1, 0.2),
+    ]
+
+
+def test_the_history_survives_a_resume(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path, filename="last", save_on_train_epoch_end=True)
+    trainer(tmp_path, ScoreboardWriter(), keep, enable_checkpointing=True, max_epochs=1).fit(
+        Scored(), loader(), loader()
+    )
+    trainer(tmp_path, ScoreboardWriter()).fit(
+        Scored(), loader(), loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=True
+    )
+    assert [entry["step"] for entry in read(tmp_path / "scores.json")["history"]] == [2, 4]
+
+
+def test_the_sanity_check_shows_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Unlucky(Scored):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            raise RuntimeError("after the sanity check")
+
+    module = Unlucky()
+    module.scoreboard = Scoreboard([SubsetScore("CIRR", "retrieval", "IND", 0.5, 100)])
+    with pytest.raises(RuntimeError, match="after the sanity check"):
+        trainer(tmp_path, ScoreboardWriter()).fit(module, loader(), loader())
+    assert "CIRR" not in capsys.readouterr().out
+    assert not (tmp_path / "scores.json").exists()
+
+
+def test_a_test_has_a_file_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(tmp_path, ScoreboardWriter(str(tmp_path / "out"))).test(Scored(), loader(), verbose=False)
+    assert list(read(tmp_path / "out" / "test_scores.json")["scoreboard"]["subsets"]) == ["FashionIQ"]
+    assert not (tmp_path / "out" / "scores.json").exists()
+    assert "FashionIQ" in capsys.readouterr().out
+
+
+def test_by_default_it_writes_beside_the_log(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="run", version="a")
+    trainer(tmp_path, ScoreboardWriter(), logger=logger).validate(Scored(), loader(), verbose=False)
+    assert (tmp_path / "run" / "a" / "scores.json").exists()
+
+
+def test_a_fast_dev_run_prints_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(tmp_path, ScoreboardWriter(), fast_dev_run=True).fit(Scored(), loader(), loader())
+    assert "CIRR" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scores.json").write_text("old")
+
+    def full_disk(self: Path, *args: Any, **kwargs: Any) -> int:
+        self.touch()
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        trainer(tmp_path, ScoreboardWriter()).validate(Scored(), loader(), verbose=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
+    assert (tmp_path / "scores.json").read_text() == "old"
+
+
+def test_a_module_without_scoreboard_is_refused(tmp_path: Path) -> None:
+    module = Scored()
+    del module.scoreboard
+    with pytest.raises(ValueError, match="`scoreboard`, which Scored does not have"):
+        trainer(tmp_path, ScoreboardWriter()).validate(module, loader(), verbose=False)
