@@ -15,27 +15,34 @@ __all__ = ["Pair", "Sample"]
 class Sample:
     """A text, a picture, or both: what an encoder turns into one embedding.
 
-    Placeholders, instructions and columns are resolved before a sample is made. Where a text and a picture
-    come together, the picture stands before the text.
+    Instructions and columns are resolved before a sample is made. Where a text and pictures come together,
+    the pictures stand before the text.
 
     Args:
         text: the text; ``""`` for none.
-        image: the picture, decoded to RGB; ``None`` for none.
+        image: the picture, decoded to RGB, or a tuple of several; ``None`` for none.
 
     Raises:
         ValueError: if there is neither a text nor a picture.
 
     Example:
-        >>> Sample(text="a red apple").image is None
-        True
+        >>> Sample(text="a red apple").images
+        ()
     """
 
     text: str = ""
-    image: Image | None = None
+    image: Image | tuple[Image, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not self.text and self.image is None:
+        if not self.text and not self.images:
             raise ValueError("`Sample` needs a text, a picture or both, got neither")
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """The pictures: none, one or several."""
+        if self.image is None:
+            return ()
+        return self.image if isinstance(self.image, tuple) else (self.image,)
 
 
 @dataclass(frozen=True, slots=True)

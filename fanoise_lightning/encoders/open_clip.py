@@ -112,8 +112,10 @@ class _OpenClipCollate:
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         if not samples:
             raise ValueError("there are no samples to collate")
+        if any(len(sample.images) > 1 for sample in samples):
+            raise ValueError("a two-tower encoder takes one picture a sample, got several")
         text_rows = [row for row, sample in enumerate(samples) if sample.text]
-        image_rows = [row for row, sample in enumerate(samples) if sample.image is not None]
+        image_rows = [row for row, sample in enumerate(samples) if sample.images]
         kind = torch.zeros(len(samples), dtype=torch.uint8)
         kind[text_rows] += HAS_TEXT
         kind[image_rows] += HAS_IMAGE

@@ -1,0 +1,271 @@
+"""Training and evaluation rows: sides of text and picture, checked, without placeholders, still columnar.
+
+A side is a text and the path of a picture, either of which may be empty, but not both. Its key is the two
+together: the same caption with another picture is another side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from lightning.fabric.utilities.rank_zero import rank_zero_warn
+from numpy.typing import NDArray
+
+from fanoise_lightning.data.images import LEAVES_ROOT
+from fanoise_lightning.data.subsets import Subset
+from fanoise_lightning.data.tables import LIST, TEXT, Columns, as_lists, read_table, where
+
+__all__ = ["EvalRows", "Side", "Sides", "TrainRows", "read_eval", "read_train", "unique_sides"]
+
+PLACEHOLDER = r"<\|image_\d+\|>\s*"
+
+TRAIN_COLUMNS: Columns = {
+    "qry": "text",
+    "qry_image_path": "text",
+    "pos_text": "text",
+    "pos_image_path": "text",
+    "neg_text": "optional",
+    "neg_image_path": "optional",
+}
+EVAL_COLUMNS: Columns = {
+    "qry_text": "text",
+    "qry_img_path": "text",
+    "tgt_text": "list",
+    "tgt_img_path": "list",
+}
+
+
+class Side(NamedTuple):
+    """A text and the path of a picture relative to the image root; ``""`` for none."""
+
+    text: str
+    image: str
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Many sides, as two Arrow arrays of equal length."""
+
+    texts: pa.Array
+    images: pa.Array
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> Side:
+        return Side(self.texts[index].as_py(), self.images[index].as_py())
+
+    def take(self, index: NDArray[np.int64]) -> Sides:
+        """The sides at `index`."""
+        return Sides(self.texts.take(pa.array(index)), self.images.take(pa.array(index)))
+
+    @property
+    def has_picture(self) -> NDArray[np.bool_]:
+        """Which of them have a picture."""
+        return pc.not_equal(self.images, "").to_numpy(zero_copy_only=False)
+
+    @property
+    def is_empty(self) -> NDArray[np.bool_]:
+        """Which of them have neither a text nor a picture."""
+        blank = pc.equal(pc.utf8_trim_whitespace(self.texts), "").to_numpy(zero_copy_only=False)
+        return blank & ~self.has_picture
+
+
+@dataclass(frozen=True)
+class TrainRows:
+    """The training pairs of one subset."""
+
+    name: str
+    queries: Sides
+    targets: Sides
+    table: pa.Table  # negatives (two list columns of equal lengths), and the origin of each row
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def negatives(self, index: int) -> list[Side]:
+        """The hard negatives of a row; those with neither text nor picture are none."""
+        texts, images = (self.table[name][index].as_py() for name in ("neg_text", "neg_image_path"))
+        return [Side(text, image) for text, image in zip(texts, images) if text.strip() or image]
+
+    def where(self, index: int) -> str:
+        """Subset, file and row, for messages."""
+        return f"subset `{self.name}`, {where(self.table, index)}"
+
+    def take(self, index: NDArray[np.int64]) -> TrainRows:
+        """The rows at `index`."""
+        return TrainRows(
+            self.name, self.queries.take(index), self.targets.take(index), self.table.take(pa.array(index))
+        )
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether any row speaks of a picture."""
+        negatives = pc.not_equal(pc.list_flatten(self.table["neg_image_path"]), "")
+        return bool(
+            self.queries.has_picture.any() or self.targets.has_picture.any() or pc.any(negatives).as_py()
+        )
+
+
+@dataclass(frozen=True)
+class EvalRows:
+    """The queries of one evaluation subset and their candidates, as indices into unique sides.
+
+    Args:
+        subset: what the rows belong to.
+        sides: each (text, picture) once; those without a picture first, short texts first.
+        queries: ``(Q,)``.
+        candidates: ``(Q, C)``, each once, the ground truth in column 0, ``-1`` behind the last.
+    """
+
+    subset: Subset
+    sides: Sides
+    queries: NDArray[np.int64]
+    candidates: NDArray[np.int64]
+
+
+def read_train(path: Path, name: str, *, limit: int | None = None, blind: bool = False) -> TrainRows:
+    """Read the training rows of a subset.
+
+    Args:
+        path: see `read_table`.
+        name: of the subset.
+        limit: take the first `limit` rows.
+        blind: drop the pictures of the queries.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for wrong columns, paths that leave the image root, or no usable row.
+    """
+    clean = _Cleaner(name, read_table(path, TRAIN_COLUMNS, limit))
+    queries = clean.sides("qry", "qry_image_path", blind=blind)
+    targets = clean.sides("pos_text", "pos_image_path")
+    rows = TrainRows(name, queries, targets, _clean_negatives(clean))
+    return rows.take(clean.keep(queries.is_empty | targets.is_empty))
+
+
+def _clean_negatives(clean: _Cleaner) -> pa.Table:
+    """The table with both columns of the negatives cleaned, and a missing one filled up."""
+    table, names = clean.table, ("neg_text", "neg_image_path")
+    if any(len(pc.list_flatten(table[name])) for name in names):
+        texts, images = (table[name].to_pylist() for name in names)
+        texts, images = (
+            [row or [""] * len(other) for row, other in zip(*both)]
+            for both in ((texts, images), (images, texts))
+        )
+        for name, rows in zip(names, (texts, images)):
+            table = table.set_column(table.column_names.index(name), name, pa.array(rows, LIST))
+        clean.table = table
+        sides = clean.sides(*names)
+        for name, values in zip(names, (sides.texts, sides.images)):
+            table = table.set_column(
+                table.column_names.index(name), name, as_lists(list(map(len, texts)), values)
+            )
+    return table.select([*names, "file", "row"])
+
+
+def read_eval(path: Path, subset: Subset, *, blind: bool = False) -> EvalRows:
+    """Read the evaluation rows of a subset; arguments and errors as in `read_train`.
+
+    A candidate that comes twice in a row is taken once: a copy of the ground truth would tie with it.
+    """
+    table = read_table(path, EVAL_COLUMNS)
+    clean = _Cleaner(subset.name, table)
+    queries = clean.sides("qry_text", "qry_img_path", blind=blind)
+    targets = clean.sides("tgt_text", "tgt_img_path")
+    lengths = pc.list_value_length(table["tgt_text"]).to_numpy().astype(np.int64)
+    ends = np.cumsum(lengths)
+    empty = queries.is_empty | (lengths == 0)
+    empty[np.searchsorted(ends, np.flatnonzero(targets.is_empty), side="right")] = True
+    keep = clean.keep(empty)
+    wanted = np.concatenate([np.arange(ends[row] - lengths[row], ends[row]) for row in keep])
+    sides, codes = unique_sides(queries.take(keep), targets.take(wanted))
+    rows = np.split(codes[len(keep) :], np.cumsum(lengths[keep])[:-1])
+    return EvalRows(subset, sides, codes[: len(keep)], pad_candidates([row.tolist() for row in rows]))
+
+
+def unique_sides(*groups: Sides) -> tuple[Sides, NDArray[np.int64]]:
+    """Each side once, and for all sides of the `groups` in a row the index of theirs.
+
+    Sides without a picture come first, short texts first, so that batches waste little padding.
+    """
+    texts = pa.concat_arrays([group.texts for group in groups])
+    images = pa.concat_arrays([group.images for group in groups])
+    keys = pc.binary_join_element_wise(texts, images, pa.scalar("\x00", TEXT))
+    codes = keys.dictionary_encode().indices.to_numpy().astype(np.int64)
+    sides = Sides(texts, images).take(np.unique(codes, return_index=True)[1])
+    order = np.lexsort((pc.utf8_length(sides.texts).to_numpy(), sides.has_picture))
+    return sides.take(order), np.argsort(order)[codes]
+
+
+def pad_candidates(rows: list[list[int]]) -> NDArray[np.int64]:
+    """Candidates of each query, ``-1`` behind the last; what comes twice in a row is taken once."""
+    rows = [list(dict.fromkeys(row)) for row in rows]
+    padded = np.full((len(rows), max(map(len, rows))), -1, dtype=np.int64)
+    for query, row in enumerate(rows):
+        padded[query, : len(row)] = row
+    return padded
+
+
+class _Cleaner:
+    """Checks the columns of one table and turns them into sides."""
+
+    def __init__(self, subset: str, table: pa.Table) -> None:
+        self.subset, self.table = subset, table
+
+    def sides(self, text: str, image: str, *, blind: bool = False) -> Sides:
+        """The sides of a text and a path column, flat where they hold lists."""
+        texts, images = self.table[text].combine_chunks(), self.table[image].combine_chunks()
+        row_of = np.arange(len(texts))
+        if pa.types.is_large_list(texts.type):
+            lengths, others = (pc.list_value_length(column).to_numpy() for column in (texts, images))
+            if len(rows := np.flatnonzero(lengths != others)):
+                row = int(rows[0])
+                raise ValueError(
+                    f"{self.where(row)}: `{text}` has {lengths[row]} entries, `{image}` has {others[row]}; "
+                    "they must go together"
+                )
+            row_of = np.repeat(row_of, lengths)
+            texts, images = pc.list_flatten(texts), pc.list_flatten(images)
+        bad = pc.index(pc.match_substring_regex(images, LEAVES_ROOT), True).as_py()
+        if bad >= 0:
+            raise ValueError(
+                f"{self.where(row_of[bad])}: the path {images[bad].as_py()!r} in `{image}` leaves the "
+                "image root; give paths relative to it, without `..`"
+            )
+        self._warn_of_placeholders(texts, images, text)
+        if blind:
+            images = pa.array([""] * len(images), TEXT)
+        return Sides(pc.replace_substring_regex(texts, PLACEHOLDER, ""), images)
+
+    def keep(self, empty: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """The rows that are not `empty`; the others are counted and reported."""
+        rows, lost = np.flatnonzero(~empty), np.flatnonzero(empty)
+        if not len(rows):
+            cause = (
+                f"on each of its {len(lost)} rows a side lacks text and picture" if len(lost) else "no rows"
+            )
+            raise ValueError(f"subset `{self.subset}` is empty: {cause}")
+        if len(lost):
+            rank_zero_warn(
+                f"subset `{self.subset}`: {len(lost)} of {len(empty)} rows are skipped, a side of them "
+                f"has neither text nor picture (the first: {self.where(int(lost[0]))})"
+            )
+        return rows
+
+    def where(self, row: int) -> str:
+        """Subset, file and row, for messages."""
+        return f"subset `{self.subset}`, {where(self.table, int(row))}"
+
+    def _warn_of_placeholders(self, texts: pa.Array, images: pa.Array, column: str) -> None:
+        stray = pc.and_(pc.match_substring_regex(texts, PLACEHOLDER), pc.equal(images, ""))
+        if count := pc.sum(stray).as_py():
+            rank_zero_warn(
+                f"subset `{self.subset}`: {count} texts in `{column}` speak of a picture that the "
+                "row does not have; the placeholder is dropped"
+            )

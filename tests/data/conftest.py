@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import Trainer
+
+sys.path.insert(0, str(Path(__file__).parent))  # spawned processes have to find the helpers as well
+
+from data_roots import Recorder, make_root, make_trainer
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_root(tmp_path / "root")
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Callable[..., Trainer]:
+    return lambda **options: make_trainer(tmp_path, **options)

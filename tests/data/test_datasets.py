@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+from data_roots import collate, eval_row, train_row, write_picture, write_rows
+
+from fanoise_lightning.data.datasets import EvalDataset, PairCollate, SideCollate, TrainDataset
+from fanoise_lightning.data.images import ImageRoot, PictureError
+from fanoise_lightning.data.records import read_eval, read_train
+from fanoise_lightning.data.skipped import TooManySkippedError
+from fanoise_lightning.data.subsets import Subset
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> ImageRoot:
+    for grey in range(3):
+        write_picture(tmp_path / "images" / f"{grey}.png", grey)
+    (tmp_path / "images" / "bad.png").touch()
+    return ImageRoot(tmp_path / "images")
+
+
+def train_set(tmp_path: Path, images: ImageRoot, paths: list[str], allowed: int = 5) -> TrainDataset:
+    rows = [train_row(number, path, path) for number, path in enumerate(paths)]
+    return TrainDataset([read_train(write_rows(tmp_path / "s.jsonl", rows), "s")], images, allowed)
+
+
+def eval_set(tmp_path: Path, images: ImageRoot, paths: list[str]) -> EvalDataset:
+    rows = [eval_row(number, [10 + number, 20], path) for number, path in enumerate(paths)]
+    return EvalDataset(read_eval(write_rows(tmp_path / "e.jsonl", rows), Subset("e", "vqa", "OOD")), images)
+
+
+def test_a_batch_is_read_in_its_order(tmp_path: Path, images: ImageRoot) -> None:
+    pairs, skipped = train_set(tmp_path, images, ["0.png", "", "2.png"])[[(0, 2), (0, 1)]]
+    texts = [(pair.query.text, pair.target.text, pair.subset) for pair in pairs]
+    assert texts == [("q2", "t2", "s"), ("q1", "t1", "s")]
+    assert pairs[0].query.image.getpixel((0, 0)) == (2, 2, 2)
+    assert pairs[1].query.image is None
+    assert skipped == []
+
+
+def test_a_broken_pair_is_replaced_by_the_next_row(tmp_path: Path, images: ImageRoot) -> None:
+    data = train_set(tmp_path, images, ["0.png", "bad.png", "none.png"])
+    pairs, skipped = data[[(0, 1)]]
+    assert [pair.query.text for pair in pairs] == ["q0"]  # after the last row comes the first
+    assert len(skipped) == 2
+    assert "subset `s`" in skipped[0]
+    assert "line 2: picture `bad.png`" in skipped[0]
+    assert "line 3: picture `none.png`" in skipped[1]
+
+
+def test_a_subset_without_one_good_row_is_an_error(tmp_path: Path, images: ImageRoot) -> None:
+    with pytest.raises(PictureError, match="subset `s`: not one row"):
+        train_set(tmp_path, images, ["bad.png", "none.png"])[[(0, 0)]]
+
+
+def test_the_walk_to_a_good_row_ends_at_the_limit(tmp_path: Path, images: ImageRoot) -> None:
+    with pytest.raises(TooManySkippedError, match="3 training rows"):
+        train_set(tmp_path, images, ["none.png"] * 9, allowed=2)[[(0, 0)]]
+
+
+def test_train_batches_carry_both_sides_and_the_skips(tmp_path: Path, images: ImageRoot) -> None:
+    data = train_set(tmp_path, images, ["0.png", "bad.png", "2.png"])
+    batch = PairCollate(collate)(data[[(0, 0), (0, 1)]])
+    assert set(batch) == {"query", "target", "skipped"}
+    assert batch["query"]["number"].tolist() == batch["target"]["number"].tolist() == [0, 2]
+    assert batch["target"]["grey"].tolist() == [0, 2]
+    assert len(batch["skipped"]) == 1
+
+
+def test_negatives_of_a_batch_are_flattened(tmp_path: Path, images: ImageRoot) -> None:
+    rows = [train_row(0), {**train_row(1), "neg_text": ["7", "8"], "neg_image_path": ["1.png", ""]}]
+    data = TrainDataset([read_train(write_rows(tmp_path / "n.jsonl", rows), "n")], images, 0)
+    batch = PairCollate(collate)(data[[(0, 1), (0, 0), (0, 1)]])
+    assert batch["negatives"]["number"].tolist() == [7, 8, 7, 8]
+    assert batch["negatives"]["grey"].tolist() == [1, -1, 1, -1]
+
+
+def test_eval_sides_are_encoded_once(tmp_path: Path, images: ImageRoot) -> None:
+    data = eval_set(tmp_path, images, ["0.png", "1.png", "1.png"])
+    assert len(data) == 3 + 4
+    batch = SideCollate(collate)([data[index] for index in range(len(data))])
+    assert batch["index"].tolist() == list(range(7))
+    number, grey = batch["inputs"]["number"], batch["inputs"]["grey"]
+    assert grey.tolist() == [-1] * 4 + [0, 1, 1]
+    assert number[data.queries].tolist() == [0, 1, 2]
+    assert number[data.candidates].tolist() == [[10, 20], [11, 20], [12, 20]]
+
+
+def test_broken_eval_sides_are_left_out(tmp_path: Path, images: ImageRoot) -> None:
+    data = eval_set(tmp_path, images, ["0.png", "bad.png"])
+    bad = int(data.queries[1])
+    batch = SideCollate(collate)([data[index] for index in range(len(data))])
+    assert bad not in batch["index"].tolist()
+    assert len(batch["index"]) == len(data) - 1 == len(batch["inputs"]["number"])
+    assert "subset `e`, side" in batch["skipped"][0]
+    assert "bad.png" in batch["skipped"][0]
+    alone = SideCollate(collate)([data[bad]])
+    assert (alone["index"].tolist(), alone["inputs"], len(alone["skipped"])) == ([], {}, 1)
+
+
+def test_datasets_survive_pickling(tmp_path: Path, images: ImageRoot) -> None:
+    train = pickle.loads(pickle.dumps(train_set(tmp_path, images, ["0.png"])))
+    assert train[[(0, 0)]][0][0].query.text == "q0"
+    evaluation = pickle.loads(pickle.dumps(eval_set(tmp_path, images, ["0.png"])))
+    assert len(evaluation) == 3

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import ast
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from data_roots import Recorder, collate, make_root, write_picture, write_rows, zip_folder
+from lightning.pytorch import Trainer
+
+import fanoise_lightning.data
+from fanoise_lightning.data import MMEBDataModule
+from fanoise_lightning.data.skipped import TooManySkippedError
+
+
+def make_data(root: Path, **options: Any) -> MMEBDataModule:
+    return MMEBDataModule(root, **{"batch_size": 6, "num_workers": 0, "collate": collate, **options})
+
+
+def set_up(root: Path, stage: str = "fit", **options: Any) -> MMEBDataModule:
+    data = make_data(root, **options)
+    data.setup(stage)
+    return data
+
+
+def numbers(data: MMEBDataModule) -> list[int]:
+    return sorted(number for batch in data.train_dataloader() for number in batch["query"]["number"].tolist())
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("pictures", ["folder", "zip"])
+def test_an_epoch_and_an_evaluation_from_every_layout(tmp_path: Path, suffix: str, pictures: str) -> None:
+    root = make_root(tmp_path / "root", suffix)
+    if pictures == "zip":
+        zip_folder(root / "images")
+        (root / "images").rename(root / "elsewhere")
+    data = set_up(root)
+    assert numbers(data) == [*range(1000, 1024), *range(2000, 2012)]
+    for batch in data.train_dataloader():
+        number, grey = batch["query"]["number"], batch["query"]["grey"]
+        expected = [40 * ((value - 1000) % 6) if value < 2000 else -1 for value in number.tolist()]
+        assert grey.tolist() == expected
+    reading, looking = data.val_dataloader()
+    assert (reading.dataset.subset.name, looking.dataset.subset.floors) == ("reading", {"chance": 0.3})
+    (batch,) = looking
+    assert len(batch["index"]) == 6 + 6
+    assert batch["inputs"]["grey"][looking.dataset.queries].tolist() == [0, 40, 80, 120, 160, 200]
+    assert batch["inputs"]["number"][looking.dataset.candidates].tolist() == [
+        [row, (row + 1) % 6, (row + 2) % 6] for row in range(6)
+    ]
+
+
+def test_lightning_trains_and_evaluates(
+    root: Path, recorder: Recorder, trainer: Callable[..., Trainer]
+) -> None:
+    run, data = trainer(max_epochs=2), MMEBDataModule(root, batch_size=6, eval_batch_size=4, num_workers=0)
+    run.fit(recorder, datamodule=data)
+    assert [len(batch) for batch in recorder.trained] == [6] * 12
+    assert recorder.keys == {"query", "target", "index", "inputs"}  # "skipped" was taken out
+    for call in (run.validate, run.test, run.predict):
+        recorder.evaluated.clear()
+        call(recorder, datamodule=data)
+        seen = [index for loader, batch in recorder.evaluated for index in batch if loader == 1]
+        assert seen == list(range(12))
+
+
+def test_setup_reads_once_and_only_what_is_needed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = set_up(root, "validate")
+    assert data.train_set is None
+    data.setup("fit")
+    train, evaluation = data.train_set, data.eval_sets
+    data.setup("fit")
+    data.setup("test")
+    assert data.train_set is train
+    assert data.eval_sets is evaluation
+
+
+def test_subsets_are_chosen_by_name(root: Path) -> None:
+    data = set_up(root, train_subsets=["b"], eval_subsets=["looking"])
+    assert numbers(data) == list(range(2000, 2012))
+    assert [loader.dataset.subset.name for loader in data.val_dataloader()] == ["looking"]
+
+
+def test_num_samples_takes_the_first_rows_of_each_subset(root: Path) -> None:
+    assert numbers(set_up(root, num_samples=6)) == [*range(1000, 1006), *range(2000, 2006)]
+
+
+def test_blind_drops_the_query_pictures_everywhere(root: Path) -> None:
+    data = set_up(root, blind=True)
+    assert all((batch["query"]["grey"] == -1).all() for batch in data.train_dataloader())
+    assert all((batch["inputs"]["grey"] == -1).all() for loader in data.val_dataloader() for batch in loader)
+
+
+def test_uniform_sampling_balances_subsets(root: Path) -> None:
+    data = set_up(root, sampling="uniform")
+    assert [sum(number < 2000 for number in numbers(data)), len(numbers(data))] == [18, 36]
+
+
+def test_single_subset_batches(root: Path) -> None:
+    for batch in set_up(root, batch_subsets="single").train_dataloader():
+        assert len({number // 1000 for number in batch["query"]["number"].tolist()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_subsets": ["aa"]}, "unknown training subset `aa`; did you mean `a`"),
+        ({"eval_subsets": ["lookin"]}, "unknown evaluation subset `lookin`; did you mean `looking`"),
+        ({"train_subsets": []}, "no subset to train on"),
+        ({"batch_size": 0}, "`batch_size` must be at least 2, got 0"),
+        ({"batch_size": 1}, "`batch_size` must be at least 2, got 1"),
+        ({"num_workers": -1}, "`num_workers` must be at least 0, got -1"),
+        ({"max_skipped": 1.5}, "`max_skipped`.*1.5"),
+        ({"num_samples": 0}, "`num_samples` must be at least 1, got 0"),
+        ({"batch_size": 37}, "36 rows, fewer than a global batch of 37"),
+        ({"sampling": "evenly"}, "`sampling`.*'evenly'"),
+        ({"batch_subsets": "one"}, "`batch_subsets`.*'one'"),
+    ],
+)
+def test_bad_arguments_are_named(root: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        set_up(root, **options).train_dataloader()
+
+
+def test_what_the_root_lacks_is_named(root: Path) -> None:
+    (root / "images").rename(root / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"expected images/ or images\.zip"):
+        set_up(root)
+    set_up(root, train_subsets=["b"], eval_subsets=["reading"])  # texts alone need no pictures
+    (root / "elsewhere").rename(root / "images")
+    write_rows(root / "eval" / "extra.jsonl", [])
+    with pytest.raises(ValueError, match=r"extra\.jsonl. has no entry in .*subsets\.json"):
+        set_up(root)
+    (root / "eval" / "extra.jsonl").unlink()
+    (root / "eval" / "looking.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="lists subset `looking`, but"):
+        set_up(root)
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*does not exist"):
+        set_up(root / "nowhere")
+
+
+def test_without_a_collate_the_error_says_what_to_do(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"pass `MMEBDataModule\(collate=\.\.\.\)`"):
+        set_up(root, collate=None).train_dataloader()
+
+
+def test_an_explicit_collate_wins(root: Path, recorder: Recorder, trainer: Callable[..., Trainer]) -> None:
+    def other(samples: Any) -> dict[str, torch.Tensor]:
+        return {"number": torch.full((len(samples),), 99)}
+
+    trainer(max_steps=1, limit_val_batches=0).fit(recorder, datamodule=make_data(root, collate=other))
+    assert recorder.trained == [[99] * 6]
+
+
+def test_overfit_batches_is_refused(root: Path, recorder: Recorder, trainer: Callable[..., Trainer]) -> None:
+    with pytest.raises(ValueError, match=r"`overfit_batches`.*`num_samples`"):
+        trainer(overfit_batches=1, max_epochs=1).fit(recorder, datamodule=make_data(root))
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_broken_pictures_are_skipped_counted_and_reported(
+    root: Path, recorder: Recorder, trainer: Callable[..., Trainer], workers: int
+) -> None:
+    (root / "images" / "3.png").write_bytes(b"broken")
+    data = make_data(root, max_skipped=0.5, num_workers=workers)
+    with pytest.warns(UserWarning, match="cannot be read") as caught:
+        trainer(max_epochs=2).fit(recorder, datamodule=data)
+    said = [str(warning.message) for warning in caught]
+    first = [text for text in said if "cannot be read and is skipped" in text]
+    assert len(first) == 2  # one of training, one of evaluation
+    assert "subset `a`" in first[0]
+    assert "picture `3.png`" in first[0]
+    reports = [text for text in said if "so far" in text]
+    assert len(reports) == 4  # two epochs, two validations
+    assert "4 of 36 training rows" in reports[0]
+    assert "1 of 24 evaluation sides" in reports[1]
+    assert [len(batch) for batch in recorder.trained] == [6] * 12
+    assert not {1003, 1009, 1015, 1021} & {number for batch in recorder.trained for number in batch}
+    broken = int(data.eval_sets[1].queries[3])
+    assert broken not in [index for loader, batch in recorder.evaluated for index in batch if loader == 1]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_too_many_broken_pictures_stop_the_run_with_the_list(
+    root: Path, recorder: Recorder, trainer: Callable[..., Trainer]
+) -> None:
+    (root / "images" / "3.png").unlink()
+    with pytest.raises(TooManySkippedError, match=r"training rows(?s:.*)allows 1(?s:.*)3\.png") as error:
+        trainer(max_epochs=1).fit(recorder, datamodule=make_data(root, max_skipped=0.03))
+    assert str(root / "train" / "a.jsonl") in str(error.value)
+    with pytest.raises(TooManySkippedError, match=r"1 evaluation sides(?s:.*)3\.png"):
+        trainer().validate(recorder, datamodule=make_data(root, max_skipped=0.03))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.slow
+def test_the_limit_is_told_from_a_worker_as_well(
+    root: Path, recorder: Recorder, trainer: Callable[..., Trainer]
+) -> None:
+    for picture in (root / "images").iterdir():
+        picture.unlink()
+    with pytest.raises(TooManySkippedError, match=r"training rows(?s:.*)no such file"):
+        trainer(max_epochs=1).fit(recorder, datamodule=make_data(root, num_workers=1))
+
+
+def test_the_data_side_knows_nothing_of_encoders_and_their_libraries() -> None:
+    ours = ("fanoise_lightning.encoders", "fanoise_lightning.module")
+    forbidden = ("transformers", "open_clip", "datasets", *ours)
+    for file in Path(fanoise_lightning.data.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [name.name for name in getattr(node, "names", [])] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.startswith(forbidden)], file
+
+
+DISTRIBUTED = """
+import json, sys
+from pathlib import Path
+from data_roots import Recorder, make_trainer
+from fanoise_lightning.data import MMEBDataModule
+
+class Writer(Recorder):
+    def on_train_end(self):
+        rank = self.trainer.global_rank
+        seen = {"trained": self.trained, "evaluated": self.evaluated}
+        (Path(sys.argv[1]) / f"rank{rank}.json").write_text(json.dumps(seen))
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1])
+    trainer = make_trainer(root, devices=2, strategy="ddp_fork", max_epochs=2)
+    trainer.fit(Writer(), datamodule=MMEBDataModule(root, batch_size=3, num_workers=0))
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_see_disjoint_halves_of_the_global_batch(root: Path, tmp_path: Path) -> None:
+    script = tmp_path / "distributed.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{DISTRIBUTED}")
+    subprocess.run([sys.executable, script, root], check=True, capture_output=True, timeout=120)
+    first, second = (json.loads((root / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    joined = [one + other for one, other in zip(first["trained"], second["trained"], strict=True)]
+    whole = make_data(root, batch_size=6)
+    whole.setup("fit")
+    loader = whole.train_dataloader()
+    expected = []
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        expected += [batch["query"]["number"].tolist() for batch in loader]
+    assert joined == expected
+    assert expected[:6] != expected[6:]
+    for loader_index, sides in enumerate(whole.eval_sets):
+        halves = [
+            {index for which, batch in rank["evaluated"] for index in batch if which == loader_index}
+            for rank in (first, second)
+        ]
+        assert halves[0] | halves[1] == set(range(len(sides)))
+
+
+def test_a_data_module_survives_pickling(root: Path) -> None:
+    copy = pickle.loads(pickle.dumps(set_up(root)))
+    assert numbers(copy) == [*range(1000, 1024), *range(2000, 2012)]
+
+
+def test_a_truncated_picture_is_skipped_like_a_missing_one(root: Path) -> None:
+    file = write_picture(root / "images" / "3.png")
+    file.write_bytes(file.read_bytes()[:-30])
+    batches = set_up(root, max_skipped=1.0).train_dataloader()
+    assert len({line for batch in batches for line in batch["skipped"]}) == 4

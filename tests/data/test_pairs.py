@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_roots import Recorder, collate, train_row, write_picture, write_rows, zip_folder
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch import Trainer
+
+from fanoise_lightning.data import PairDataModule
+from fanoise_lightning.data.pairs import draw_candidates, hold_out
+
+
+def set_up(path: Path, **options: Any) -> PairDataModule:
+    data = PairDataModule(path, **{"batch_size": 4, "num_workers": 0, "collate": collate, **options})
+    data.setup("fit")
+    return data
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    for grey in range(4):
+        write_picture(tmp_path / "pictures" / f"{grey}.png", grey)
+    rows = [train_row(number, f"pictures/{number % 4}.png") for number in range(40)]
+    return write_rows(tmp_path / "mine.jsonl", rows)
+
+
+def trained(data: PairDataModule) -> set[int]:
+    return {number for batch in data.train_dataloader() for number in batch["query"]["number"].tolist()}
+
+
+def test_a_part_is_held_out_and_has_to_be_found(pairs: Path) -> None:
+    data = set_up(pairs)
+    (validation,) = data.eval_sets
+    subset = validation.subset
+    assert (subset.name, subset.meta_task, subset.distribution) == ("validation", "retrieval", "IND")
+    texts = [validation.sides[index].text for index in range(len(validation))]
+    queries = [texts[index] for index in validation.queries]
+    assert len(queries) == 4
+    assert [texts[row[0]] for row in validation.candidates] == [text.replace("q", "t") for text in queries]
+    everything = {text.replace("q", "t") for text in queries}
+    assert all({texts[index] for index in row} == everything for row in validation.candidates)
+    assert trained(data) == set(range(40)) - {int(text[1:]) for text in queries}
+
+
+def test_the_split_follows_the_seed(pairs: Path) -> None:
+    assert trained(set_up(pairs)) == trained(set_up(pairs))
+    assert trained(set_up(pairs)) != trained(set_up(pairs, seed=1))
+
+
+def test_the_number_of_candidates_is_bounded(pairs: Path) -> None:
+    (validation,) = set_up(pairs, val_fraction=0.5, num_candidates=7).eval_sets
+    assert validation.candidates.shape == (20, 7)
+    assert all(len(set(row)) == 7 for row in validation.candidates.tolist())
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_pictures_come_from_the_image_root(pairs: Path, kind: str) -> None:
+    rows = [train_row(number, f"{number % 4}.png") for number in range(40)]
+    path = write_rows(pairs.with_name("mine.parquet"), rows)
+    folder = pairs.with_name("pictures")
+    data = set_up(path, image_root=folder if kind == "folder" else zip_folder(folder))
+    for batch in data.train_dataloader():
+        assert batch["query"]["grey"].tolist() == [number % 4 for number in batch["query"]["number"].tolist()]
+        assert batch["skipped"] == []
+
+
+def test_lightning_trains_on_it(pairs: Path, recorder: Recorder, trainer: Callable[..., Trainer]) -> None:
+    data = PairDataModule(pairs, batch_size=6, num_workers=0)
+    trainer(max_epochs=1).fit(recorder, datamodule=data)
+    assert [len(batch) for batch in recorder.trained] == [6] * 6
+    assert sum(len(batch) for _, batch in recorder.evaluated) == len(data.eval_sets[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"val_fraction": 0.0}, "`val_fraction`.*0.0"),
+        ({"val_fraction": 1.0}, "`val_fraction`.*1.0"),
+        ({"num_candidates": 1}, "`num_candidates`.*1"),
+        ({"val_fraction": 0.001}, r"mine\.jsonl.*leaves nothing to validate on"),
+        ({"val_fraction": 0.999}, r"mine\.jsonl.*leaves nothing to train on"),
+    ],
+)
+def test_bad_arguments_are_named(pairs: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        set_up(pairs, **options)
+
+
+def test_missing_files_are_named(tmp_path: Path, pairs: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
+        set_up(tmp_path / "none.jsonl")
+    with pytest.raises(FileNotFoundError, match=r"none\.zip"):
+        set_up(pairs, image_root=tmp_path / "none.zip")
+
+
+groups = st.lists(st.integers(0, 8), min_size=2, max_size=40).map(
+    lambda x: np.unique(x, return_inverse=True)[1]
+)
+
+
+@given(groups, st.floats(0.05, 0.95), st.integers(0, 5))
+def test_a_query_is_never_on_both_sides(groups: np.ndarray, fraction: float, seed: int) -> None:
+    held_out = hold_out(groups, fraction, seed)
+    assert not set(groups[held_out]) & set(groups[~held_out])
+    wanted = round(fraction * len(groups))
+    assert wanted <= held_out.sum() <= wanted + np.bincount(groups).max() - 1 or wanted == held_out.sum() == 0
+
+
+answers = st.lists(st.tuples(st.integers(0, 5), st.integers(10, 20)), min_size=1, max_size=30, unique=True)
+
+
+@given(answers, st.integers(2, 15), st.integers(0, 5))
+def test_candidates_are_the_target_and_wrong_answers(pairs: list, count: int, seed: int) -> None:
+    queries, targets = (np.array(column) for column in zip(*pairs))
+    drawn = draw_candidates(queries, targets, count, seed)
+    for query, target, row in zip(queries, targets, drawn.tolist()):
+        others = [side for side in row[1:] if side >= 0]
+        right = {other for key, other in pairs if key == query}
+        wrong = set(targets.tolist()) - right
+        assert row[0] == target
+        assert set(others) <= wrong
+        assert len(set(others)) == len(others) == min(count - 1, len(wrong))

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from data_roots import eval_row, train_row, write_rows
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fanoise_lightning.data.records import Sides, read_eval, read_train, unique_sides
+from fanoise_lightning.data.subsets import Subset
+
+SUBSET = Subset("s", "retrieval", "IND")
+BOTH = pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+
+
+def make_sides(pairs: list[tuple[str, str]]) -> Sides:
+    return Sides(*(pa.array([pair[part] for pair in pairs], pa.large_string()) for part in (0, 1)))
+
+
+def candidates(rows: Any, query: int) -> list[tuple[str, str]]:
+    return [tuple(rows.sides[index]) for index in rows.candidates[query] if index >= 0]
+
+
+@BOTH
+def test_train_rows_become_sides(tmp_path: Path, suffix: str) -> None:
+    path = write_rows(tmp_path / f"s{suffix}", [train_row(1, "a.png"), train_row(2, "", "dir/b.png")])
+    rows = read_train(path, "s")
+    assert [tuple(rows.queries[row]) for row in range(2)] == [("q1", "a.png"), ("q2", "")]
+    assert [tuple(rows.targets[row]) for row in range(2)] == [("t1", ""), ("t2", "dir/b.png")]
+    assert rows.negatives(0) == []
+    assert rows.has_pictures
+
+
+@BOTH
+def test_negatives_are_texts_or_lists(tmp_path: Path, suffix: str) -> None:
+    one = [{**train_row(1), "neg_text": "n1", "neg_image_path": None}, {**train_row(2), "neg_text": ""}]
+    rows = read_train(write_rows(tmp_path / f"one{suffix}", one), "s")
+    assert [rows.negatives(row) for row in range(2)] == [[("n1", "")], []]
+    many = [
+        {**train_row(1), "neg_text": ["<|image_1|> n1", "n2"], "neg_image_path": ["1.png", ""]},
+        {**train_row(2), "neg_text": [], "neg_image_path": []},
+    ]
+    rows = read_train(write_rows(tmp_path / f"many{suffix}", many), "s")
+    assert [rows.negatives(row) for row in range(2)] == [[("n1", "1.png"), ("n2", "")], []]
+    assert rows.has_pictures
+
+
+@BOTH
+def test_negatives_of_unequal_lengths_are_an_error(tmp_path: Path, suffix: str) -> None:
+    row = {**train_row(1), "neg_text": ["a", "b"], "neg_image_path": ["1.png"]}
+    with pytest.raises(ValueError, match="`neg_text` has 2 entries, `neg_image_path` has 1"):
+        read_train(write_rows(tmp_path / f"s{suffix}", [row]), "s")
+
+
+@pytest.mark.parametrize(
+    ("stored", "resolved"),
+    [
+        ("<|image_1|> Find a caption.\n", "Find a caption.\n"),
+        ("<|image_1|>\nFind", "Find"),
+        ("Like <|image_1|> but red", "Like but red"),
+        ("no placeholder <|image|>", "no placeholder <|image|>"),
+    ],
+)
+def test_placeholders_are_dropped(tmp_path: Path, stored: str, resolved: str) -> None:
+    path = write_rows(tmp_path / "s.jsonl", [{**train_row(1, "a.png"), "qry": stored}])
+    assert read_train(path, "s").queries[0].text == resolved
+
+
+def test_placeholder_without_a_picture_is_reported(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "s.jsonl", [{**train_row(1), "qry": "<|image_1|> Find"}])
+    with pytest.warns(UserWarning, match="`s`: 1 texts in `qry` speak of a picture"):
+        assert read_train(path, "s").queries[0] == ("Find", "")
+
+
+def test_rows_without_text_and_picture_are_skipped_and_counted(tmp_path: Path) -> None:
+    empty = [{**train_row(2), "qry": "<|image_1|> "}, {**train_row(3), "pos_text": None}]
+    path = write_rows(tmp_path / "s.jsonl", [train_row(1), *empty, train_row(4)])
+    with pytest.warns(UserWarning, match=r"2 of 4 rows are skipped.*s\.jsonl., line 2"):
+        rows = read_train(path, "s")
+    assert [rows.queries[row].text for row in range(len(rows))] == ["q1", "q4"]
+    assert rows.where(1) == f"subset `s`, `{path}`, line 4"
+
+
+def test_a_picture_alone_is_a_side(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "s.jsonl", [{**train_row(1, "a.png"), "qry": "<|image_1|>"}])
+    assert read_train(path, "s").queries[0] == ("", "a.png")
+
+
+@BOTH
+def test_an_empty_subset_is_an_error(tmp_path: Path, suffix: str) -> None:
+    path = write_rows(tmp_path / f"s{suffix}", [{**train_row(2), "qry": ""}])
+    with pytest.raises(
+        ValueError, match="subset `s` is empty: on each of its 1 rows a side lacks text and picture"
+    ):
+        read_train(path, "s")
+
+
+def test_a_file_without_rows_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="subset `s` is empty: no rows"):
+        read_eval(write_rows(tmp_path / "s.jsonl", []), SUBSET)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "path", ["/etc/x.png", "../x.png", "a/../../x.png", "C:/x.png", "a\\..\\x.png", "\\x.png"]
+)
+def test_paths_that_leave_the_root_name_file_and_row(tmp_path: Path, path: str, suffix: str) -> None:
+    number = "line 2" if suffix == ".jsonl" else "row 1"
+    train = write_rows(tmp_path / f"train{suffix}", [train_row(1), train_row(2, path)])
+    with pytest.raises(ValueError, match=f"train{suffix}., {number}.*`qry_image_path` leaves the image root"):
+        read_train(train, "s")
+    bad = {**eval_row(2, [1, 2]), "tgt_img_path": ["", path]}
+    evaluation = write_rows(tmp_path / f"eval{suffix}", [eval_row(1, [1, 2, 3]), bad])
+    with pytest.raises(ValueError, match=f"eval{suffix}., {number}.*`tgt_img_path` leaves the image root"):
+        read_eval(evaluation, SUBSET)
+
+
+def test_dots_inside_names_are_harmless(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "s.jsonl", [train_row(1, "a..b/..c.png")])
+    assert read_train(path, "s").queries[0].image == "a..b/..c.png"
+
+
+@BOTH
+def test_eval_rows_index_unique_sides(tmp_path: Path, suffix: str) -> None:
+    rows = [eval_row(0, [1, 2, 3], "0.png"), eval_row(1, [2, 1], "1.png"), eval_row(1, [4], "1.png")]
+    read = read_eval(write_rows(tmp_path / f"s{suffix}", rows), SUBSET)
+    assert [tuple(read.sides[index]) for index in read.queries] == [
+        ("q0", "0.png"),
+        ("q1", "1.png"),
+        ("q1", "1.png"),
+    ]
+    assert read.candidates.shape == (3, 3)
+    assert [candidates(read, query) for query in range(3)] == [
+        [("t1", ""), ("t2", ""), ("t3", "")],
+        [("t2", ""), ("t1", "")],
+        [("t4", "")],
+    ]
+    assert len(read.sides) == 2 + 4
+
+
+def test_a_copy_of_the_ground_truth_is_no_candidate(tmp_path: Path) -> None:
+    read = read_eval(write_rows(tmp_path / "s.jsonl", [eval_row(0, [1, 2, 1, 3, 2])]), SUBSET)
+    assert candidates(read, 0) == [("t1", ""), ("t2", ""), ("t3", "")]
+
+
+@BOTH
+def test_candidate_lists_of_unequal_length_are_an_error(tmp_path: Path, suffix: str) -> None:
+    rows = [eval_row(0, [1, 2]), {**eval_row(1, [1, 2]), "tgt_img_path": [""]}]
+    with pytest.raises(ValueError, match=r"(line 2|row 1): `tgt_text` has 2 entries, `tgt_img_path` has 1"):
+        read_eval(write_rows(tmp_path / f"s{suffix}", rows), SUBSET)
+
+
+def test_eval_rows_with_an_empty_side_are_skipped(tmp_path: Path) -> None:
+    hole = {**eval_row(1, [1, 2]), "tgt_text": ["", "t2"]}
+    path = write_rows(tmp_path / "s.jsonl", [eval_row(0, [1]), hole, eval_row(2, []), eval_row(3, [3, 1])])
+    with pytest.warns(UserWarning, match="2 of 4 rows are skipped"):
+        read = read_eval(path, SUBSET)
+    assert [read.sides[index].text for index in read.queries] == ["q0", "q3"]
+    assert candidates(read, 1) == [("t3", ""), ("t1", "")]
+
+
+def test_blind_drops_query_pictures_only(tmp_path: Path) -> None:
+    train = write_rows(tmp_path / "t.jsonl", [train_row(1, "a.png", "b.png")])
+    assert read_train(train, "s", blind=True).queries[0] == ("q1", "")
+    assert read_train(train, "s", blind=True).targets[0] == ("t1", "b.png")
+    evaluation = write_rows(tmp_path / "e.jsonl", [eval_row(0, [1], "0.png"), eval_row(0, [2], "1.png")])
+    read = read_eval(evaluation, SUBSET, blind=True)
+    assert read.sides[int(read.queries[0])] == ("q0", "")
+    assert read.queries[0] == read.queries[1]
+
+
+sides = st.lists(st.tuples(st.text("ab", max_size=2), st.text("xy", max_size=1)), min_size=1, max_size=20)
+
+
+@given(sides, sides)
+def test_unique_sides_keep_every_side_once(first: list, second: list) -> None:
+    unique, codes = unique_sides(make_sides(first), make_sides(second))
+    assert [tuple(unique[int(code)]) for code in codes] == first + second
+    assert len(unique) == len(set(first + second))
+
+
+@given(sides)
+def test_unique_sides_put_texts_before_pictures(pairs: list) -> None:
+    unique, _ = unique_sides(make_sides(pairs))
+    keys = [(bool(unique[index].image), len(unique[index].text)) for index in range(len(unique))]
+    assert keys == sorted(keys)
+
+
+def test_rows_survive_pickling(tmp_path: Path) -> None:
+    rows = read_train(write_rows(tmp_path / "s.jsonl", [train_row(1), train_row(2)]), "s")
+    copy = pickle.loads(pickle.dumps(rows.take(np.array([1]))))
+    assert copy.queries[0].text == "q2"
+    assert copy.where(0).endswith("line 2")

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fanoise_lightning.data.subsets import Subset, check_names, read_subsets
+
+GOOD = {"name": "cars", "meta_task": "vqa", "distribution": "OOD", "floors": {"chance": 0.05}}
+
+
+def write(path: Path, content: Any) -> Path:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_reads_entries_in_order(tmp_path: Path) -> None:
+    path = write(tmp_path / "subsets.json", [GOOD, {**GOOD, "name": "boats", "floors": None}])
+    subsets = read_subsets(path)
+    assert list(subsets) == ["cars", "boats"]
+    assert subsets["cars"] == Subset("cars", "vqa", "OOD", {"chance": 0.05})
+    assert subsets["boats"].floors == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "not JSON"),
+        ({}, "list of subsets"),
+        ([1], "entry 0.*object"),
+        ([{"name": "cars"}], "entry 0.*`meta_task` is missing"),
+        ([GOOD, {**GOOD, "name": "b", "meta_task": "chess"}], "entry 1.*`b`.*`meta_task`.*'chess'"),
+        ([{**GOOD, "distribution": "ood"}], "`distribution`.*'ood'"),
+        ([{**GOOD, "name": "../cars"}], "`name`"),
+        ([{**GOOD, "floors": {"chance": 5}}], "floor `chance`.*5"),
+        ([GOOD, GOOD], "`cars` is listed twice"),
+    ],
+)
+def test_bad_tables_name_file_and_entry(tmp_path: Path, content: Any, message: str) -> None:
+    path = write(tmp_path / "subsets.json", content)
+    with pytest.raises(ValueError, match=message) as error:
+        read_subsets(path)
+    assert str(path) in str(error.value)
+
+
+def test_missing_table_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"subsets\.json"):
+        read_subsets(tmp_path / "subsets.json")
+
+
+def test_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match="unknown training subset `MSCOCO_i2`; did you mean `MSCOCO_i2t`"):
+        check_names(["MSCOCO_i2"], ["NIGHTS", "MSCOCO_i2t"], "training subset")
+
+
+def test_repeated_name_is_an_error() -> None:
+    with pytest.raises(ValueError, match="`a` is given twice"):
+        check_names(["a", "a"], ["a"], "training subset")
