@@ -14,16 +14,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fanoise_lightning.callbacks._features import SIDES, find_loss, read_features, replace_features
-from fanoise_lightning.noise import (
-    Energy,
-    NoiseShape,
-    Scaling,
-    check_alpha,
-    check_choice,
-    moment_shape,
-    noise_shape,
-)
-from fanoise_lightning.spectrum import as_matrix, effective_rank, full_precision, singular_values
+from fanoise_lightning.callbacks._shapes import ShapeMemory
+from fanoise_lightning.noise import Energy, Scaling, check_alpha, check_choice
+from fanoise_lightning.spectrum import effective_rank, singular_values
 
 __all__ = ["FANoise"]
 
@@ -114,8 +107,7 @@ class FANoise(Callback):
         self._trainer: Trainer | None = None
         self._first_batch = True
         self._calls = 0  # of the loss module in this batch
-        self._shapes: dict[str, NoiseShape] = {}
-        self._moments: dict[str, _Moment] = {}
+        self._shapes = ShapeMemory(scaling, energy, momentum, every_n_steps)
         self._skipped: Tensor | int = 0
         self._warned = False
         self._logged: dict[str, Tensor] = {}
@@ -173,20 +165,17 @@ class FANoise(Callback):
         self._remove_hook()
 
     def state_dict(self) -> dict[str, Any]:
-        keeps_shapes = self.every_n_steps > 1
         return {
             "seed": self._resolved_seed,
             "skipped": int(self._skipped),
-            "shapes": {k: (v.dim, v.factors) for k, v in self._shapes.items()} if keeps_shapes else {},
-            "moments": {k: (v.value, v.rows) for k, v in self._moments.items()},
+            **self._shapes.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self.seed is None:
             self._resolved_seed = state_dict["seed"]
         self._skipped = state_dict["skipped"]
-        self._shapes = {k: NoiseShape(*v) for k, v in state_dict["shapes"].items()}
-        self._moments = {k: _Moment(*v) for k, v in state_dict["moments"].items()}
+        self._shapes.load_state_dict(state_dict)
 
     # The noise
 
@@ -216,42 +205,20 @@ class FANoise(Callback):
         step = trainer.fit_loop.total_batch_idx
         alpha = self.alpha * min(1.0, (trainer.global_step + 1) / (self.warmup_steps or 1))
         noise: dict[str, Tensor] = {}
-        broken: Tensor | bool = False
+        broken = torch.zeros((), dtype=torch.bool, device=next(iter(features.values())).device)
         for side, x in features.items():
             try:
                 if x.numel() == 0:
                     raise torch.linalg.LinAlgError("no features")
-                shape = self._shape(side, x, fresh=step % self.every_n_steps == 0)
+                shape = self._shapes.shape(side, x, step)
             except torch.linalg.LinAlgError:
-                broken, noise[side] = True, torch.zeros_like(x)
+                broken, noise[side] = torch.ones_like(broken), torch.zeros_like(x)
                 continue
             noise[side] = shape.sample(x, alpha, self._generator(trainer.global_rank, step, side, x.device))
             finite = noise[side].isfinite().all() & x.isfinite().all() & x.any()
             broken = broken | ~finite
-        device = next(iter(features.values())).device
-        broken = torch.as_tensor(broken, device=device)
-        self._skipped = torch.as_tensor(self._skipped, device=device) + broken
+        self._skipped = broken + self._skipped
         return {side: torch.where(broken, torch.zeros_like(x), x) for side, x in noise.items()}
-
-    def _shape(self, side: str, features: Tensor, fresh: bool) -> NoiseShape:
-        dim = features.shape[1]
-        if self.momentum:
-            moment = self._moments.setdefault(side, _Moment())
-            value = moment.update(features, self.momentum)
-        known = self._shapes.get(side)
-        if known is not None:  # a restored shape comes on the CPU
-            known = self._shapes[side] = known.to(features.device)
-        if fresh or known is None or known.dim != dim:
-            if self.momentum:
-                shape = moment_shape(value, min(moment.rows, dim), self.scaling, self.energy)
-            else:
-                shape = noise_shape(features, self.scaling, self.energy)
-            if self.every_n_steps > 1 and known is not None:
-                shape = shape.unless_broken(
-                    known
-                )  # one broken batch must not cost the noise of the next ones
-            self._shapes[side] = shape
-        return self._shapes[side]
 
     def _generator(self, rank: int, step: int, side: str, device: torch.device) -> torch.Generator:
         entropy = (self._resolved_seed or 0, rank, step, self._calls, SIDES.index(side))
@@ -279,24 +246,6 @@ class FANoise(Callback):
         if self._handle is not None:
             self._handle.remove()
         self._handle = self._trainer = None
-
-
-class _Moment:
-    """An exponential moving average of X^T X, (D, D), of arbitrary scale: the scaling laws divide it out."""
-
-    def __init__(self, value: Tensor | None = None, rows: int = 0) -> None:
-        self.value = value
-        self.rows = rows  # how many rows went in: the rank is no higher
-
-    def update(self, features: Tensor, momentum: float) -> Tensor:
-        with full_precision(features):
-            x = as_matrix(features)
-            gram = x.T @ x
-            old = torch.zeros_like(gram) if self.value is None else self.value.to(gram.device)
-            new = old.lerp(gram, 1 - momentum)
-            self.value = torch.where(new.isfinite().all(), new, old)
-        self.rows += len(features)
-        return self.value
 
 
 def _statistics(features: dict[str, Tensor], noise: dict[str, Tensor]) -> dict[str, Tensor]:

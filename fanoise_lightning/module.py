@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from torch.optim import AdamW
 
 from fanoise_lightning.describe import describe
-from fanoise_lightning.encoders.base import Collate, Encoder
+from fanoise_lightning.encoders.base import Encoder
 from fanoise_lightning.losses import InfoNCE
 from fanoise_lightning.metrics import PrecisionAtOne
+from fanoise_lightning.sample import Collate
 from fanoise_lightning.schedules import LinearWarmup
 from fanoise_lightning.scoreboard import Scoreboard, SubsetScore
 
@@ -187,4 +188,11 @@ class ContrastiveModule(LightningModule):
 
 
 def _datasets(loaders: Any) -> list[Any]:
-    return [loader.dataset for loader in (loaders if isinstance(loaders, (list, tuple)) else [loaders])]
+    datasets = [loader.dataset for loader in (loaders if isinstance(loaders, (list, tuple)) else [loaders])]
+    for dataset in datasets:
+        if not hasattr(dataset, "candidates"):
+            raise TypeError(
+                f"ContrastiveModule evaluates subsets (fanoise_lightning.data.datasets.EvalDataset), got "
+                f"{type(dataset).__name__}; use MMEBDataModule or PairDataModule for the evaluation loaders"
+            )
+    return datasets

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Pair", "Sample"]
+__all__ = ["Collate", "Pair", "Sample"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +63,7 @@ class Pair:
     target: Sample
     negatives: tuple[Sample, ...] = ()
     subset: str = ""
+
+
+Collate = Callable[[Sequence[Sample]], dict[str, Tensor]]
+"""Turns B samples into the tensors that an encoder takes: picklable, run by workers, without weights."""

@@ -10,12 +10,13 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CUDAAccelerator
 from torch.utils.data import DataLoader
 
-from fanoise_lightning.data.datasets import Collate, EvalDataset, PairCollate, SideCollate, TrainDataset
+from fanoise_lightning.data.datasets import EvalDataset, PairCollate, SideCollate, TrainDataset
 from fanoise_lightning.data.images import ImageRoot
 from fanoise_lightning.data.loader import ResumableLoader
 from fanoise_lightning.data.mixing import BatchSubsets, MixingSampler, Sampling
 from fanoise_lightning.data.records import EvalRows, TrainRows
 from fanoise_lightning.data.skipped import SkipLog
+from fanoise_lightning.sample import Collate
 
 __all__ = ["ContrastiveDataModule"]
 

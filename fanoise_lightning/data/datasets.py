@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from fanoise_lightning.data.images import ImageRoot, PictureError
 from fanoise_lightning.data.mixing import Batch
 from fanoise_lightning.data.records import EvalRows, Side, TrainRows
 from fanoise_lightning.data.skipped import check_limit
-from fanoise_lightning.sample import Pair, Sample
+from fanoise_lightning.sample import Collate, Pair, Sample
 
-__all__ = ["Collate", "EvalDataset", "PairCollate", "SideCollate", "TrainDataset"]
-
-Collate = Callable[[Sequence[Sample]], dict[str, Tensor]]
-"""Turns samples into the tensors that an encoder takes: picklable, runs in workers, without weights."""
+__all__ = ["EvalDataset", "PairCollate", "SideCollate", "TrainDataset"]
 
 
 def _sample(side: Side, images: ImageRoot | None) -> Sample:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fanoise_lightning.data.datamodule import ContrastiveDataModule
-from fanoise_lightning.data.datasets import Collate
 from fanoise_lightning.data.images import ImageRoot
 from fanoise_lightning.data.mixing import BatchSubsets, Sampling
 from fanoise_lightning.data.records import EvalRows, TrainRows, read_eval, read_train
 from fanoise_lightning.data.subsets import check_names, read_subsets
 from fanoise_lightning.data.tables import find_subsets
+from fanoise_lightning.sample import Collate
 
 __all__ = ["MMEBDataModule"]
 

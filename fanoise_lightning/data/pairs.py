@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fanoise_lightning.data.datamodule import ContrastiveDataModule
-from fanoise_lightning.data.datasets import Collate
 from fanoise_lightning.data.images import ImageRoot
 from fanoise_lightning.data.records import EvalRows, TrainRows, pad_candidates, read_train, unique_sides
 from fanoise_lightning.data.subsets import Subset
+from fanoise_lightning.sample import Collate
 
 __all__ = ["PairDataModule"]
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 from torch import Tensor, nn
 
-from fanoise_lightning.sample import Sample
+from fanoise_lightning.sample import Collate
 
 __all__ = ["Collate", "Encoder"]
-
-Collate = Callable[[Sequence[Sample]], dict[str, Tensor]]
 
 
 class Encoder(nn.Module):

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fanoise_lightning import FeatureTap, InfoNCE, noise
 from fanoise_lightning.callbacks import FANoise
+from fanoise_lightning.callbacks._shapes import ShapeMemory
 
 DIM = 8
 
@@ -161,7 +162,7 @@ def test_every_n_steps_decomposes_only_every_nth_batch(monkeypatch):
     calls = []
     original = noise.noise_shape
     monkeypatch.setattr(
-        "fanoise_lightning.callbacks.fanoise.noise_shape", lambda *a: calls.append(1) or original(*a)
+        "fanoise_lightning.callbacks._shapes.noise_shape", lambda *a: calls.append(1) or original(*a)
     )
     fit(PlainModule(), [FANoise(every_n_steps=3)], max_steps=6)
     assert len(calls) == 2 * 2  # batches 0 and 3, two sides
@@ -176,11 +177,8 @@ def test_momentum_shapes_noise_by_the_average_of_the_batches():
 
 
 def test_momentum_starts_with_the_shape_of_the_first_batch():
-    callback = FANoise(momentum=0.9, seed=0)
-    module = PlainModule(Recorder())
-    fit(module, [callback], max_steps=1)
     x = PlainModule().embed(Pairs()[:8][0]).detach()
-    (got,) = callback._shapes["query"].factors
+    (got,) = ShapeMemory("sublinear", "paper", 0.9, 1).shape("query", x, 0).factors
     expected = torch.linalg.multi_dot([*noise.noise_shape(x).factors, torch.eye(DIM)])
     assert torch.allclose(got.T @ got, expected.T @ expected, atol=1e-3)
 
