@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 
-def output_folder(trainer: Trainer, path: str | None) -> Path:
+def output_folder(trainer: Trainer, path: str | Path | None) -> Path:
     """``path``, else the logger's folder, else the trainer's ``default_root_dir``. Call it on all ranks."""
     return Path(path if path is not None else trainer.log_dir or trainer.default_root_dir)
 

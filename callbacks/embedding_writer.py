@@ -38,7 +38,7 @@ class EmbeddingWriter(BasePredictionWriter):
         >>> trainer = Trainer(callbacks=[EmbeddingWriter("embeddings")], logger=False)
     """
 
-    def __init__(self, path: str | None = None) -> None:
+    def __init__(self, path: str | Path | None = None) -> None:
         super().__init__(write_interval="batch")
         self.path = path
         self._files: list[Path] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -35,7 +36,7 @@ class ScoreboardWriter(Callback):
         >>> trainer = Trainer(callbacks=[ScoreboardWriter()], logger=False)
     """
 
-    def __init__(self, path: str | None = None) -> None:
+    def __init__(self, path: str | Path | None = None) -> None:
         self.path = path
         self.history: list[dict[str, Any]] = []
 

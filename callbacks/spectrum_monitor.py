@@ -46,7 +46,7 @@ class SpectrumMonitor(Callback):
     """
 
     def __init__(
-        self, target: str | None = None, every_n_steps: int | None = None, path: str | None = None
+        self, target: str | None = None, every_n_steps: int | None = None, path: str | Path | None = None
     ) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"`every_n_steps` must be at least 1, got {every_n_steps}")

@@ -16,11 +16,13 @@ from fanoise_lightning.describe import describe
 from fanoise_lightning.encoders.base import Encoder
 from fanoise_lightning.losses import InfoNCE
 from fanoise_lightning.metrics import PrecisionAtOne
-from fanoise_lightning.sample import Collate
+from fanoise_lightning.sample import Collate, Sample
 from fanoise_lightning.schedules import LinearWarmup
 from fanoise_lightning.scoreboard import Scoreboard, SubsetScore
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 __all__ = ["ContrastiveModule"]
@@ -176,7 +178,34 @@ class ContrastiveModule(LightningModule):
         self.scoreboard = Scoreboard(rows)
         self.log_dict(self.scoreboard.metrics(stage))
 
-    # Prediction: embeddings
+    # Embeddings
+
+    @torch.inference_mode()
+    def embed(self, samples: Sequence[Sample], batch_size: int = 256) -> Tensor:
+        """Embed samples: the encoder in eval mode, on its device, in batches.
+
+        Args:
+            samples: n texts, pictures or both.
+            batch_size: how many go through the encoder at once.
+
+        Returns:
+            (n, D) unit vectors, float32, on the CPU.
+
+        Example:
+            >>> vectors = module.embed([Sample("a red apple"), Sample(image=picture)])   # doctest: +SKIP
+            >>> vectors @ vectors.T                                                      # doctest: +SKIP
+        """
+        modes = {part: part.training for part in self.modules()}
+        self.eval()
+        try:
+            parts = [torch.empty(0, self.encoder.embedding_dim)]
+            for start in range(0, len(samples), batch_size):
+                inputs = self.collate(samples[start : start + batch_size])
+                parts.append(self({k: v.to(self.device) for k, v in inputs.items()}).float().cpu())
+            return torch.cat(parts)
+        finally:
+            for part, training in modes.items():
+                part.training = training
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """``{"index": (n,), "embeddings": (n, D)}``: which of the subset's samples, and their embeddings."""

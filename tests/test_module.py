@@ -15,6 +15,7 @@ from fanoise_lightning import (
     LinearWarmup,
     MMEBDataModule,
     OpenClipEncoder,
+    Sample,
 )
 from fanoise_lightning.callbacks import FANoise
 
@@ -200,3 +201,20 @@ def test_stop_and_resume_in_the_middle_of_an_epoch_equals_no_stop_bit_for_bit(ti
 def test_a_schedule_that_cannot_be_is_refused(arguments):
     with pytest.raises(ValueError, match="warmup_steps"):
         LinearWarmup(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), **arguments)
+
+
+def test_embed_gives_unit_vectors_in_eval_mode_and_leaves_the_modes_as_they_were():
+    seed_everything(0, verbose=False)
+    module = ContrastiveModule(OpenClipEncoder("emoji-resnet"))  # has batch norm: a row depends on its batch
+    module.train()
+    module.loss.eval()
+    samples = [Sample("a red apple"), Sample("a dog"), Sample("a cat")]
+    together, alone = module.embed(samples), torch.cat([module.embed([sample]) for sample in samples])
+    in_parts = module.embed(samples, batch_size=2)
+    assert together.shape == (3, module.encoder.embedding_dim)
+    assert torch.allclose(together, alone, atol=1e-6)
+    assert torch.allclose(together, in_parts, atol=1e-6)
+    assert torch.allclose(together.norm(dim=1), torch.ones(3))
+    assert module.encoder.training
+    assert not module.loss.training
+    assert module.embed([]).shape == (0, module.encoder.embedding_dim)

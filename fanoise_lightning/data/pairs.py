@@ -22,8 +22,9 @@ class PairDataModule(ContrastiveDataModule):
     Columns: ``qry``, ``qry_image_path``, ``pos_text``, ``pos_image_path``, and for hard negatives
     ``neg_text``, ``neg_image_path`` (a text, or a list). An empty path is no picture.
 
-    A part of the pairs is held out, all pairs of a query on one side, as a retrieval subset ``validation``:
-    each query has to find its target among other targets that were held out.
+    A part of the pairs is held out, as a retrieval subset ``validation``: each query has to find its target
+    among other targets that were held out. All pairs of a query, and both directions of a pair, are on one
+    side of the split. After ``setup``, ``eval_sets[0]`` holds what was held out.
 
     Args:
         path: the file, or a folder of parquet shards.
@@ -84,12 +85,13 @@ class PairDataModule(ContrastiveDataModule):
         """The rows to train on and the rows held out."""
         if self._parts is None:
             rows = read_train(self.path, self.path.stem, blind=self.blind)
-            _, query_of = unique_sides(rows.queries)
-            held_out = hold_out(query_of, self.val_fraction, self.seed)
+            _, codes = unique_sides(rows.queries, rows.targets)
+            group_of = group_pairs(codes[: len(rows)], codes[len(rows) :])
+            held_out = hold_out(group_of, self.val_fraction, self.seed)
             if held_out.all() or not held_out.any():
                 raise ValueError(
                     f"`{self.path}`: val_fraction={self.val_fraction} of {len(rows)} pairs with "
-                    f"{query_of.max() + 1} different queries leaves nothing to "
+                    f"{len(np.unique(group_of))} different queries leaves nothing to "
                     f"{'train' if held_out.all() else 'validate'} on"
                 )
             self._parts = rows.take(np.flatnonzero(~held_out)), rows.take(np.flatnonzero(held_out))
@@ -105,11 +107,28 @@ class PairDataModule(ContrastiveDataModule):
         sides, codes = unique_sides(rows.queries, rows.targets)
         queries, targets = codes[: len(rows)], codes[len(rows) :]
         candidates = draw_candidates(queries, targets, self.num_candidates, self.seed)
-        return [EvalRows(Subset("validation", "retrieval", "IND"), sides, queries, candidates)]
+        floors = {"chance": float((1 / (candidates >= 0).sum(axis=1)).mean())}
+        return [EvalRows(Subset("validation", "retrieval", "IND", floors), sides, queries, candidates)]
 
     def images(self) -> ImageRoot | None:
         """The image root, by default the folder of the pairs."""
         return ImageRoot(self.path.parent if self.image_root is None else self.image_root)
+
+
+def group_pairs(queries: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which pairs must stay together: those of one query, and those that are there in both directions."""
+    pairs = set(zip(queries.tolist(), targets.tolist()))
+    group = {query: query for query, _ in pairs}
+
+    def root(query: int) -> int:
+        while group[query] != query:
+            query = group[query] = group[group[query]]
+        return query
+
+    for query, target in sorted(pairs):
+        if (target, query) in pairs:
+            group[root(query)] = root(target)
+    return np.array([root(query) for query in queries.tolist()], dtype=np.int64)
 
 
 def hold_out(group_of: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:

@@ -125,3 +125,18 @@ def test_candidates_are_the_target_and_wrong_answers(pairs: list, count: int, se
         assert row[0] == target
         assert set(others) <= wrong
         assert len(set(others)) == len(others) == min(count - 1, len(wrong))
+
+
+def test_chance_stands_beside_the_score(pairs: Path) -> None:
+    (validation,) = set_up(pairs, val_fraction=0.5, num_candidates=8).eval_sets
+    assert validation.subset.floors == {"chance": pytest.approx(1 / 8)}
+
+
+def test_both_directions_of_a_pair_are_on_one_side_of_the_split(tmp_path: Path) -> None:
+    one_way = [train_row(number) for number in range(30)]
+    back = [{**row, "qry": row["pos_text"], "pos_text": row["qry"]} for row in one_way]
+    data = set_up(write_rows(tmp_path / "both.jsonl", [*one_way, *back]), val_fraction=0.3)
+    (validation,) = data.eval_sets
+    held_out = {int(validation.sides[index].text[1:]) for index in range(len(validation))}
+    assert len(held_out) == 9
+    assert trained(data) == set(range(30)) - held_out
