@@ -26,6 +26,7 @@ bench: install
 	$(BIN)/python benchmarks/noise.py
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/encoders.py
 
 clean:
 	rm -rf build dist *.egg-info runs

@@ -9,7 +9,12 @@ from fanoise_lightning._version import __version__
 
 if TYPE_CHECKING:
     from fanoise_lightning.data import MMEBDataModule, PairDataModule
-    from fanoise_lightning.encoders import Encoder, OpenClipEncoder
+    from fanoise_lightning.encoders import (
+        Encoder,
+        OpenClipEncoder,
+        TwoTowerEncoder,
+        VisionLanguageEncoder,
+    )
     from fanoise_lightning.losses import FeatureTap, InfoNCE
     from fanoise_lightning.metrics import PrecisionAtOne
     from fanoise_lightning.module import ContrastiveModule
@@ -31,6 +36,8 @@ _HOME = {
     "PairDataModule": "data",
     "PrecisionAtOne": "metrics",
     "Sample": "sample",
+    "TwoTowerEncoder": "encoders",
+    "VisionLanguageEncoder": "encoders",
     "effective_rank": "spectrum",
     "feature_noise": "noise",
     "singular_values": "spectrum",
@@ -48,6 +55,8 @@ __all__ = [
     "PairDataModule",
     "PrecisionAtOne",
     "Sample",
+    "TwoTowerEncoder",
+    "VisionLanguageEncoder",
     "__version__",
     "effective_rank",
     "feature_noise",

@@ -105,7 +105,7 @@ def spectrum_figure(spectra: Sequence[Mapping[str, Any]]) -> Figure:
         raise ValueError("there are no spectra to draw: was a finite batch of the training ever monitored?")
     first, last = spectra[0], spectra[-1]
     sides = last["sides"]
-    figure = Figure(figsize=(4.6 * len(sides) + 0.4, 4.4), layout="constrained", dpi=150)
+    figure = Figure(figsize=(4.6 * len(sides) + 0.4, 4.4), layout="constrained", dpi=110)
     axes = figure.subplots(1, len(sides), sharey=True, squeeze=False)[0]
     handles: dict[str, Any] = {}
     for ax, (side, spectrum) in zip(axes, sides.items()):
@@ -118,6 +118,8 @@ def spectrum_figure(spectra: Sequence[Mapping[str, Any]]) -> Figure:
         )
         handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels())}
     axes[0].set_ylabel("singular value")
+    largest = max(spectrum["clean"][0] for spectrum in sides.values())
+    axes[0].set_ylim(bottom=1e-4 * largest)  # below it is little but rounding
     style = {"ncols": 1 + 2 * len(sides), "frameon": False, "fontsize": 9}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", **style)
     return figure

@@ -1,6 +1,8 @@
 """Encoders: samples in, embeddings out."""
 
-from fanoise_lightning.encoders.base import Collate, Encoder
+from fanoise_lightning.encoders.base import Encoder
 from fanoise_lightning.encoders.open_clip import OpenClipEncoder
+from fanoise_lightning.encoders.two_tower import TwoTowerEncoder
+from fanoise_lightning.encoders.vision_language import VisionLanguageEncoder
 
-__all__ = ["Collate", "Encoder", "OpenClipEncoder"]
+__all__ = ["Encoder", "OpenClipEncoder", "TwoTowerEncoder", "VisionLanguageEncoder"]

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fanoise_lightning.sample import Collate
 
-__all__ = ["Collate", "Encoder"]
+__all__ = ["Encoder"]
 
 
 class Encoder(nn.Module):

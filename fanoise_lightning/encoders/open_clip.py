@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
-from torch.nn import functional as F
 
-from fanoise_lightning.encoders.base import Encoder
-from fanoise_lightning.sample import Sample
+from fanoise_lightning.encoders.adapters import LoraOptions, add_lora
+from fanoise_lightning.encoders.linear_attention import use_linear_attention
+from fanoise_lightning.encoders.towers import TowerCollate, TwoTowers
 
 __all__ = ["OpenClipEncoder"]
 
-HAS_TEXT, HAS_IMAGE = 1, 2
-
 _OWN_CONFIGS = Path(__file__).parent / "open_clip_configs"
 
+# The loss owns the temperature; CoCa's decoder writes captions.
+_UNUSED = ("logit_scale", "logit_bias", "text_decoder")
 
-class OpenClipEncoder(Encoder):
-    """Any open_clip model, with its own tokenizer and picture transform.
+# The blocks of open_clip's own transformers and of timm's, in both towers.
+_LORA_TARGETS = (
+    r"(?!text_decoder).*(resblocks\.\d+\.(attn\.(in|out)_proj|mlp\.c_(fc|proj))"
+    r"|trunk\.blocks\.\d+\.(attn\.(qkv|[qkv]_proj|proj)|mlp\.fc\w+))"
+)
 
-    A sample with a text and a picture is embedded as the sum of both towers' unit vectors.
+
+class OpenClipEncoder(TwoTowers):
+    """Any open_clip model, with its own tokenizer and picture transform: CLIP, SigLIP, CoCa, EVA, ...
+
+    A sample with a text and a picture is embedded as the sum of both towers' unit vectors. A text longer than
+    the tower takes is cut, as open_clip does (after 77 tokens for CLIP); the number is printed once.
+
+    Training over several GPUs: where a whole batch may come without texts, or without pictures, take
+    Lightning's strategy ``ddp_find_unused_parameters_true``.
 
     Args:
         model: a name from ``open_clip.list_models()``, ``"emoji-resnet"`` (a small one for the embedded
@@ -32,6 +43,9 @@ class OpenClipEncoder(Encoder):
         pretrained: a tag from ``open_clip.list_pretrained()`` or the path of a checkpoint; ``None`` starts
             from random weights.
         gradient_checkpointing: trade a second forward pass for memory.
+        lora: settings of a fresh adapter, see :class:`LoraOptions`; ``{}`` for the paper's. By default it is
+            put on the attention and the MLP of every block of both towers; ResNets and Hugging Face text
+            towers stay frozen unless ``targets`` names their layers.
 
     Raises:
         ValueError: if the model is unknown, with the nearest names; or the JSON config is not one.
@@ -45,90 +59,53 @@ class OpenClipEncoder(Encoder):
     """
 
     def __init__(
-        self, model: str, pretrained: str | None = None, gradient_checkpointing: bool = False
+        self,
+        model: str,
+        pretrained: str | None = None,
+        gradient_checkpointing: bool = False,
+        lora: LoraOptions | None = None,
     ) -> None:
         super().__init__()
         import open_clip
 
         name = _register(model)
-        self.model = model
-        self.pretrained = pretrained
-        self.gradient_checkpointing = gradient_checkpointing
+        self.model, self.pretrained = model, pretrained
+        self.gradient_checkpointing, self.lora = gradient_checkpointing, lora
         self.clip, _, transform = open_clip.create_model_and_transforms(name, pretrained=pretrained)
-        # The loss owns the temperature; here it would only be a parameter without a gradient.
-        for unused in ("logit_scale", "logit_bias"):
-            parameter = getattr(self.clip, unused, None)
-            if parameter is not None:
-                parameter.requires_grad_(False)
+        self.embedding_dim = open_clip.get_model_config(name)["embed_dim"]
+        if lora is not None:
+            use_linear_attention(self.clip)
+            add_lora(self.clip, lora, _LORA_TARGETS)
+        self.freeze(self.clip, _UNUSED)
         if gradient_checkpointing:
             self.clip.set_grad_checkpointing(True)
-        self.collate = _OpenClipCollate(transform, open_clip.get_tokenizer(name))
-        self.embedding_dim = open_clip.get_model_config(name)["embed_dim"]
+        tokenizer = open_clip.get_tokenizer(name)
+        self.collate = _OpenClipCollate(transform, tokenizer)
+        self.report(model, tokenizer.context_length)
+        self.train()  # as open_clip hands models out, but for what is frozen
 
-    def forward(  # type: ignore[override]
-        self,
-        kind: Tensor,
-        input_ids: Tensor | None = None,
-        text_index: Tensor | None = None,
-        text_rows: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        image_rows: Tensor | None = None,
-    ) -> Tensor:
-        """Embed a collated batch of B samples, of which T hold a text and P a picture.
+    def encode_text(self, input_ids: Tensor) -> Tensor:  # type: ignore[override]
+        # CoCa normalises unless told
+        return self.clip.encode_text(input_ids, normalize=False)
 
-        Args:
-            kind: (B,), 1 for a text, 2 for a picture, 3 for both.
-            input_ids: (U, L), the different texts.
-            text_index: (T,), which of them each text is.
-            text_rows: (T,), the row of each text.
-            pixel_values: (P, 3, H, W).
-            image_rows: (P,), the row of each picture.
-
-        Returns:
-            (B, D): unit vectors, or the sum of two of them.
-        """
-        parts: list[tuple[Tensor, Tensor]] = []
-        if input_ids is not None and text_index is not None and text_rows is not None:
-            text = F.normalize(self.clip.encode_text(input_ids, normalize=False), dim=1)
-            parts.append((text_rows, text[text_index]))
-        if pixel_values is not None and image_rows is not None:
-            parts.append(
-                (image_rows, F.normalize(self.clip.encode_image(pixel_values, normalize=False), dim=1))
-            )
-        first = parts[0][1]
-        out = first.new_zeros(len(kind), first.shape[1])
-        for rows, values in parts:
-            out = out.index_add(0, rows, values.to(out.dtype))
-        return out
+    def encode_image(self, pixel_values: Tensor) -> Tensor:  # type: ignore[override]
+        return self.clip.encode_image(pixel_values, normalize=False)
 
 
-@dataclass(frozen=True)
-class _OpenClipCollate:
-    """Samples to the arguments of :meth:`OpenClipEncoder.forward`; equal texts are tokenised once."""
+class _OpenClipCollate(TowerCollate):
+    """open_clip's tokenizer and evaluation transform."""
 
-    transform: Callable[[Any], Tensor]
-    tokenizer: Callable[[list[str]], Tensor]
+    def __init__(self, preprocess: Callable[[Any], Tensor], tokenizer: Callable[[list[str]], Tensor]) -> None:
+        from torchvision.transforms import CenterCrop
 
-    def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        if not samples:
-            raise ValueError("there are no samples to collate")
-        if any(len(sample.images) > 1 for sample in samples):
-            raise ValueError("a two-tower encoder takes one picture a sample, got several")
-        text_rows = [row for row, sample in enumerate(samples) if sample.text]
-        image_rows = [row for row, sample in enumerate(samples) if sample.images]
-        kind = torch.zeros(len(samples), dtype=torch.uint8)
-        kind[text_rows] += HAS_TEXT
-        kind[image_rows] += HAS_IMAGE
-        batch = {"kind": kind}
-        if text_rows:
-            order = {text: i for i, text in enumerate(dict.fromkeys(samples[row].text for row in text_rows))}
-            batch["input_ids"] = self.tokenizer(list(order))
-            batch["text_index"] = torch.tensor([order[samples[row].text] for row in text_rows])
-            batch["text_rows"] = torch.tensor(text_rows)
-        if image_rows:
-            batch["pixel_values"] = torch.stack([self.transform(samples[row].image) for row in image_rows])
-            batch["image_rows"] = torch.tensor(image_rows)
-        return batch
+        super().__init__(any(isinstance(step, CenterCrop) for step in getattr(preprocess, "transforms", ())))
+        self.preprocess, self.tokenizer = preprocess, tokenizer
+
+    def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
+        return {"input_ids": self.tokenizer(texts)}
+
+    def transform(self, images: list[Image]) -> dict[str, Tensor]:
+        return {"pixel_values": torch.stack([self.preprocess(image) for image in images])}
 
 
 def _register(model: str) -> str:

@@ -1,41 +1,118 @@
 from __future__ import annotations
 
+import copy
+import json
 import pickle
+from functools import partial
 
-import numpy as np
 import open_clip
 import pytest
 import torch
-from PIL import Image
+from lightning.pytorch import Trainer
+from tiny_models import picture, tiny_tokenizer
+from torch import nn
 from torch.nn import functional as F
 
-from fanoise_lightning import OpenClipEncoder, Sample
+from fanoise_lightning import ContrastiveModule, InfoNCE, OpenClipEncoder, Sample
+from fanoise_lightning.encoders.linear_attention import LinearAttention
+
+TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+VISION = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16}
+TIMM = {"image_size": 224, "timm_model_pretrained": False}
+POOLED = {"attentional_pool": True, "attn_pooler_heads": 4, "attn_pooler_queries": 8, "output_tokens": True}
+SIGLIP_TEXT = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
+CONFIGS = {
+    "clip": {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT},
+    "siglip": {
+        "embed_dim": 192,
+        "init_logit_bias": -10,
+        "custom_text": True,
+        "vision_cfg": {
+            **TIMM,
+            "timm_model_name": "vit_tiny_patch16_224",
+            "timm_pool": "map",
+            "timm_proj": "none",
+        },
+        "text_cfg": {**TEXT, **SIGLIP_TEXT, "vocab_size": 128, "tokenizer_kwargs": {"clean": "canonicalize"}},
+    },
+    "coca": {
+        "embed_dim": 24,
+        "custom_text": True,
+        "vision_cfg": {**VISION, **POOLED},
+        "text_cfg": {**TEXT, "context_length": 15, "embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": {**TEXT, "context_length": 15},
+    },
+    "eva": {
+        "embed_dim": 24,
+        "custom_text": True,
+        "vision_cfg": {**TIMM, "timm_model_name": "eva02_tiny_patch14_224", "timm_pool": "token"},
+        "text_cfg": TEXT,
+    },
+}
+SAMPLES = [
+    Sample(text="a red apple"),
+    Sample(image=picture(36, 40, 0)),
+    Sample(text="the same with dark skin", image=picture(36, 40, 1)),
+    Sample(text="a red apple", image=picture(36, 40, 2)),
+    Sample(text="a dog"),
+]
+families = pytest.mark.parametrize("family", CONFIGS)
 
 
 @pytest.fixture(scope="module")
-def encoder(tiny_clip) -> OpenClipEncoder:
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("configs")
+    tiny_tokenizer(padding_side="right").save_pretrained(folder / "tokenizer")
+    for family, content in CONFIGS.items():
+        if family == "siglip":
+            content = {
+                **content,
+                "text_cfg": {**content["text_cfg"], "hf_tokenizer_name": str(folder / "tokenizer")},
+            }
+        (folder / f"tiny-{family}.json").write_text(json.dumps(content))
+    return lambda family: str(folder / f"tiny-{family}.json")
+
+
+def build(model: str, **options) -> OpenClipEncoder:
     torch.manual_seed(0)
-    return OpenClipEncoder(tiny_clip).eval()
+    return OpenClipEncoder(model, **options)
 
 
-def picture(seed: int = 0, size: tuple[int, int] = (40, 36)) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
+def randomise(encoder: OpenClipEncoder, std: float) -> None:
+    for name, parameter in encoder.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=std)
 
 
-SAMPLES = [
-    Sample(text="a red apple"),
-    Sample(image=picture(0)),
-    Sample(text="the same with dark skin", image=picture(1)),
-    Sample(text="a red apple", image=picture(2)),
-    Sample(text="a dog"),
-]
-
-
-def test_towers_are_those_of_open_clip(encoder):
-    model, transform, tokenizer = encoder.clip, encoder.collate.transform, encoder.collate.tokenizer
+def embed(encoder: OpenClipEncoder, samples: list[Sample]) -> torch.Tensor:
     with torch.no_grad():
-        out = encoder(**encoder.collate(SAMPLES))
+        return encoder(**encoder.collate(samples))
+
+
+@pytest.fixture(scope="module")
+def encoders(config):
+    made: dict[str, OpenClipEncoder] = {}
+
+    def encoder(family: str) -> OpenClipEncoder:
+        if family not in made:
+            made[family] = build(config(family)).eval()
+        return made[family]
+
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def encoder(encoders) -> OpenClipEncoder:
+    return encoders("clip")
+
+
+@families
+def test_towers_are_those_of_open_clip(encoders, family):
+    encoder = encoders(family)
+    model, transform, tokenizer = encoder.clip, encoder.collate.preprocess, encoder.collate.tokenizer
+    out = embed(encoder, SAMPLES)
+    assert out.shape == (5, encoder.embedding_dim)
+    with torch.no_grad():
         for row, sample in zip(out, SAMPLES):
             parts = []
             if sample.text:
@@ -45,12 +122,103 @@ def test_towers_are_those_of_open_clip(encoder):
             assert torch.allclose(row, sum(parts)[0], atol=1e-5)
 
 
-def test_each_row_of_a_mixed_batch_equals_the_row_alone(encoder):
-    with torch.no_grad():
-        together = encoder(**encoder.collate(SAMPLES))
-        alone = torch.cat([encoder(**encoder.collate([sample])) for sample in SAMPLES])
-    assert together.shape == (5, encoder.embedding_dim)
-    assert torch.allclose(together, alone, atol=1e-5)
+@families
+def test_each_row_of_a_mixed_batch_equals_the_row_alone(encoders, family):
+    encoder = encoders(family)
+    alone = torch.cat([embed(encoder, [sample]) for sample in SAMPLES])
+    torch.testing.assert_close(embed(encoder, SAMPLES), alone, atol=1e-5, rtol=0)
+
+
+@families
+def test_every_trainable_weight_gets_a_gradient(config, encoders, family):
+    for encoder in (copy.deepcopy(encoders(family)), build(config(family), lora={"dropout": 0.0})):
+        randomise(encoder, 0.02)
+        out = encoder.train()(**encoder.collate(SAMPLES))
+        (out @ torch.randn(out.shape[1])).sum().backward()
+        trained = {name: p for name, p in encoder.named_parameters() if p.requires_grad}
+        assert [name for name, p in trained.items() if p.grad is None] == []
+        adapter = {name: p for name, p in trained.items() if "lora_" in name}
+        assert not adapter or adapter.keys() == trained.keys()
+        assert [name for name, p in adapter.items() if not p.grad.any()] == []  # LoRA does nothing there
+    blocks = {name.split(".lora_")[0].rpartition(".")[2] for name in adapter}
+    assert {"in_proj", "out_proj", "c_fc", "c_proj"} <= blocks
+    assert ({"qkv", "proj", "fc1", "fc2"} <= blocks) is (family in ("siglip", "eva"))
+
+
+@families
+def test_a_fresh_adapter_changes_nothing_and_its_fit_lowers_the_loss(config, encoders, family, tmp_path):
+    encoder = build(config(family), lora={"dropout": 0.0}, gradient_checkpointing=True)
+    start = embed(encoders(family), SAMPLES)
+    torch.testing.assert_close(embed(encoder.eval(), SAMPLES), start, atol=1e-5, rtol=0)
+
+    module = ContrastiveModule(encoder, InfoNCE(0.1), optimizer=partial(torch.optim.AdamW, lr=1e-3))
+    module.train()
+    query = encoder.collate([Sample(image=picture(36, 40, i)) for i in range(3)])
+    target = encoder.collate([Sample(text=f"number {i}") for i in range(3)])
+    optimizer = module.configure_optimizers()
+    losses = []
+    for _ in range(8):
+        loss = module.loss(module(query), module(target))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.95 * losses[0]
+
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = ContrastiveModule.load_from_checkpoint(tmp_path / "last.ckpt").eval()
+    trained = embed(encoder.eval(), SAMPLES)
+    torch.testing.assert_close(embed(again.encoder, SAMPLES), trained, atol=1e-5, rtol=0)
+    assert (trained - start).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("masked", [None, 2, 3])
+def test_linear_attention_is_the_stock_attention(batch_first, masked):
+    torch.manual_seed(0)
+    stock = nn.MultiheadAttention(12, 3, batch_first=batch_first)
+    nn.init.normal_(stock.in_proj_bias)
+    x = torch.randn(2, 5, 12) if batch_first else torch.randn(5, 2, 12)
+    mask = None if masked is None else torch.randn((5, 5) if masked == 2 else (6, 5, 5))
+    expected = stock(x, x, x, need_weights=False, attn_mask=mask)[0]
+    ours = LinearAttention(copy.deepcopy(stock))
+    torch.testing.assert_close(ours(x, x, x, attn_mask=mask)[0], expected, atol=1e-6, rtol=0)
+
+
+def test_an_adapter_is_worth_its_merged_weights(config):
+    adapted, plain = build(config("clip"), lora={}).eval(), build(config("clip")).eval()
+    weights = plain.clip.state_dict()
+    for name, module in adapted.clip.named_modules():
+        if not hasattr(module, "lora_A"):
+            continue
+        nn.init.normal_(module.lora_B["default"].weight, std=0.02)
+        delta = module.lora_B["default"].weight @ module.lora_A["default"].weight * (64 / 8)
+        weights[name.replace("in_proj", "in_proj_") + ("" if "in_proj" in name else ".") + "weight"] += delta
+    plain.clip.load_state_dict(weights)
+    torch.testing.assert_close(embed(adapted, SAMPLES), embed(plain, SAMPLES), atol=1e-5, rtol=0)
+
+
+def test_an_adapter_trains_in_train_mode_and_the_rest_stays_in_eval_mode(config):
+    encoder = build(config("coca"), lora={"dropout": 0.5, "dora": True})
+    randomise(encoder, 0.1)
+    batch = encoder.collate(SAMPLES)
+    assert (encoder(**batch) - encoder(**batch)).abs().max() > 1e-3  # dropout is on
+    assert not encoder.clip.text_decoder.training
+    assert not any(p.requires_grad for p in encoder.clip.text_decoder.parameters())
+    encoder.eval()
+    assert torch.equal(encoder(**batch), encoder(**batch))
+
+
+def test_the_ends_of_a_strip_are_cut_before_it_is_scaled(encoder):
+    strip = picture(200, 4)
+    expected = encoder.collate.preprocess(strip)
+    found = encoder.collate([Sample(image=strip)])["pixel_values"][0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert encoder.collate._prepare(picture(1, 5000)).size == (1, 16)  # whole: 32 x 160,000 pixels
+    for size in [(1, 1), (1, 5000), (5000, 1)]:
+        assert embed(encoder, [Sample(image=picture(*size))]).isfinite().all()
 
 
 @pytest.mark.parametrize("only", [[0, 4], [1]])
@@ -74,7 +242,7 @@ def test_the_collator_travels_to_workers_without_weights(encoder):
 def test_a_fit_lowers_the_loss_through_both_towers(tiny_clip):
     torch.manual_seed(0)
     encoder = OpenClipEncoder(tiny_clip)
-    query = encoder.collate([Sample(image=picture(i)) for i in range(6)])
+    query = encoder.collate([Sample(image=picture(36, 40, i)) for i in range(6)])
     target = encoder.collate([Sample(text=f"number {i}") for i in range(6)])
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-3)
     losses = []

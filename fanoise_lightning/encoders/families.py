@@ -1,0 +1,102 @@
+"""The vision-language families: what each needs beyond the common forward, as a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+
+__all__ = ["FAMILIES", "Family", "find_family"]
+
+_ATTENTION_AND_MLP = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model type.
+
+    Attributes:
+        name: what people call it.
+        marker: what stands for a picture in the text that its processor reads; ``{i}`` is the picture's
+            number, from 1.
+        picture_options: which of ``image_size``, ``max_pixels`` and ``num_crops`` it takes.
+        vision: the modules of the inner model that are not the language model.
+        lora_targets: a regular expression over module names, the language part; ``None``: the user says.
+        reserved: texts that its processor takes for a picture or a video.
+        bare_marker: the marker of ``positions="vlm2vec"``; ``None`` where there is no such recipe.
+        module: is imported first: it registers the family with transformers' Auto classes.
+    """
+
+    name: str
+    marker: str
+    picture_options: tuple[str, ...] = ("image_size",)
+    vision: tuple[str, ...] = ()
+    lora_targets: str | None = None
+    reserved: tuple[str, ...] = ()
+    bare_marker: str | None = None
+    module: str | None = None
+
+
+def _qwen(name: str, bare_marker: str | None = None) -> Family:
+    return Family(
+        name,
+        # two pictures with nothing between them would be read as one by M-RoPE: the markers keep them apart
+        marker="<|vision_start|><|image_pad|><|vision_end|>",
+        picture_options=("image_size", "max_pixels"),
+        vision=("visual",),
+        lora_targets=_ATTENTION_AND_MLP,
+        reserved=("<|image_pad|>", "<|video_pad|>"),
+        bare_marker=bare_marker,
+    )
+
+
+FAMILIES = {
+    "qwen2_vl": _qwen("Qwen2-VL", bare_marker="<|image_pad|>"),
+    "qwen2_5_vl": _qwen("Qwen2.5-VL"),
+    "qwen3_vl": _qwen("Qwen3-VL"),
+    "llava_next": Family(
+        "LLaVA-NeXT",
+        marker="<image>",
+        vision=("vision_tower", "multi_modal_projector", "image_newline"),
+        lora_targets=_ATTENTION_AND_MLP,
+        reserved=("<image>",),
+    ),
+    "phi3_v": Family(
+        "Phi-3.5-V",
+        marker="<|image_{i}|>",
+        picture_options=("num_crops",),
+        vision=("vision_embed_tokens",),
+        lora_targets=r".*\blayers\.\d+\.(self_attn\.(qkv_proj|o_proj)|mlp\.(gate_up_proj|down_proj))",
+        module="fanoise_lightning.encoders.phi3_vision",
+    ),
+}
+
+
+def find_family(model: str, trust_remote_code: bool = False) -> Family:
+    """The family of a checkpoint, from its config.
+
+    Args:
+        model: a hub id or a folder.
+        trust_remote_code: whether a model type that is not in the table may bring its own code.
+
+    Raises:
+        ValueError: if the model type is unknown, with the list of known ones.
+        OSError: if there is no such model.
+    """
+    from transformers import PreTrainedConfig
+
+    config, _ = PreTrainedConfig.get_config_dict(model)
+    model_type = config.get("model_type")
+    if model_type in FAMILIES:
+        family = FAMILIES[model_type]
+        if family.module is not None:
+            import_module(family.module)
+        return family
+    known = ", ".join(sorted(FAMILIES))
+    if "auto_map" not in config:
+        raise ValueError(f"{model!r} has the model type {model_type!r}; the known ones: {known}")
+    if not trust_remote_code:
+        raise ValueError(
+            f"{model!r} has the model type {model_type!r}, which needs Python code from its own folder or "
+            f"repository. Read it, then pass `trust_remote_code=True`; the model types without: {known}"
+        )
+    return Family(str(model_type), marker="")

@@ -1,0 +1,128 @@
+"""The HD transform of Phi-3.5-vision: how a picture becomes crops, and crops become tokens.
+
+1. A picture is enlarged (or reduced) to the largest width of s x 336 pixels, at its own aspect ratio, for
+   which at most ``num_crops`` squares of 336 pixels cover it; the rest of the last row is padded white.
+2. Each square is one crop, and the whole picture, squeezed to 336 x 336, is one more: the global view.
+3. CLIP makes 24 x 24 patches of each; four neighbours are merged into one token, 12 x 12 a crop.
+4. The tokens are read line by line over the whole picture, a line separator after each line; then a view
+   separator; then the lines of the global view in the same way.
+
+Portrait pictures are handled lying on their side and turned back, so width and height swap roles.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+__all__ = [
+    "CROP_SIZE",
+    "LINE_SEPARATOR",
+    "TOKENS_PER_CROP",
+    "VIEW_SEPARATOR",
+    "cut_crops",
+    "hd_grid",
+    "hd_layout",
+    "hd_resize",
+    "num_image_tokens",
+]
+
+CROP_SIZE = 336
+SIDE = 12  # tokens a side of one crop
+TOKENS_PER_CROP = SIDE * SIDE
+LINE_SEPARATOR, VIEW_SEPARATOR = -1, -2  # how `hd_layout` writes the two learned vectors sub_GN and glb_GN
+
+
+def hd_resized_size(width: int, height: int, num_crops: int) -> tuple[int, int]:
+    """Width and height after resizing and before padding, of a picture that is not higher than wide."""
+    ratio = width / height
+    scale = 1
+    while (scale + 1) * math.ceil((scale + 1) / ratio) <= num_crops:
+        scale += 1
+    new_width = scale * CROP_SIZE
+    # A strip more than num_crops * 336 times as long as wide would vanish.
+    return new_width, max(1, int(new_width / ratio))
+
+
+def hd_grid(width: int, height: int, num_crops: int) -> tuple[int, int]:
+    """Rows and columns of crops that a picture of these pixels gets.
+
+    Args:
+        width: of the picture, in pixels.
+        height: of the picture, in pixels.
+        num_crops: the most crops that a picture may get, beside its global view.
+
+    Example:
+        >>> hd_grid(1920, 1080, num_crops=16)
+        (3, 5)
+    """
+    if width < height:
+        rows, columns = hd_grid(height, width, num_crops)
+        return columns, rows
+    new_width, new_height = hd_resized_size(width, height, num_crops)
+    return math.ceil(new_height / CROP_SIZE), new_width // CROP_SIZE
+
+
+def num_image_tokens(rows: int, columns: int) -> int:
+    """Tokens of a picture of rows x columns crops, separators and global view included.
+
+    Example:
+        >>> num_image_tokens(2, 2)
+        757
+    """
+    return (rows * columns + 1) * TOKENS_PER_CROP + 1 + (rows + 1) * SIDE
+
+
+def hd_resize(image: Image.Image, num_crops: int) -> Image.Image:
+    """The picture resized and padded white, both sides multiples of 336 pixels."""
+    image = image.convert("RGB")
+    if image.width < image.height:
+        # Really transposed, not computed with the sides swapped: PIL rounds between its two passes.
+        turned = hd_resize(image.transpose(Image.Transpose.TRANSPOSE), num_crops)
+        return turned.transpose(Image.Transpose.TRANSPOSE)
+    width, height = hd_resized_size(image.width, image.height, num_crops)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    padded = Image.new("RGB", (width, math.ceil(height / CROP_SIZE) * CROP_SIZE), "white")
+    padded.paste(resized, (0, (padded.height - height) // 2))
+    return padded
+
+
+def cut_crops(image: Image.Image, mean: list[float], std: list[float]) -> Tensor:
+    """The global view and the crops, row by row, of a picture that :func:`hd_resize` made.
+
+    Returns:
+        Normalised pixels (1 + rows * columns, 3, 336, 336), float32.
+    """
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
+    pixels.sub_(torch.tensor(mean).view(3, 1, 1)).div_(torch.tensor(std).view(3, 1, 1))
+    # Without antialiasing, and after the normalisation: so was the model trained.
+    whole = F.interpolate(pixels[None], size=(CROP_SIZE, CROP_SIZE), mode="bicubic")
+    rows, columns = pixels.shape[1] // CROP_SIZE, pixels.shape[2] // CROP_SIZE
+    squares = pixels.view(3, rows, CROP_SIZE, columns, CROP_SIZE).permute(1, 3, 0, 2, 4)
+    return torch.cat([whole, squares.reshape(-1, 3, CROP_SIZE, CROP_SIZE)])
+
+
+@lru_cache(maxsize=256)
+def hd_layout(rows: int, columns: int) -> Tensor:
+    """Where each token of a picture comes from.
+
+    Returns:
+        (T,) int64 on the CPU, T as :func:`num_image_tokens` says. An entry >= 0 is crop * 144 + the token's
+        place in that crop, row by row; crop 0 is the global view. Negative entries are the separators.
+        The tensor is cached: do not change it.
+    """
+    crops = torch.arange(TOKENS_PER_CROP, (1 + rows * columns) * TOKENS_PER_CROP)
+    lines = crops.view(rows, columns, SIDE, SIDE).transpose(1, 2).reshape(rows * SIDE, columns * SIDE)
+    whole = torch.arange(TOKENS_PER_CROP).view(SIDE, SIDE)
+    return torch.cat([_end_lines(lines), torch.tensor([VIEW_SEPARATOR]), _end_lines(whole)])
+
+
+def _end_lines(lines: Tensor) -> Tensor:
+    """The lines one after the other, a line separator after each."""
+    return F.pad(lines, (0, 1), value=LINE_SEPARATOR).flatten()

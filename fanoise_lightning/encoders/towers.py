@@ -1,0 +1,172 @@
+"""What two-tower encoders share: a text tower and a picture tower, each run once a batch, then added up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from PIL.Image import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fanoise_lightning.encoders.adapters import train_only_what_trains
+from fanoise_lightning.encoders.base import Encoder
+from fanoise_lightning.encoders.pictures import upright_rgb
+from fanoise_lightning.sample import Sample
+
+__all__ = ["TowerCollate", "TwoTowers"]
+
+HAS_TEXT, HAS_IMAGE = 1, 2
+
+_TEXT_INPUTS = ("input_ids", "attention_mask")
+_PLACE = re.compile(r"\s*<\|image_\d+\|>\s*")
+_STRIP = 16  # times as long as wide: no photograph
+
+
+class TwoTowers(Encoder):
+    """The sum of the unit vectors of a sample's text and picture; one of them where there is no other.
+
+    A family writes :meth:`encode_text` and :meth:`encode_image`.
+    """
+
+    def encode_text(self, **inputs: Tensor) -> Tensor:
+        """(U, D), of any length, for the U different texts of a batch."""
+        raise NotImplementedError
+
+    def encode_image(self, **inputs: Tensor) -> Tensor:
+        """(P, D), of any length, for the P pictures of a batch."""
+        raise NotImplementedError
+
+    def forward(  # type: ignore[override]
+        self,
+        kind: Tensor,
+        text_index: Tensor | None = None,
+        text_rows: Tensor | None = None,
+        image_rows: Tensor | None = None,
+        **inputs: Tensor,
+    ) -> Tensor:
+        """Embed a collated batch of B samples, of which T hold a text and P a picture.
+
+        Args:
+            kind: (B,), 1 for a text, 2 for a picture, 3 for both.
+            text_index: (T,), which of the U different texts each is.
+            text_rows: (T,), the row of each text.
+            image_rows: (P,), the row of each picture.
+            inputs: ``input_ids`` and, for some families, ``attention_mask``, both (U, L); and what the
+                picture tower takes: ``pixel_values`` (P, 3, H, W), or SigLIP 2's patches, mask and grid.
+
+        Returns:
+            (B, D), float32: unit vectors, or the sum of two of them.
+        """
+        text = {name: value for name, value in inputs.items() if name in _TEXT_INPUTS}
+        image = {name: value for name, value in inputs.items() if name not in _TEXT_INPUTS}
+        parts: list[tuple[Tensor, Tensor]] = []
+        if text_index is not None and text_rows is not None:
+            parts.append((text_rows, F.normalize(self.encode_text(**text).float(), dim=1)[text_index]))
+        if image_rows is not None:
+            parts.append((image_rows, F.normalize(self.encode_image(**image).float(), dim=1)))
+        first = parts[0][1]
+        out = first.new_zeros(len(kind), first.shape[1])
+        for rows, vectors in parts:
+            out = out.index_add(0, rows, vectors)
+        return out
+
+    def train(self, mode: bool = True) -> TwoTowers:
+        """Train mode for whatever holds trainable weights; frozen parts stay in eval mode."""
+        super().train(mode)
+        if mode:
+            train_only_what_trains(self)
+        return self
+
+    def freeze(self, network: nn.Module, names: Sequence[str]) -> None:
+        """Freeze what these regular expressions find by its start: parts that an embedding never uses.
+
+        A parameter without a gradient stops training over several GPUs (DDP).
+        """
+        for name, parameter in network.named_parameters():
+            if any(re.match(pattern, name) for pattern in names):
+                parameter.requires_grad_(False)
+
+    def report(self, model: str, context_length: int) -> None:
+        """Print what a user should know of a model before it trains."""
+        trained = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+        total = sum(parameter.numel() for parameter in self.parameters())
+        rank_zero_info(
+            f"{model}: {trained:,} of {total:,} parameters are trained; "
+            f"texts are cut after {context_length} tokens"
+        )
+
+
+class TowerCollate:
+    """Samples to the arguments of :meth:`TwoTowers.forward`; equal texts are tokenised and encoded once.
+
+    A family writes :meth:`tokenize` and :meth:`transform`. Places such as ``<|image_1|>`` are taken out of a
+    text that has a picture: the towers never see both.
+
+    Args:
+        center_crop: whether pictures are scaled by their shorter side and the middle is cut out.
+    """
+
+    def __init__(self, center_crop: bool) -> None:
+        self.center_crop = center_crop
+
+    def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
+        """What the text tower takes, U rows."""
+        raise NotImplementedError
+
+    def transform(self, images: list[Image]) -> dict[str, Tensor]:
+        """What the picture tower takes, P rows."""
+        raise NotImplementedError
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """Collate B samples.
+
+        Raises:
+            ValueError: if there are none, if one has several pictures, a place without a picture, or a
+                picture whose values are no 8-bit colours.
+        """
+        if not samples:
+            raise ValueError("there are no samples to collate")
+        if any(len(sample.images) > 1 for sample in samples):
+            raise ValueError("a two-tower encoder takes one picture a sample, got several")
+        texts = {row: text for row, sample in enumerate(samples) if (text := _without_places(sample))}
+        images = {row: self._prepare(sample.images[0]) for row, sample in enumerate(samples) if sample.images}
+        kind = torch.zeros(len(samples), dtype=torch.uint8)
+        kind[list(texts)] += HAS_TEXT
+        kind[list(images)] += HAS_IMAGE
+        batch = {"kind": kind}
+        if texts:
+            order = {text: i for i, text in enumerate(dict.fromkeys(texts.values()))}
+            batch |= self.tokenize(list(order))
+            batch["text_index"] = torch.tensor([order[text] for text in texts.values()])
+            batch["text_rows"] = torch.tensor(list(texts))
+        if images:
+            batch |= self.transform(list(images.values()))
+            batch["image_rows"] = torch.tensor(list(images))
+        return batch
+
+    def _prepare(self, image: Image) -> Image:
+        image = upright_rgb(image)
+        return _without_ends(image) if self.center_crop else image
+
+
+def _without_places(sample: Sample) -> str:
+    if "<|image_" not in sample.text:
+        return sample.text
+    text = _PLACE.sub(" ", sample.text).strip()
+    if not sample.images and text != sample.text:
+        raise ValueError(
+            f"the text {sample.text[:60]!r} has a place for a picture, but the sample has none: remove the "
+            "place, or add the picture"
+        )
+    return text
+
+
+def _without_ends(image: Image) -> Image:
+    """The middle of a strip. Scaled whole by its shorter side, 1x5000 pixels would become 224x1120000."""
+    width, height = image.size
+    longest = _STRIP * min(width, height)
+    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+    return image.crop((left, top, width - left, height - top)) if left or top else image
