@@ -1,9 +1,10 @@
-"""Rows per second of `VisionLanguageEncoder` against the plain transformers forward of the same inputs.
+"""Rows per second of the encoders against the plain transformers forward of the same inputs.
 
     python benchmarks/encoders.py [--rows 16] [--repeats 30] [--model FOLDER_OR_HUB_ID]
 
-Both sides hold the same weights and get the same mixed batch: texts, pictures, texts with one and with
-two pictures. The plain side calls the inner model and takes the last position. The sides take turns, so that
+Both sides hold the same weights and get the same mixed batch. For vision-language models: texts, pictures,
+texts with one and with two pictures; the plain side calls the inner model and takes the last position. For
+two-tower models: texts, pictures, and both; the plain side calls the towers. The sides take turns, so that
 both see the same machine; medians, and the median of the ratios. Without a model: a tiny random one of each
 family, where whatever the encoder adds weighs most.
 """
@@ -18,32 +19,27 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
 
-from fanoise_lightning import Sample
-from fanoise_lightning.encoders.loading import load_network
-from fanoise_lightning.encoders.vision_language import VisionLanguageEncoder
+from fanoise_lightning import Sample, TwoTowerEncoder, VisionLanguageEncoder
+from fanoise_lightning.encoders.families import FAMILIES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "encoders"))
 
-from tiny_models import BUILDERS, picture, save_tiny
+import tiny_models
+import tiny_two_towers
+
+TOWERS = ("clip", "siglip", "siglip2", "align")
+PICTURES = [tiny_models.picture(90, 60, 1), tiny_models.picture(60, 90, 2), tiny_models.picture(64, 64, 3)]
+KINDS = [Sample("a red apple on a table"), Sample(image=PICTURES[0]), Sample("what is it", PICTURES[1])]
+SEVERAL = Sample("the same", (PICTURES[2], PICTURES[0]))
 
 
-def mixed(rows: int) -> list[Sample]:
-    """One row of each kind after the other."""
-    kinds = [
-        Sample("a red apple on a table"),
-        Sample(image=picture(90, 60, 1)),
-        Sample("what is it", picture(60, 90, 2)),
-        Sample("the same", (picture(64, 64, 3), picture(30, 50, 4))),
-    ]
-    return [kinds[row % len(kinds)] for row in range(rows)]
-
-
-def seconds(call: Callable[[], Tensor]) -> float:
+def seconds(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()
     if torch.cuda.is_available():
@@ -51,30 +47,32 @@ def seconds(call: Callable[[], Tensor]) -> float:
     return time.perf_counter() - start
 
 
-@torch.no_grad()
-def compare(name: str, model: str, rows: int, repeats: int) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder = VisionLanguageEncoder(model).eval().to(device)
-    plain = load_network(model).model.to(device)
-    samples = mixed(rows)
-    batch = {key: value.to(device) for key, value in encoder.collate(samples).items()}
+def plain_language_model(encoder: VisionLanguageEncoder, batch: dict[str, Tensor]) -> Tensor:
+    return encoder.network.model(**batch, use_cache=False).last_hidden_state[:, -1]
 
-    def theirs() -> Tensor:
-        return plain(**batch, use_cache=False).last_hidden_state[:, -1]
 
-    def ours() -> Tensor:
-        return encoder(**batch)
-
-    error = (ours() - theirs()).abs().max().item()
-    times = [(seconds(theirs), seconds(ours)) for _ in range(repeats + 3)][3:]
-    theirs_s, ours_s = (statistics.median(column) for column in zip(*times))
-    ratio = statistics.median(a / b for a, b in times)
-    collate_s = statistics.median(seconds(lambda: encoder.collate(samples)["input_ids"]) for _ in range(5))
-    print(
-        f"{name:12} {rows / theirs_s:12.1f} {rows / ours_s:12.1f} {ratio:7.3f} {rows / collate_s:14.1f} "
-        f"{error:12.1e}",
-        flush=True,
+def plain_towers(encoder: TwoTowerEncoder, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    ours = ("kind", "text_index", "text_rows", "image_rows")
+    text = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+    image = {name: value for name, value in batch.items() if name not in (*ours, *text)}
+    return (
+        encoder.network.get_text_features(**text).pooler_output,
+        encoder.network.get_image_features(**image).pooler_output,
     )
+
+
+@torch.no_grad()
+def compare(name: str, encoder: Any, plain: Callable[..., Any], kinds: list[Sample], options: Any) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder = encoder.eval().to(device)
+    samples = [kinds[row % len(kinds)] for row in range(options.rows)]
+    batch = {key: value.to(device) for key, value in encoder.collate(samples).items()}
+    sides = (lambda: plain(encoder, batch), lambda: encoder(**batch))
+    times = [[seconds(side) for side in sides] for _ in range(options.repeats + 3)][3:]
+    theirs, ours = (options.rows / statistics.median(column) for column in zip(*times))
+    ratio = statistics.median(a / b for a, b in times)
+    collating = options.rows / statistics.median(seconds(lambda: encoder.collate(samples)) for _ in range(5))
+    print(f"{name:12} {theirs:12.1f} {ours:12.1f} {ratio:7.3f} {collating:17.1f}", flush=True)
 
 
 def main() -> None:
@@ -82,16 +80,24 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--model")
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
-    print("rows/s       transformers         ours   ratio   collating alone   difference")
-    if arguments.model:
-        compare(Path(arguments.model).name, arguments.model, arguments.rows, arguments.repeats)
-        return
-    for family in BUILDERS:
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.rows} rows")
+    print("rows/s       transformers         ours   ratio   collating alone")
+    if options.model:
+        model_type = transformers.AutoConfig.from_pretrained(options.model).model_type
+        jobs = [(model_type, options.model)]
+    else:
+        jobs = [(family, None) for family in (*tiny_models.BUILDERS, *TOWERS)]
+    for family, model in jobs:
         with tempfile.TemporaryDirectory() as folder:
-            compare(family, save_tiny(folder, family), arguments.rows, arguments.repeats)
+            if family in FAMILIES:
+                encoder = VisionLanguageEncoder(model or tiny_models.save_tiny(folder, family))
+                compare(family, encoder, plain_language_model, [*KINDS, SEVERAL], options)
+            else:
+                towers = TwoTowerEncoder(model or tiny_two_towers.save_tiny(folder, family))
+                compare(family, towers, plain_towers, KINDS, options)
 
 
 if __name__ == "__main__":
