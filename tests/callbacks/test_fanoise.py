@@ -180,7 +180,8 @@ def test_momentum_starts_with_the_shape_of_the_first_batch():
     x = PlainModule().embed(Pairs()[:8][0]).detach()
     (got,) = ShapeMemory("sublinear", "paper", 0.9, 1).shape("query", x, 0).factors
     expected = torch.linalg.multi_dot([*noise.noise_shape(x).factors, torch.eye(DIM)])
-    assert torch.allclose(got.T @ got, expected.T @ expected, atol=1e-3)
+    # The far tail of an (8, 8) batch: squaring costs it a few digits.
+    assert torch.allclose(got.T @ got, expected.T @ expected, atol=5e-3)
 
 
 # When it adds

@@ -32,7 +32,13 @@ def run(config: str, folder: Path, *more: str) -> dict:
         "enable_model_summary": "false",
         "logger.init_args.save_dir": folder,
     }
-    data = {"root": "emoji", "batch_size": 2, "num_samples": 8, "num_workers": 0, "eval_subsets": "[renderer]"}
+    data = {
+        "root": "emoji",
+        "batch_size": 2,
+        "num_samples": 8,
+        "num_workers": 0,
+        "eval_subsets": "[renderer]",
+    }
     main(
         [
             "fit",
