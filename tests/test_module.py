@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 from torch import nn
 
 from fanoise_lightning import (
@@ -208,7 +209,7 @@ def test_embed_gives_unit_vectors_in_eval_mode_and_leaves_the_modes_as_they_were
     module = ContrastiveModule(OpenClipEncoder("emoji-resnet"))  # has batch norm: a row depends on its batch
     module.train()
     module.loss.eval()
-    samples = [Sample("a red apple"), Sample("a dog"), Sample("a cat")]
+    samples = [Sample(image=Image.effect_noise((48, 48), 20 * i).convert("RGB")) for i in (1, 2, 3)]
     together, alone = module.embed(samples), torch.cat([module.embed([sample]) for sample in samples])
     in_parts = module.embed(samples, batch_size=2)
     assert together.shape == (3, module.encoder.embedding_dim)

@@ -56,6 +56,16 @@ def test_autocast_and_tf32_do_not_reach_the_spectrum():
         torch.set_float32_matmul_precision("highest")
 
 
+def test_the_matmul_precision_is_the_highest_inside_and_the_users_outside():
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with spectrum.full_precision(features(2, 2)):
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_effective_rank_of_equal_values_is_their_number_and_of_one_direction_is_one():
     assert effective_rank(torch.full((12,), 3.0)).item() == pytest.approx(12)
     assert effective_rank(torch.tensor([5.0, 0.0, 0.0])).item() == pytest.approx(1)
