@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -34,7 +34,7 @@ class FANoise(Callback):
     ``fanoise/skipped_batches``.
 
     Args:
-        alpha: the noise level, 0 for none; the paper trains with 0.1.
+        alpha: the noise level; the paper trains with 0.1. With 0 nothing is hooked or logged.
         scaling: how the noise follows the singular values s: ``"uniform"`` not at all, ``"linear"`` like s,
             ``"sublinear"`` like sqrt(s).
         target: the dotted path of the loss module, such as ``"criterion"``. By default the only
@@ -110,6 +110,7 @@ class FANoise(Callback):
         self._shapes = ShapeMemory(scaling, energy, momentum, every_n_steps)
         self._skipped: Tensor | int = 0
         self._warned = False
+        self._where = ""
         self._logged: dict[str, Tensor] = {}
 
     @property
@@ -131,6 +132,7 @@ class FANoise(Callback):
         if getattr(pl_module, "_compiler_ctx", None) is not None or hasattr(loss, "_orig_mod"):
             torch._dynamo.reset()  # a graph that was compiled before would ignore the hook in silence
         self._trainer = trainer
+        self._where = f" on rank {trainer.global_rank}" if trainer.world_size > 1 else ""
         self._first_batch = True
         self._handle = loss.register_forward_pre_hook(self._add_noise, with_kwargs=True)
 
@@ -236,10 +238,12 @@ class FANoise(Callback):
         if self._warned or not int(self._skipped):
             return
         self._warned = True
-        rank_zero_warn(
-            f"FANoise left {int(self._skipped)} training batches without noise so far: their features were "
-            "not finite, empty or all zero, or their decomposition did not converge. The count is logged as "
-            "`fanoise/skipped_batches`."
+        # On every rank: a warning of rank 0 alone would hide what the others skipped.
+        warnings.warn(
+            f"FANoise left {int(self._skipped)} training batches without noise so far{self._where}: their "
+            "features were not finite, empty or all zero, or their decomposition did not converge. The count "
+            "is logged as `fanoise/skipped_batches`.",
+            stacklevel=2,
         )
 
     def _remove_hook(self) -> None:

@@ -37,6 +37,22 @@ class FANoiseCLI(LightningCLI):
             run=run,
         )
 
+    def _parse_ckpt_path(self) -> None:
+        """Lightning lets a checkpoint's description of the encoder replace the config's: not in trust."""
+        trusted = self._trusts_remote_code()
+        super()._parse_ckpt_path()
+        if self._trusts_remote_code() and not trusted:
+            path = self.config[self.config.subcommand].ckpt_path
+            raise ValueError(
+                f"the checkpoint {path} asks to run the Python code that comes with its model. Read it, then "
+                "pass `--model.encoder.init_args.trust_remote_code=true`"
+            )
+
+    def _trusts_remote_code(self) -> bool:
+        subcommand = self.config.get("subcommand")
+        key = f"{subcommand}.model.encoder.init_args.trust_remote_code"
+        return bool(subcommand and self.config.get(key))
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(FANoise, "noise")
         parser.add_lightning_class_args(ScoreboardWriter, "scoreboard")

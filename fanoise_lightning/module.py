@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.optim import AdamW
 
 from fanoise_lightning.describe import describe
 from fanoise_lightning.encoders.base import Encoder
+from fanoise_lightning.encoders.families import refuse_remote_code
 from fanoise_lightning.losses import InfoNCE
 from fanoise_lightning.metrics import PrecisionAtOne
 from fanoise_lightning.sample import Collate, Sample
@@ -85,6 +87,25 @@ class ContrastiveModule(LightningModule):
         if "encoder" in description and "loss" in description:
             description["_instantiator"] = "lightning.pytorch.cli.instantiate_module"  # type: ignore[assignment]
             self.save_hyperparameters(description)
+
+    @classmethod
+    def load_from_checkpoint(
+        cls, checkpoint_path: Any, *args: Any, trust_remote_code: bool = False, **kwargs: Any
+    ) -> ContrastiveModule:
+        """Build the module again from a checkpoint alone, as Lightning does.
+
+        Args:
+            checkpoint_path: a path, URL or open file.
+            args: as Lightning's.
+            trust_remote_code: run the Python code of an encoder whose checkpoint brings its own. What the
+                checkpoint itself says of it does not count.
+            kwargs: as Lightning's; ``encoder=...`` and the like replace what the checkpoint describes.
+
+        Raises:
+            ValueError: if the encoder needs remote code and it is not trusted.
+        """
+        with nullcontext() if trust_remote_code else refuse_remote_code():
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     @property
     def collate(self) -> Collate:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from fanoise_lightning import (
     Sample,
 )
 from fanoise_lightning.callbacks import FANoise
+from fanoise_lightning.cli import main
 
 SUBSETS = ["renderer", "subgroup"]
 
@@ -219,3 +222,35 @@ def test_embed_gives_unit_vectors_in_eval_mode_and_leaves_the_modes_as_they_were
     assert module.encoder.training
     assert not module.loss.training
     assert module.embed([]).shape == (0, module.encoder.embedding_dim)
+
+
+def remote_checkpoint(tiny_clip, folder):
+    """A checkpoint that describes an encoder with code of its own, and asks to have it run."""
+    model = folder / "evil"
+    model.mkdir()
+    (model / "modeling.py").write_text('raise SystemExit("remote code ran")')
+    brings = {"auto_map": {"AutoProcessor": "modeling.Processor"}}
+    (model / "config.json").write_text(json.dumps({"model_type": "evil", **brings}))
+    (model / "processor_config.json").write_text(json.dumps(brings))
+    trainer, module = make_trainer(max_steps=1), build(tiny_clip)
+    trainer.fit(module, data())
+    trainer.save_checkpoint(folder / "evil.ckpt")
+    checkpoint = torch.load(folder / "evil.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"]["encoder"] = {
+        "class_path": "fanoise_lightning.VisionLanguageEncoder",
+        "init_args": {"model": str(model), "trust_remote_code": True},
+    }
+    torch.save(checkpoint, folder / "evil.ckpt")
+    return folder / "evil.ckpt"
+
+
+def test_a_checkpoint_cannot_ask_for_remote_code(tiny_clip, tmp_path, monkeypatch):
+    path = remote_checkpoint(tiny_clip, tmp_path)
+    with pytest.raises(ValueError, match="asks to run the Python code that comes with"):
+        ContrastiveModule.load_from_checkpoint(path)
+    with pytest.raises(SystemExit, match="remote code ran"):  # the refusal is all that stood before it
+        ContrastiveModule.load_from_checkpoint(path, trust_remote_code=True)
+    config = Path(__file__).parents[1] / "examples" / "configs" / "emoji.yaml"
+    monkeypatch.setattr("sys.argv", ["fanoise"])
+    with pytest.raises(ValueError, match=r"evil\.ckpt asks to run the Python code"):
+        main(["validate", f"--config={config}", f"--ckpt_path={path}"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
 
-__all__ = ["FAMILIES", "Family", "find_family"]
+__all__ = ["FAMILIES", "Family", "find_family", "refuse_remote_code"]
 
 _ATTENTION_AND_MLP = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 
@@ -71,6 +74,19 @@ FAMILIES = {
 }
 
 
+_refused: ContextVar[bool] = ContextVar("remote code refused", default=False)
+
+
+@contextmanager
+def refuse_remote_code() -> Iterator[None]:
+    """Whatever an encoder's arguments say: they come from a checkpoint, which is not to be trusted."""
+    token = _refused.set(True)
+    try:
+        yield
+    finally:
+        _refused.reset(token)
+
+
 def find_family(model: str, trust_remote_code: bool = False) -> Family:
     """The family of a checkpoint, from its config.
 
@@ -94,6 +110,11 @@ def find_family(model: str, trust_remote_code: bool = False) -> Family:
     known = ", ".join(sorted(FAMILIES))
     if "auto_map" not in config:
         raise ValueError(f"{model!r} has the model type {model_type!r}; the known ones: {known}")
+    if trust_remote_code and _refused.get():
+        raise ValueError(
+            f"the checkpoint asks to run the Python code that comes with {model!r}. Read it, then pass "
+            "`load_from_checkpoint(..., trust_remote_code=True)`"
+        )
     if not trust_remote_code:
         raise ValueError(
             f"{model!r} has the model type {model_type!r}, which needs Python code from its own folder or "

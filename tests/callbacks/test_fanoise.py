@@ -92,11 +92,12 @@ def test_momentum_shapes_noise_by_the_average_of_the_batches():
 
 
 def test_momentum_starts_with_the_shape_of_the_first_batch():
-    x = PlainModule().embed(Pairs()[:8][0]).detach()
-    (got,) = ShapeMemory("sublinear", "paper", 0.9, 1).shape("query", x, 0).factors
-    expected = torch.linalg.multi_dot([*noise.noise_shape(x).factors, torch.eye(DIM)])
-    # The far tail of an (8, 8) batch: squaring costs it a few digits.
-    assert torch.allclose(got.T @ got, expected.T @ expected, atol=5e-3)
+    x = torch.randn(24, DIM, generator=torch.Generator().manual_seed(0))
+    (factor,) = ShapeMemory("sublinear", "paper", 0.9, 1).shape("query", x, 0).factors
+    _, s, v = torch.linalg.svd(x.double(), full_matrices=False)
+    scale = s.sqrt() / s.sqrt().mean()
+    expected = (v.T @ torch.diag(scale**2) @ v).float()
+    assert torch.allclose(factor.T @ factor, expected, atol=1e-4)
 
 
 # When it adds
