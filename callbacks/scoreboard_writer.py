@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from fanoise_lightning.callbacks._files import output_folder, write_json
 
 if TYPE_CHECKING:
-    from fanoise_lightning.scoreboard import Scoreboard
+    from fanoise_lightning.scoreboard import ReferenceScores, Scoreboard
 
 
 class ScoreboardWriter(Callback):
@@ -20,6 +20,7 @@ class ScoreboardWriter(Callback):
 
         {"step": 400, "epoch": 3,
          "scoreboard": {...},                                # Scoreboard.to_dict: fractions, 0 to 1
+         "published": {"backbone": "Qwen2-VL-2B", "VLM2Vec": {"subsets": {...}, "means": {...}}, ...},
          "history": [{"step": 200, "epoch": 1, "means": {"retrieval": 0.21, "IND": 0.3, ...}}, ...]}
 
     The history holds every validation of the run (also across a resume), the latest last. The sanity check
@@ -27,17 +28,22 @@ class ScoreboardWriter(Callback):
 
     Args:
         path: the folder to write to; ``None`` takes the logger's, or the trainer's ``default_root_dir``.
+        published: show what VLM2Vec and FANoise reached on MMEB with this backbone beside the scores:
+            ``"Phi-3.5-V"``, ``"LLaVA-1.6-LR"``, ``"LLaVA-1.6-HR"``, ``"Qwen2-VL-2B"`` or ``"Qwen2-VL-7B"``.
+            On some of the subsets, a mean is shown where the scores of all of them were published.
 
     Raises:
-        ValueError: if the LightningModule has no attribute ``scoreboard``.
+        ValueError: if the backbone is another; if the LightningModule has no attribute ``scoreboard``.
 
     Example:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[ScoreboardWriter()], logger=False)
     """
 
-    def __init__(self, path: str | Path | None = None) -> None:
+    def __init__(self, path: str | Path | None = None, published: str | None = None) -> None:
         self.path = path
+        self.published = published
+        self._references = {} if published is None else _references(published)
         self.history: list[dict[str, Any]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -73,21 +79,31 @@ class ScoreboardWriter(Callback):
         if not trainer.is_global_zero:
             return
         # Not print(): the module prints around a live progress bar.
-        pl_module.print(_render(board, f"{stage}, step {trainer.global_step}"))
+        pl_module.print(_render(board, f"{stage}, step {trainer.global_step}", self._references))
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            write_json(folder / name, {**_when(trainer), "scoreboard": board.to_dict(), **extra}, indent=1)
+            values = {**_when(trainer), "scoreboard": board.to_dict()}
+            if self._references:
+                others = {name: board.beside(scores) for name, scores in self._references.items()}
+                values["published"] = {"backbone": self.published, **others}
+            write_json(folder / name, {**values, **extra}, indent=1)
 
 
 def _when(trainer: Trainer) -> dict[str, int]:
     return {"step": trainer.global_step, "epoch": trainer.current_epoch}
 
 
-def _render(board: Scoreboard, title: str) -> str:
+def _references(backbone: str) -> dict[str, ReferenceScores]:
+    from fanoise_lightning.data.catalog import published  # the data package is slow to import
+
+    return published(backbone)
+
+
+def _render(board: Scoreboard, title: str, references: dict[str, ReferenceScores]) -> str:
     from rich.console import Console
 
     console = Console()
     if not console.is_terminal:  # rich would cut the table to 80 columns, in a log file for no reason
         console.width = 200
     with console.capture() as capture:
-        console.print(board.table(title))
+        console.print(board.table(title, references))
     return capture.get()

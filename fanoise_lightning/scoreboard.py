@@ -6,68 +6,19 @@ number (60.1 becomes 62.9 for one published model) and has a name of its own.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
+
+from fanoise_lightning.intervals import CONFIDENCE, mean_interval, wilson_interval
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from fanoise_lightning.metrics import SubsetResult
 
-__all__ = ["MeanScore", "Scoreboard", "SubsetScore", "mean_interval", "wilson_interval"]
-
-CONFIDENCE = 0.95
-_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-
-
-def wilson_interval(precision: float, num_queries: int) -> tuple[float, float]:
-    """The 95 % score interval of a proportion, which keeps its coverage near 0 and 1 and for few queries.
-
-    Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927. Outcomes
-    between 0 and 1 (ties) vary less than the interval allows for.
-
-    Args:
-        precision: the proportion, 0 to 1.
-        num_queries: of how many queries, at least 1.
-
-    Example:
-        >>> tuple(round(limit, 4) for limit in wilson_interval(81 / 263, 263))
-        (0.2553, 0.3662)
-    """
-    shrink = _Z * _Z / num_queries
-    centre = (precision + shrink / 2) / (1 + shrink)
-    half = math.sqrt(shrink * precision * (1 - precision) + shrink * shrink / 4) / (1 + shrink)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def mean_interval(
-    estimates: Sequence[float], intervals: Sequence[tuple[float, float]]
-) -> tuple[float, float]:
-    """The interval of the unweighted mean of independent estimates, from the interval of each.
-
-    MOVER, the method of variance estimates recovery: distances from estimate to limit are squared, added and
-    rooted, on each side for itself, so that the asymmetry of the Wilson limits survives. Zou and Donner,
-    "Construction of confidence intervals about effect measures", Statistics in Medicine 27, 2008; for linear
-    functions of proportions Zou, Huang and Zhang, Computational Statistics & Data Analysis 53, 2009.
-
-    It tells what other queries of the same subsets would give, not other subsets.
-
-    Args:
-        estimates: the estimates.
-        intervals: (lower, upper) of each.
-
-    Example:
-        >>> mean_interval([0.5, 0.5], [(0.4, 0.6), (0.4, 0.6)])  # narrower by sqrt(2)
-        (0.4292893218813453, 0.5707106781186547)
-    """
-    mean = sum(estimates) / len(estimates)
-    below = math.hypot(*(value - lower for value, (lower, _) in zip(estimates, intervals)))
-    above = math.hypot(*(upper - value for value, (_, upper) in zip(estimates, intervals)))
-    return mean - below / len(estimates), mean + above / len(estimates)
+__all__ = ["MeanScore", "ReferenceScores", "Scoreboard", "SubsetScore"]
 
 
 @dataclass(frozen=True)
@@ -129,6 +80,34 @@ class MeanScore:
 
 
 @dataclass(frozen=True)
+class ReferenceScores:
+    """Scores of another model, to stand beside those of a scoreboard.
+
+    Args:
+        subsets: the score of each subset, fractions; may lack some, or all.
+        means: the means that are known, by the names of :attr:`Scoreboard.means`.
+        members: the subsets that each of these means is over.
+    """
+
+    subsets: Mapping[str, float]
+    means: Mapping[str, float]
+    members: Mapping[str, Sequence[str]]
+
+    def mean(self, name: str, over: Sequence[str]) -> float | None:
+        """The mean over just these subsets: as it is known, else from their scores, ``None`` if one lacks.
+
+        Args:
+            name: of the mean.
+            over: the names of the subsets.
+        """
+        if name in self.means and set(over) == set(self.members[name]):
+            return self.means[name]
+        if not all(subset in self.subsets for subset in over):
+            return None
+        return sum(self.subsets[subset] for subset in over) / len(over)
+
+
+@dataclass(frozen=True)
 class Scoreboard:
     """Scores per subset, and their means per meta-task, per distribution and overall.
 
@@ -160,17 +139,17 @@ class Scoreboard:
     @cached_property
     def meta_tasks(self) -> dict[str, MeanScore]:
         """The mean of each meta-task over its subsets, in order of appearance."""
-        return self._means(lambda subset: subset.meta_task)
+        return self._means(dict.fromkeys(subset.meta_task for subset in self._scored))
 
     @cached_property
     def distributions(self) -> dict[str, MeanScore]:
         """The means over the in-distribution (``"IND"``) and out-of-distribution (``"OOD"``) subsets."""
-        return dict(sorted(self._means(lambda subset: subset.distribution).items()))
+        return self._means(sorted({subset.distribution for subset in self._scored}))
 
     @cached_property
     def overall(self) -> MeanScore | None:
         """The mean over all subsets."""
-        return self._means(lambda subset: "overall").get("overall")
+        return self._means(["overall"]).get("overall")
 
     @cached_property
     def mean_of_meta_tasks(self) -> MeanScore | None:
@@ -184,6 +163,33 @@ class Scoreboard:
         if self.overall is not None and self.mean_of_meta_tasks is not None:
             means |= {"overall": self.overall, "mean_of_meta_tasks": self.mean_of_meta_tasks}
         return means
+
+    @cached_property
+    def groups(self) -> dict[str, list[SubsetScore]]:
+        """The scored subsets that each mean is over, but for ``"mean_of_meta_tasks"``, a mean of means."""
+        groups: dict[str, list[SubsetScore]] = {}
+        for subset in self._scored:
+            for name in (subset.meta_task, subset.distribution, "overall"):
+                groups.setdefault(name, []).append(subset)
+        return groups
+
+    def beside(self, reference: ReferenceScores) -> dict[str, dict[str, float]]:
+        """The scores of `reference` that may be compared with this scoreboard's.
+
+        Returns:
+            ``{"subsets": {name: fraction}, "means": {name: fraction}}``, those that are known. A mean is over
+            the same subsets as the scoreboard's.
+        """
+        subsets = {s.name: reference.subsets[s.name] for s in self.subsets if s.name in reference.subsets}
+        means = {
+            name: mean
+            for name, group in self.groups.items()
+            if (mean := reference.mean(name, [subset.name for subset in group])) is not None
+        }
+        of_meta_tasks = [means[name] for name in self.meta_tasks if name in means]
+        if of_meta_tasks and len(of_meta_tasks) == len(self.meta_tasks):
+            means["mean_of_meta_tasks"] = sum(of_meta_tasks) / len(of_meta_tasks)
+        return {"subsets": subsets, "means": {name: means[name] for name in self.means if name in means}}
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """Fractions for ``log_dict``.
@@ -217,16 +223,18 @@ class Scoreboard:
             "means": {name: _mean_dict(mean) for name, mean in self.means.items()},
         }
 
-    def table(self, title: str = "") -> Table:
+    def table(self, title: str = "", references: Mapping[str, ReferenceScores] | None = None) -> Table:
         """The scoreboard for people: percentages, by meta-task, the floors beside each score.
 
         Args:
             title: a line above the table.
+            references: scores of others, a column for each; see :meth:`beside`.
         """
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
         floors = list(dict.fromkeys(name for subset in self.subsets for name in subset.floors))
+        others = {header: self.beside(scores) for header, scores in (references or {}).items()}
         counts = {"n": "num_queries"}
         for header in ("ties", "skipped"):
             if any(getattr(subset, f"num_{header}") for subset in self.subsets):
@@ -234,30 +242,38 @@ class Scoreboard:
         table = Table(title=title or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         table.add_column("precision@1, %", no_wrap=True)
         table.add_column("")
-        for header in ("score", "95 %", *floors, *counts):
+        for header in ("score", "95 %", *others, *floors, *counts):
             table.add_column(header, justify="right", no_wrap=True)
+
+        def cells(kind: str, name: str, score: SubsetScore | MeanScore | None) -> list[str]:
+            """Score, interval, references and floors in percent; dashes for what is not there."""
+            known = {} if score is None else score.floors
+            return [
+                *_estimate(score),
+                *(_percent(other[kind].get(name)) for other in others.values()),
+                *(_percent(known.get(floor)) for floor in floors),
+            ]
+
         for meta_task in dict.fromkeys(subset.meta_task for subset in self.subsets):
-            table.add_row(meta_task, "", *_cells(self.meta_tasks.get(meta_task), floors), style="bold")
+            mean = self.meta_tasks.get(meta_task)
+            table.add_row(meta_task, "", *cells("means", meta_task, mean), style="bold")
             for s in self.subsets:
                 if s.meta_task == meta_task:
-                    cells = _cells(s if s.num_queries else None, floors)
                     numbers = [str(getattr(s, name)) for name in counts.values()]
-                    table.add_row(f"  {s.name}", s.distribution, *cells, *numbers)
+                    row = cells("subsets", s.name, s if s.num_queries else None)
+                    table.add_row(f"  {s.name}", s.distribution, *row, *numbers)
             table.add_section()
         for name, mean in self.means.items():
             if name not in self.meta_tasks:
-                table.add_row(name.replace("_", " "), "", *_cells(mean, floors), style="bold")
+                table.add_row(name.replace("_", " "), "", *cells("means", name, mean), style="bold")
         return table
 
     @property
     def _scored(self) -> list[SubsetScore]:
         return [subset for subset in self.subsets if subset.num_queries]
 
-    def _means(self, key: Callable[[SubsetScore], str]) -> dict[str, MeanScore]:
-        groups: dict[str, list[SubsetScore]] = {}
-        for subset in self._scored:
-            groups.setdefault(key(subset), []).append(subset)
-        return {name: _mean(group) for name, group in groups.items()}
+    def _means(self, names: Iterable[str]) -> dict[str, MeanScore]:
+        return {name: _mean(self.groups[name]) for name in names if name in self.groups}
 
 
 def _mean(scores: Sequence[SubsetScore] | Sequence[MeanScore]) -> MeanScore:
@@ -294,10 +310,12 @@ def _mean_dict(mean: MeanScore) -> dict[str, Any]:
     }
 
 
-def _cells(score: SubsetScore | MeanScore | None, floors: Sequence[str]) -> list[str]:
-    """Score, interval and floors of a row of the table, in percent; dashes where nothing was scored."""
+def _estimate(score: SubsetScore | MeanScore | None) -> tuple[str, str]:
     if score is None:
-        return ["-"] * (2 + len(floors))
+        return "-", "-"
     lower, upper = score.interval
-    known = [f"{100 * score.floors[name]:.1f}" if name in score.floors else "-" for name in floors]
-    return [f"{100 * score.precision:.1f}", f"{100 * lower:.1f}–{100 * upper:.1f}", *known]
+    return _percent(score.precision), f"{100 * lower:.1f}–{100 * upper:.1f}"
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f}"

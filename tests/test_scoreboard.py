@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fanoise_lightning.scoreboard import Scoreboard, SubsetScore, mean_interval, wilson_interval
+from fanoise_lightning.intervals import mean_interval, wilson_interval
+from fanoise_lightning.scoreboard import ReferenceScores, Scoreboard, SubsetScore
 
 Z = 1.959963984540054
 
@@ -196,3 +197,55 @@ def test_ties_and_skipped_queries_have_columns_only_where_there_are_any() -> Non
     assert text(board).splitlines()[2].split()[-2:] == ["n", "ties"]
     board = small(name="d", meta_task="vqa", distribution="OOD", precision=0.5, num_queries=90, num_skipped=7)
     assert text(board).splitlines()[2].split()[-2:] == ["n", "skipped"]
+
+
+REFERENCE = ReferenceScores(
+    subsets={"a": 0.1, "b": 0.5, "c": 0.7, "z": 0.9},
+    means={"vqa": 0.31, "retrieval": 0.8, "overall": 0.44},
+    members={
+        "vqa": ("a", "b"),
+        "retrieval": ("c", "z"),
+        "IND": ("a", "b", "c"),
+        "overall": ("a", "b", "c", "z"),
+    },
+)
+
+
+def test_a_known_mean_stands_beside_a_mean_over_the_same_subsets_only() -> None:
+    """Else the reference's scores on the scoreboard's own subsets are averaged."""
+    assert small().beside(REFERENCE) == {
+        "subsets": {"a": 0.1, "b": 0.5, "c": 0.7},
+        "means": {
+            "vqa": 0.31,  # known
+            "retrieval": 0.7,  # without z
+            "IND": pytest.approx((0.1 + 0.5 + 0.7) / 3),  # not known
+            "overall": pytest.approx((0.1 + 0.5 + 0.7) / 3),
+            "mean_of_meta_tasks": pytest.approx((0.31 + 0.7) / 2),
+        },
+    }
+
+
+def test_without_the_scores_of_all_its_subsets_a_mean_stays_empty() -> None:
+    reference = ReferenceScores({"a": 0.1}, REFERENCE.means, REFERENCE.members)
+    assert small().beside(reference) == {"subsets": {"a": 0.1}, "means": {"vqa": 0.31}}
+    assert Scoreboard([]).beside(reference) == {"subsets": {}, "means": {}}
+    more = small(name="d", meta_task="vqa", distribution="OOD", precision=0.5, num_queries=90)
+    assert list(more.beside(REFERENCE)["means"]) == ["retrieval", "IND"]
+
+
+def test_a_reference_is_averaged_over_the_subsets_that_were_scored() -> None:
+    rows = [SubsetScore("a", "vqa", "IND", math.nan, 0), SubsetScore("b", "vqa", "IND", 0.4, 100)]
+    assert Scoreboard(rows).beside(REFERENCE)["means"]["vqa"] == 0.5
+
+
+def test_references_have_columns_of_their_own() -> None:
+    console = Console(width=200, record=True, file=io.StringIO())
+    others = {"ours": REFERENCE, "theirs": ReferenceScores({}, {"vqa": 0.25}, REFERENCE.members)}
+    console.print(small().table("", others))
+    lines = [line.split() for line in console.export_text().splitlines() if line.strip()]
+    assert lines[0] == ["precision@1,", "%", "score", "95", "%", "ours", "theirs", "chance", "blind", "n"]
+    rows = {line[0]: line[-5:] for line in lines[2:]}
+    assert rows["b"] == ["50.0", "-", "20.0", "-", "400"]
+    assert rows["vqa"][-4:] == ["31.0", "25.0", "15.0", "-"]
+    assert rows["overall"][-4:] == ["43.3", "-", "10.3", "-"]
+    assert rows["mean"][-4:] == ["50.5", "-", "8.0", "-"]

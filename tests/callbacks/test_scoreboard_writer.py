@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fanoise_lightning.callbacks.scoreboard_writer import ScoreboardWriter
+from fanoise_lightning.data.catalog import CATALOG
+from fanoise_lightning.metrics import SubsetResult
 from fanoise_lightning.scoreboard import Scoreboard, SubsetScore
+
+MEANS_OF_CIRR = ("retrieval", "IND", "overall", "mean_of_meta_tasks")
+RESULT = SubsetResult(precision=0.5, num_queries=100, num_ties=0, num_skipped=0)
 
 
 class Scored(LightningModule):
@@ -145,3 +150,38 @@ def test_a_module_without_scoreboard_is_refused(tmp_path: Path) -> None:
     del module.scoreboard
     with pytest.raises(ValueError, match="`scoreboard`, which Scored does not have"):
         trainer(tmp_path, ScoreboardWriter()).validate(module, loader(), verbose=False)
+
+
+def test_published_scores_stand_beside_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = ScoreboardWriter(published="Qwen2-VL-2B")
+    trainer(tmp_path, writer).validate(Scored(), loader(), verbose=False)
+    only_cirr = {"subsets": {"CIRR": 0.468}, "means": dict.fromkeys(MEANS_OF_CIRR, 0.468)}
+    assert read(tmp_path / "scores.json")["published"] == {
+        "backbone": "Qwen2-VL-2B",
+        "VLM2Vec": only_cirr,
+        "FANoise": {"subsets": {}, "means": {}},  # known over all 36 subsets only
+    }
+    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if "CIRR" in line]
+    assert row[-3:] == ["46.8", "-", "100"]
+
+
+def test_published_means_stand_beside_a_whole_evaluation(tmp_path: Path) -> None:
+    class Whole(Scored):
+        def on_validation_epoch_end(self) -> None:
+            self.scoreboard = Scoreboard([SubsetScore.of(e.subset, RESULT) for e in CATALOG.values()])
+
+    trainer(tmp_path, ScoreboardWriter(published="Phi-3.5-V")).validate(Whole(), loader(), verbose=False)
+    written = read(tmp_path / "scores.json")["published"]
+    assert written["FANoise"]["means"] == {"overall": 0.608}
+    assert (written["VLM2Vec"]["means"]["IND"], written["VLM2Vec"]["means"]["overall"]) == (0.665, 0.601)
+    assert written["VLM2Vec"]["means"]["mean_of_meta_tasks"] == pytest.approx(0.62875)
+
+
+def test_without_a_backbone_nothing_is_said_of_published_scores(tmp_path: Path) -> None:
+    trainer(tmp_path, ScoreboardWriter()).validate(Scored(), loader(), verbose=False)
+    assert "published" not in read(tmp_path / "scores.json")
+
+
+def test_an_unknown_backbone_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="unknown backbone `Qwen2-VL`; did you mean `Qwen2-VL-"):
+        ScoreboardWriter(published="Qwen2-VL")
