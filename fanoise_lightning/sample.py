@@ -57,12 +57,15 @@ class Pair:
         target: what should be found.
         negatives: hard negatives: samples that must not be found.
         subset: the name of the subset that the pair comes from.
+        target_id: pairs of a batch with the same number have the same target, and are not each other's
+            negatives; -1 is like no other.
     """
 
     query: Sample
     target: Sample
     negatives: tuple[Sample, ...] = ()
     subset: str = ""
+    target_id: int = -1
 
 
 Collate = Callable[[Sequence[Sample]], dict[str, Tensor]]

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for processes, in spawned processes as well
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +17,11 @@ def tiny_clip(tmp_path_factory) -> str:
     text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
     path.write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def snapshot(tmp_path_factory) -> Path:
+    """A folder with MMEB-train/ and MMEB-eval/ as they are on the hub, small; for all tests: do not change it."""
+    from data.snapshots import make_snapshot
+
+    return make_snapshot(tmp_path_factory.mktemp("snapshot"))
