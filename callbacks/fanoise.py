@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fanoise_lightning.callbacks._features import SIDES, find_loss, read_features, replace_features
-from fanoise_lightning.callbacks._shapes import ShapeMemory
+from fanoise_lightning.callbacks._shapes import Scope, ShapeMemory
+from fanoise_lightning.distributed import check_equal
 from fanoise_lightning.noise import Energy, Scaling, check_alpha, check_choice
+from fanoise_lightning.seeds import derive_seed, run_seed
 from fanoise_lightning.spectrum import effective_rank, singular_values
 
 __all__ = ["FANoise"]
@@ -48,13 +48,15 @@ class FANoise(Callback):
             alone: for small batches. 0 is off, 0.9 averages over about ten batches.
         every_n_steps: decompose every n-th batch, and keep the shape of the noise in between.
         warmup_steps: raise the noise level linearly from 0 to alpha over so many optimiser steps.
+        scope: decompose the features of each rank (``"local"``), or those of all ranks together
+            (``"global"``). The noise itself is drawn by each rank for its own rows.
         seed: for the noise alone, mixed with rank, batch and side. By default ``seed_everything``'s, else a
             random one. The noise after a resume is that of an unbroken run; on several ranks, with
-            ``momentum`` or ``every_n_steps``, rank 0's statistics are restored on all.
+            ``momentum`` or ``every_n_steps`` and ``scope="local"``, rank 0's statistics are restored on all.
 
     Raises:
         ValueError: in the constructor for values out of range; at the start of the fit if no loss module, or
-            more than one, is found.
+            more than one, is found; in training if ``scope="global"`` and the ranks' batches differ in shape.
         RuntimeError: if the loss module was not called in the first training batch.
 
     References:
@@ -76,11 +78,13 @@ class FANoise(Callback):
         momentum: float = 0.0,
         every_n_steps: int = 1,
         warmup_steps: int = 0,
+        scope: Scope = "local",
         seed: int | None = None,
     ) -> None:
         check_alpha(alpha)
         check_choice("scaling", scaling, Scaling)
         check_choice("energy", energy, Energy)
+        check_choice("scope", scope, Scope)
         if isinstance(sides, str) or not sides or not set(sides) <= set(SIDES):
             raise ValueError(f"`sides` must hold 'query', 'target' or both, got {sides!r}")
         if not 0 <= momentum < 1:
@@ -100,6 +104,7 @@ class FANoise(Callback):
         self.momentum = momentum
         self.every_n_steps = every_n_steps
         self.warmup_steps = warmup_steps
+        self.scope: Scope = scope
         self.seed = seed
 
         self._resolved_seed = seed
@@ -107,7 +112,7 @@ class FANoise(Callback):
         self._trainer: Trainer | None = None
         self._first_batch = True
         self._calls = 0  # of the loss module in this batch
-        self._shapes = ShapeMemory(scaling, energy, momentum, every_n_steps)
+        self._shapes = ShapeMemory(scaling, energy, momentum, every_n_steps, scope)
         self._skipped: Tensor | int = 0
         self._warned = False
         self._where = ""
@@ -124,8 +129,7 @@ class FANoise(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove_hook()
         if self._resolved_seed is None:
-            global_seed = os.environ.get("PL_GLOBAL_SEED")
-            self._resolved_seed = int(global_seed) if global_seed else torch.seed() % 2**63
+            self._resolved_seed = run_seed()
         if self.alpha == 0:
             return
         loss = find_loss(pl_module, self.target)
@@ -204,6 +208,8 @@ class FANoise(Callback):
 
     def _draw(self, trainer: Trainer, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """Noise for every side, zero if that of any side is broken; decided and counted on the device."""
+        if self.scope == "global":
+            check_equal(tuple(size for x in features.values() for size in x.shape), "shapes of features")
         step = trainer.fit_loop.total_batch_idx
         alpha = self.alpha * min(1.0, (trainer.global_step + 1) / (self.warmup_steps or 1))
         noise: dict[str, Tensor] = {}
@@ -223,9 +229,8 @@ class FANoise(Callback):
         return {side: torch.where(broken, torch.zeros_like(x), x) for side, x in noise.items()}
 
     def _generator(self, rank: int, step: int, side: str, device: torch.device) -> torch.Generator:
-        entropy = (self._resolved_seed or 0, rank, step, self._calls, SIDES.index(side))
-        state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
-        return torch.Generator(device).manual_seed(int(state))
+        seed = derive_seed(self._resolved_seed or 0, rank, step, self._calls, SIDES.index(side))
+        return torch.Generator(device).manual_seed(seed)
 
     def _perturb(self, features: Tensor, noise: Tensor) -> Tensor:
         noisy = features + noise
