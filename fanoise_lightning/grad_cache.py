@@ -1,0 +1,143 @@
+"""GradCache: the gradients of a large batch in the memory of a small one [0].
+
+1. Each chunk is embedded without a graph: its activations are dropped at once.
+2. The loss (and the noise before it) sees the embeddings of the whole batch, and its backward brings the
+   gradient of each embedding.
+3. In that same backward each chunk is embedded again, now with a graph, dropout as in the first pass, and its
+   embeddings' gradients go on to the parameters.
+
+To autograd the three steps are one operation from the parameters to the embeddings. So everything around
+works as without it: automatic optimisation, precision, clipping, accumulation, parameters of the loss, and
+DDP, which sees the gradient of each parameter once a step.
+
+References:
+    [0] Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021,
+        arXiv 2101.06983.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
+
+__all__ = ["embed_in_chunks"]
+
+
+def embed_in_chunks(
+    embed: Callable[[Any], Tensor], sides: Sequence[Sequence[Any]], parameters: Sequence[nn.Parameter]
+) -> list[Tensor]:
+    """Embed the chunks of each side so that backward needs the activations of one chunk at a time.
+
+    Args:
+        embed: turns a chunk into embeddings (b, D). It is called twice for each chunk, and must do the same
+            both times; random numbers of the CPU and of the parameters' device are replayed.
+        sides: the chunks of the queries, of the targets, ...
+        parameters: those that `embed` depends on, and all that get a gradient through it.
+
+    Returns:
+        For each side the embeddings of its chunks in a row, (B, D).
+
+    Example:
+        >>> encoder = torch.nn.Linear(8, 4)
+        >>> query, target = torch.randn(2, 16, 8)
+        >>> sides = [query.split(4), target.split(4)]
+        >>> [side.shape for side in embed_in_chunks(encoder, sides, list(encoder.parameters()))]
+        [torch.Size([16, 4]), torch.Size([16, 4])]
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if not torch.is_grad_enabled() or not trained:
+        return [torch.cat([embed(chunk) for chunk in chunks]) for chunks in sides]
+    return list(_EmbedInChunks.apply(embed, sides, trained, *_inputs(trained)))
+
+
+def _inputs(trained: list[nn.Parameter]) -> list[Tensor]:
+    """What the operation returns gradients for: the parameters."""
+    if any(isinstance(parameter, DTensor) for parameter in trained):
+        # FSDP2 hands gradients over in hooks of a backward pass, which returns nothing. Autograd still needs
+        # an input with a gradient to come by.
+        return [torch.empty(0, device=trained[0].device, requires_grad=True)]
+    return list(trained)
+
+
+class _EmbedInChunks(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        embed: Callable[[Any], Tensor],
+        sides: Sequence[Sequence[Any]],
+        trained: list[nn.Parameter],
+        *inputs: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.embed, ctx.sides, ctx.trained = embed, sides, trained
+        ctx.sharded = inputs[0] is not trained[0]
+        ctx.device = inputs[0].device
+        kind = ctx.device.type
+        ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        ctx.sizes, ctx.random = [], []
+        embeddings = []
+        for chunks in sides:
+            random, parts = [], []
+            for chunk in chunks:
+                random.append(_random_state(ctx.device))
+                parts.append(embed(chunk))
+            ctx.random.append(random)
+            ctx.sizes.append([len(part) for part in parts])
+            embeddings.append(torch.cat(parts))
+        return tuple(embeddings)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        sums: list[Tensor | None] = [None] * len(ctx.trained)
+        kind, dtype, enabled = ctx.autocast
+        for chunks, random, sizes, gradient in zip(ctx.sides, ctx.random, ctx.sizes, gradients):
+            for chunk, state, part in zip(chunks, random, gradient.split(sizes)):
+                with torch.enable_grad(), _replayed(ctx.device, state), torch.autocast(kind, dtype, enabled):
+                    embeddings = ctx.embed(chunk)
+                if ctx.sharded:
+                    torch.autograd.backward(embeddings, part)
+                else:
+                    _add(sums, torch.autograd.grad(embeddings, ctx.trained, part, allow_unused=True))
+        return (None, None, None, *([None] if ctx.sharded else sums))
+
+
+def _add(sums: list[Tensor | None], gradients: tuple[Tensor | None, ...]) -> None:
+    for index, gradient in enumerate(gradients):
+        if gradient is None:
+            continue
+        known = sums[index]
+        # The first is copied: autograd may hand out one tensor twice, or one without memory of its own.
+        sums[index] = gradient.clone() if known is None else known.add_(gradient)
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """The state of the CPU's random numbers and of the device's: in host memory, no wait for the device."""
+    if device.type == "cpu":
+        return torch.get_rng_state(), None
+    return torch.get_rng_state(), torch.get_device_module(device).get_rng_state(*_which(device))
+
+
+def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.get_device_module(device).set_rng_state(state[1], *_which(device))
+
+
+def _which(device: torch.device) -> list[torch.device]:
+    return [] if device.type == "mps" else [device]  # there is but one, and its functions take no device
+
+
+@contextmanager
+def _replayed(device: torch.device, state: tuple[Tensor, Tensor | None]) -> Iterator[None]:
+    now = _random_state(device)
+    _set_random_state(device, state)
+    try:
+        yield
+    finally:
+        _set_random_state(device, now)

@@ -1,0 +1,55 @@
+"""GradCache with the families: rows with and without pictures, LoRA dropout, gradient checkpointing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import BUILDERS, picture
+
+from fanoise_lightning import ContrastiveModule, InfoNCE, Pair, Sample
+from fanoise_lightning.data.datasets import PairCollate
+from fanoise_lightning.encoders.vision_language import VisionLanguageEncoder
+
+PAIRS = [
+    Pair(Sample("a red apple"), Sample(image=picture(50, 90, 1))),
+    Pair(Sample("what is it", picture()), Sample("a cat")),
+    Pair(Sample(image=picture(70, 40, 2)), Sample("something of many words that is longer than the others")),
+    Pair(Sample("a house", picture(40, 40, 3)), Sample("this", picture(60, 60, 4))),
+    Pair(Sample("no picture here"), Sample("nor here")),
+]
+
+
+def gradients(
+    module: ContrastiveModule, chunk_size: int | None, collate_size: int | None
+) -> list[torch.Tensor]:
+    module.chunk_size = chunk_size
+    batch = PairCollate(module.collate, collate_size)((PAIRS, []))
+    sides = [batch["query"], batch["target"]]
+    if collate_size and not chunk_size:  # the reference: the same chunks, with one graph over all of them
+        embedded = [torch.cat([module(chunk) for chunk in side]) for side in sides]
+    else:
+        embedded = module._embed_sides(sides)
+    module.zero_grad()
+    module.loss(*embedded).backward()
+    return [p.grad for p in module.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("family", sorted(BUILDERS))
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_chunks_have_the_gradients_of_the_whole_batch(tiny, family, dropout):
+    torch.manual_seed(0)
+    encoder = VisionLanguageEncoder(
+        tiny(family), lora={"r": 4, "dropout": dropout}, gradient_checkpointing=True
+    )
+    for name, parameter in encoder.named_parameters():  # LoRA starts at zero: half of the gradients too
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    module = ContrastiveModule(encoder, InfoNCE(0.1)).train()
+    torch.manual_seed(1)
+    # without dropout against the whole batch; with it against the same chunks, whose masks are the same
+    expected = gradients(module, None, 2 if dropout else None)
+    torch.manual_seed(1)
+    actual = gradients(module, 2, 2)
+    assert len(actual) == len(expected) > 0
+    flat = [torch.cat([g.flatten() for g in side]) for side in (actual, expected)]
+    assert (flat[0] - flat[1]).norm() / flat[1].norm() < 1e-5

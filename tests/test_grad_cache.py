@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import itertools
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from processes import run_on_ranks
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from fanoise_lightning import ContrastiveModule, InfoNCE
+from fanoise_lightning.callbacks import FANoise
+from fanoise_lightning.distributed import all_reduce_sum
+from fanoise_lightning.grad_cache import embed_in_chunks
+
+
+class RowDropout(nn.Module):
+    """Dropout that draws row by row, so that a batch gets the masks that its chunks would get."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (torch.rand(x.shape, dtype=x.dtype) >= self.p) / (1 - self.p) if self.training else x
+
+
+class ToyEncoder(nn.Module):
+    """Numbers in, embeddings out: enough of an encoder for the module, and fast."""
+
+    embedding_dim = 24
+
+    def __init__(self, dropout: nn.Module | None = None) -> None:
+        super().__init__()
+        dropout = nn.Identity() if dropout is None else dropout
+        self.layers = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), dropout, nn.Linear(32, self.embedding_dim))
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+    @staticmethod
+    def collate(samples: list[Tensor]) -> dict[str, Tensor]:
+        return {"x": torch.stack(list(samples))}
+
+
+def gradients(encoder: nn.Module, embed, sides: list, loss: nn.Module, chunked: bool) -> dict[str, Tensor]:
+    parameters = list(encoder.parameters())
+    if chunked:
+        embedded = embed_in_chunks(embed, sides, parameters)
+    else:
+        embedded = [torch.cat([embed(chunk) for chunk in chunks]) for chunks in sides]
+    encoder.zero_grad(), loss.zero_grad()
+    loss(*embedded).backward()
+    return {name: p.grad for name, p in nn.ModuleList([encoder, loss]).named_parameters()}
+
+
+def unit(encoder: nn.Module, x: Tensor) -> Tensor:
+    return F.normalize(encoder(x), dim=1)
+
+
+def sides() -> list[tuple[Tensor, ...]]:
+    torch.manual_seed(1)
+    query, target, negatives = torch.randn(3, 12, 8, dtype=torch.double)
+    return [query.split(5), target.split(4), negatives[:7].split(4)]  # the last chunks are smaller
+
+
+@pytest.mark.parametrize("dropout", [nn.Identity(), nn.Dropout(0.5)])
+def test_gradients_are_those_of_the_whole_batch_with_the_same_dropout(dropout):
+    torch.manual_seed(0)
+    encoder, loss = ToyEncoder(dropout), InfoNCE(0.1, learnable_temperature=True)
+    expected, actual = (
+        (torch.manual_seed(2), gradients(encoder, partial(unit, encoder), sides(), loss, chunked))[1]
+        for chunked in (False, True)
+    )
+    assert expected.keys() == actual.keys()
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], rtol=1e-6, atol=1e-9)
+
+
+def test_the_replay_leaves_the_random_numbers_where_they_were():
+    encoder = ToyEncoder(nn.Dropout(0.5))
+    embedded = embed_in_chunks(partial(unit, encoder), sides(), list(encoder.parameters()))
+    torch.rand(3)  # as a loss may
+    state = torch.get_rng_state()
+    InfoNCE(0.1)(*embedded).backward()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_parameters_that_share_a_gradient_do_not_share_its_sum():
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (nn.Parameter(torch.randn(8, 24, dtype=torch.double)) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ (self.a + self.b)
+
+    encoder = Sum()
+    expected, actual = (
+        gradients(encoder, partial(unit, encoder), sides(), InfoNCE(0.1), chunked)
+        for chunked in (False, True)
+    )
+    torch.testing.assert_close(actual, expected)
+
+
+def test_no_graph_is_kept_in_the_first_pass_and_every_chunk_is_embedded_twice():
+    encoder, seen = ToyEncoder(), []
+
+    def embed(x: Tensor) -> Tensor:
+        seen.append((len(x), torch.is_grad_enabled()))
+        return unit(encoder, x)
+
+    gradients(encoder, embed, sides(), InfoNCE(0.1), chunked=True)
+    sizes = [5, 5, 2, 4, 4, 4, 4, 3]
+    assert seen == [(size, False) for size in sizes] + [(size, True) for size in sizes]
+
+
+def test_frozen_and_unused_parameters_are_left_alone():
+    encoder = ToyEncoder()
+    encoder.layers[0].weight.requires_grad_(False)
+    encoder.unused = nn.Parameter(torch.zeros(2))
+    grads = gradients(encoder, partial(unit, encoder), sides(), InfoNCE(0.1), chunked=True)
+    assert grads["0.layers.0.weight"] is None
+    assert grads["0.unused"] is None
+    assert grads["0.layers.0.bias"].abs().sum() > 0
+
+
+def test_the_second_pass_runs_under_the_autocast_of_the_first():
+    encoder, seen = ToyEncoder().float(), []
+
+    def embed(x: Tensor) -> Tensor:
+        embedding = encoder(x.float())
+        seen.append((embedding.dtype, torch.get_autocast_dtype("cpu")))
+        return F.normalize(embedding.float(), dim=1)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = InfoNCE(0.1)(*embed_in_chunks(embed, sides(), list(encoder.parameters())))
+    loss.backward()
+    assert seen == [(torch.bfloat16, torch.bfloat16)] * 16
+
+
+def test_inside_of_checkpointed_and_compiled_encoders():
+    from torch.utils.checkpoint import checkpoint
+
+    torch.manual_seed(0)
+    encoder, loss = ToyEncoder(nn.Dropout(0.5)), InfoNCE(0.1)
+    compiled = torch.compile(encoder, backend="aot_eager")
+    embeds = [
+        lambda x: F.normalize(checkpoint(encoder, x, use_reentrant=False), dim=1),
+        lambda x: F.normalize(compiled(x), dim=1),
+    ]
+    torch.manual_seed(2)
+    expected = gradients(encoder, partial(unit, encoder), sides(), loss, chunked=False)
+    for embed in embeds:
+        torch.manual_seed(2)
+        actual = gradients(encoder, embed, sides(), loss, chunked=True)
+        for name in expected:
+            torch.testing.assert_close(actual[name], expected[name], rtol=1e-6, atol=1e-9)
+
+
+def test_ddp_reduces_each_gradient_once_a_step():
+    def train(rank: int, chunked: bool) -> int:
+        torch.manual_seed(0)
+        module = Step(ToyEncoder(), chunked)
+        ddp, calls = DistributedDataParallel(module), []
+
+        def count(state, bucket):
+            calls.append(bucket.buffer().numel())
+            done = torch.futures.Future()
+            done.set_result(bucket.buffer())
+            return done
+
+        ddp.register_comm_hook(None, count)
+        ddp(sides()).backward()
+        return sum(calls)
+
+    parameters = sum(p.numel() for p in ToyEncoder().parameters())
+    assert run_on_ranks(train, 2, True) == run_on_ranks(train, 2, False) == [parameters] * 2
+
+
+class Step(nn.Module):
+    def __init__(self, encoder: nn.Module, chunked: bool) -> None:
+        super().__init__()
+        self.encoder, self.chunked = encoder, chunked
+
+    def forward(self, sides: list) -> Tensor:
+        embed = partial(unit, self.encoder)
+        if self.chunked:
+            embedded = embed_in_chunks(embed, sides, list(self.encoder.parameters()))
+        else:
+            embedded = [torch.cat([embed(chunk) for chunk in chunks]) for chunks in sides]
+        return InfoNCE(0.1)(*embedded)
+
+
+def test_sharded_parameters_get_the_gradients_of_replicated_ones():
+    def train(rank: int, sharded: bool) -> Tensor:
+        torch.manual_seed(0)
+        encoder = ToyEncoder()
+        if sharded:
+            mesh = init_device_mesh("cpu", (2,))
+            for part in (encoder.layers[0], encoder.layers[3], encoder):
+                fully_shard(part, mesh=mesh)
+        optimizer = torch.optim.SGD(encoder.parameters(), lr=0.5)
+        for step in range(3):
+            torch.manual_seed(10 * step + rank)
+            rows = [torch.randn(8, 8, dtype=torch.double).split(3) for _ in range(2)]
+            grads = gradients(encoder, partial(unit, encoder), rows, InfoNCE(0.1), chunked=sharded)
+            if not sharded:
+                for gradient in grads.values():
+                    gradient.copy_(all_reduce_sum(gradient) / 2)
+            optimizer.step()
+        weights = [p.full_tensor() if sharded else p for p in encoder.parameters()]
+        return torch.cat([weight.detach().flatten() for weight in weights])
+
+    expected, actual = (run_on_ranks(train, 2, sharded) for sharded in (False, True))
+    for one, other in zip(actual, expected):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+# The whole trainer: five steps with and without chunks
+
+
+def batches(rank: int, chunk_size: int | None) -> list[dict]:
+    generator = torch.Generator().manual_seed(100 + rank)
+    made = []
+    for _ in range(10):
+        query = torch.randn(8, 8, generator=generator, dtype=torch.double)
+        target = query + 0.3 * torch.randn(8, 8, generator=generator, dtype=torch.double)
+        size = chunk_size or 8
+        inputs = [[{"x": chunk} for chunk in side.split(size)] for side in (query, target)]
+        query, target = inputs if chunk_size else (inputs[0][0], inputs[1][0])
+        made.append({"query": query, "target": target, "target_id": torch.full((8,), -1)})
+    return made
+
+
+def fit(
+    rank: int, world_size: int, chunk_size: int | None, accumulate: int, clip: float | None, scope: str | None
+) -> Tensor:
+    """The weights after five steps."""
+    seed_everything(3, verbose=False)
+    module = ContrastiveModule(
+        ToyEncoder(RowDropout(0.2)),
+        InfoNCE(0.1, learnable_temperature=True),
+        partial(torch.optim.SGD, lr=0.5, momentum=0.9),
+        chunk_size=chunk_size,
+    ).double()
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=world_size,
+        strategy="ddp" if world_size > 1 else "auto",
+        max_steps=5,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=clip,
+        callbacks=[FANoise(alpha=0.3, scope=scope)] if scope else [],
+        use_distributed_sampler=False,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(batches(rank, chunk_size), batch_size=None))
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+COMBINATIONS = list(itertools.product([1, 2], [None, 0.05], [None, "local", "global"]))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_five_steps_with_chunks_end_at_the_weights_without(world_size, monkeypatch):
+    def train(rank: int) -> list[tuple]:
+        if world_size > 1:  # as a launcher would
+            for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}.items():
+                monkeypatch.setenv(name, str(value))
+        return [
+            (case, fit(rank, world_size, None, *case), fit(rank, world_size, 3, *case))
+            for case in COMBINATIONS
+        ]
+
+    ends = []
+    for case, expected, actual in run_on_ranks(train, world_size, timeout=240)[0]:
+        difference = (actual - expected).norm() / expected.norm()
+        assert difference < 1e-6, (case, difference)
+        ends.append(expected)
+    if world_size == 2:  # and no setting was without effect: here all of them differ
+        assert min((one - other).norm() for one, other in itertools.combinations(ends, 2)) > 1e-4
