@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fanoise_lightning._version import __version__
 
 if TYPE_CHECKING:
+    from fanoise_lightning.checkpoints import AtomicCheckpointIO
     from fanoise_lightning.data import MMEBDataModule, PairDataModule
     from fanoise_lightning.encoders import (
         Encoder,
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
         TwoTowerEncoder,
         VisionLanguageEncoder,
     )
-    from fanoise_lightning.losses import FeatureTap, InfoNCE
+    from fanoise_lightning.losses import FeatureTap, InfoNCE, SigmoidLoss
     from fanoise_lightning.metrics import PrecisionAtOne
     from fanoise_lightning.module import ContrastiveModule
     from fanoise_lightning.noise import feature_noise
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 # Resolved on first use: importing the callback must not pay for encoders, data or figures.
 _HOME = {
+    "AtomicCheckpointIO": "checkpoints",
     "ContrastiveModule": "module",
     "Encoder": "encoders",
     "FeatureTap": "losses",
@@ -36,6 +38,7 @@ _HOME = {
     "PairDataModule": "data",
     "PrecisionAtOne": "metrics",
     "Sample": "sample",
+    "SigmoidLoss": "losses",
     "TwoTowerEncoder": "encoders",
     "VisionLanguageEncoder": "encoders",
     "effective_rank": "spectrum",
@@ -44,6 +47,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AtomicCheckpointIO",
     "ContrastiveModule",
     "Encoder",
     "FeatureTap",
@@ -55,6 +59,7 @@ __all__ = [
     "PairDataModule",
     "PrecisionAtOne",
     "Sample",
+    "SigmoidLoss",
     "TwoTowerEncoder",
     "VisionLanguageEncoder",
     "__version__",

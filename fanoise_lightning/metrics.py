@@ -1,4 +1,8 @@
-"""Precision@1 of a subset: does the ground truth win among its query's own candidates?"""
+"""Precision@1 of a subset: does the ground truth win among its query's own candidates?
+
+The sides (unique texts and pictures) of one or of many subsets are numbered, and queries and candidates name
+them by number: what comes in many rows, or in many subsets, is embedded once.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
 
-__all__ = ["PrecisionAtOne", "SubsetResult", "precision_at_one"]
+__all__ = ["EmbeddingTable", "Embeddings", "PrecisionAtOne", "SubsetResult", "precision_at_one"]
 
 # Two float32 roundings of one unit vector give cosines about 1e-7 apart. Without a tolerance rounding
 # picks the winners of a collapsed encoder.
@@ -20,7 +24,7 @@ _CANDIDATES_PER_BLOCK = 2**14
 
 
 class SubsetResult(TypedDict):
-    """What :class:`PrecisionAtOne` computes; ``precision`` is a fraction, NaN where no query was scored."""
+    """The score of one subset; ``precision`` is a fraction, NaN where no query was scored."""
 
     precision: float
     num_queries: int
@@ -72,13 +76,148 @@ def precision_at_one(scores: Tensor, mask: Tensor | None = None, name: str = "",
     return best[:, 0] / best.sum(dim=1)
 
 
-class PrecisionAtOne(Metric):
+class Embeddings:
+    """The embeddings of numbered sides, as :class:`EmbeddingTable` gathered them.
+
+    Args:
+        rows: (n, D) L2-normalised embeddings, float32, in any order.
+        position: (N,) the row of each side, -1 if it never arrived.
+    """
+
+    # Not a tuple or dataclass: torchmetrics would clone the tensors in it.
+    def __init__(self, rows: Tensor, position: Tensor) -> None:
+        self.rows, self.position = rows, position
+
+    def select(self, sides: Tensor) -> Embeddings:
+        """These sides alone, numbered anew: 0 for the first of them.
+
+        Args:
+            sides: (n,) their numbers here.
+        """
+        return Embeddings(self.rows, self.position[sides.to(self.position.device)])
+
+    def score(self, queries: Tensor, candidates: Tensor, name: str = "") -> SubsetResult:
+        """Precision@1 of a subset.
+
+        A query is skipped where its own side or its ground truth never arrived; distractors that never
+        arrived are left out. A candidate that is listed twice counts once.
+
+        Args:
+            queries: (Q,) the side of each query.
+            candidates: (Q, C) the sides of each query's candidates, ground truth in column 0, padded with -1.
+            name: the subset, for messages.
+
+        Raises:
+            ValueError: if there is no query, a query or a ground truth is missing (negative), the shapes are
+                wrong, or a score is not finite.
+        """
+        _check_subset(queries, candidates, name)
+        queries = queries.to(self.rows.device)
+        candidates = _without_repeats(candidates.to(self.rows.device))
+        self._warn_of_missing(queries, candidates, name)
+        query_row = self.position[queries]  # (Q,)
+        candidate_row = torch.where(candidates < 0, -1, self.position[candidates])  # (Q, C)
+        kept = (query_row >= 0) & (candidate_row[:, 0] >= 0)
+        num_queries = int(kept.sum())
+        result = SubsetResult(
+            precision=float("nan"), num_queries=num_queries, num_ties=0, num_skipped=len(kept) - num_queries
+        )
+        if num_queries:
+            scores = _score_candidates(self.rows, query_row[kept], candidate_row[kept])
+            outcome = precision_at_one(scores, candidate_row[kept] >= 0, name, atol=_TIE)
+            result["precision"] = float(outcome.double().mean())
+            result["num_ties"] = int(((outcome > 0) & (outcome < 1)).sum())
+        return result
+
+    def _warn_of_missing(self, queries: Tensor, candidates: Tensor, name: str) -> None:
+        sides = torch.cat([queries, candidates[candidates >= 0]]).unique()
+        missing = int((self.position[sides] < 0).sum())
+        if missing:
+            rank_zero_warn(
+                f"subset {name!r}: {missing} of {len(sides)} texts and pictures have no embedding "
+                "(broken pictures, or a limited number of batches): fewer distractors make its score too high"
+            )
+
+
+class EmbeddingTable(Metric):
+    """Collects the embeddings of numbered sides over a pass and over all ranks.
+
+    Sides may arrive shuffled, repeated (a distributed sampler pads) and sharded over ranks.
+
+    Args:
+        num_sides: how many there are, N.
+        owner: whose they are, for messages.
+        kwargs: passed on to :class:`torchmetrics.Metric`.
+
+    Raises:
+        ValueError: in ``compute``, if a side is not one of 0 to N - 1.
+
+    Example:
+        >>> table = EmbeddingTable(num_sides=3)
+        >>> table.update(torch.tensor([[0.6, 0.8], [0.0, 1.0], [1.0, 0.0]]), index=torch.tensor([1, 2, 0]))
+        >>> table.compute().score(queries=torch.tensor([0]), candidates=torch.tensor([[1, 2]]))
+        {'precision': 1.0, 'num_queries': 1, 'num_ties': 0, 'num_skipped': 0}
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    index: list[Tensor]
+    embeddings: list[Tensor]
+
+    def __init__(self, num_sides: int, owner: str = "the table", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_sides, self.owner = num_sides, owner
+        self.add_state("index", [], dist_reduce_fx="cat")
+        self.add_state("embeddings", [], dist_reduce_fx="cat")
+
+    def update(self, embeddings: Tensor, index: Tensor) -> None:
+        """Add a batch of sides.
+
+        Args:
+            embeddings: (n, D) L2-normalised embeddings, any floating dtype.
+            index: (n,) the numbers of these sides.
+
+        Raises:
+            ValueError: if the shapes do not fit.
+        """
+        if embeddings.ndim != 2 or index.shape != embeddings.shape[:1]:
+            raise ValueError(
+                f"{self.owner}: `embeddings` must be (n, D) and `index` (n,), got "
+                f"{tuple(embeddings.shape)} and {tuple(index.shape)}"
+            )
+        self.index.append(index.to(embeddings.device))
+        self.embeddings.append(embeddings.detach().float().flatten())
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        # A rank where no side arrived does not know D, and torchmetrics would send 1-D floats for it, unlike
+        # the other ranks. Hence flat embeddings, and no empty lists.
+        if not self.index:
+            self.index.append(torch.empty(0, dtype=torch.long, device=self.device))
+            self.embeddings.append(torch.empty(0, device=self.device))
+        super().sync(*args, **kwargs)
+
+    def compute(self) -> Embeddings:
+        """The embeddings of all ranks."""
+        # stored in one piece from now on: beside the batches they would take the memory twice
+        self.index, self.embeddings = [dim_zero_cat(self.index)], [dim_zero_cat(self.embeddings)]
+        (index,), (embeddings,) = self.index, self.embeddings
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < self.num_sides:
+            raise ValueError(
+                f"{self.owner} has the sides 0 to {self.num_sides - 1}, got embeddings of the sides "
+                f"{int(index.min())} to {int(index.max())}: do they belong to this data set?"
+            )
+        position = torch.full((self.num_sides,), -1, device=index.device)
+        position[index] = torch.arange(len(index), device=index.device)
+        return Embeddings(embeddings.view(len(index), -1) if len(index) else embeddings[None], position)
+
+
+class PrecisionAtOne(EmbeddingTable):
     """Precision@1 of one subset, from embeddings that arrive in any order, each text or picture once.
 
-    The sides (unique texts and pictures) of a subset are numbered, and queries and candidates name them by
-    number. Sides may arrive shuffled, repeated (a distributed sampler pads) and sharded over ranks. A query
-    is skipped where its own side or its ground truth never arrived; distractors that never arrived are left
-    out. A candidate that is listed twice counts once.
+    The sides may be sharded over ranks; see :class:`EmbeddingTable`, and :meth:`Embeddings.score` for what
+    is done about those that never arrive.
 
     Args:
         queries: (Q,) the side of each query.
@@ -97,94 +236,28 @@ class PrecisionAtOne(Metric):
         {'precision': 1.0, 'num_queries': 1, 'num_ties': 0, 'num_skipped': 0}
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
-    index: list[Tensor]
-    embeddings: list[Tensor]
-
     def __init__(self, queries: Tensor, candidates: Tensor, name: str = "", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if queries.ndim != 1 or candidates.ndim != 2 or len(queries) != len(candidates):
-            raise ValueError(
-                f"subset {name!r}: `queries` must be (Q,) and `candidates` (Q, C), got "
-                f"{tuple(queries.shape)} and {tuple(candidates.shape)}"
-            )
-        if candidates.numel() == 0:
-            raise ValueError(f"subset {name!r} has no queries or no candidates: leave it out")
-        if queries.min() < 0 or candidates[:, 0].min() < 0:
-            row = int(((queries < 0) | (candidates[:, 0] < 0)).nonzero()[0])
-            raise ValueError(f"subset {name!r}: row {row} has no query or no ground truth (-1): leave it out")
-        self.name = name
-        self.queries = queries
-        self.candidates = _without_repeats(candidates)
-        self.num_sides = 1 + int(max(queries.max(), candidates.max()))
-        self.add_state("index", [], dist_reduce_fx="cat")
-        self.add_state("embeddings", [], dist_reduce_fx="cat")
+        _check_subset(queries, candidates, name)
+        num_sides = 1 + int(max(queries.max(), candidates.max()))
+        super().__init__(num_sides, owner=f"subset {name!r}", **kwargs)
+        self.name, self.queries, self.candidates = name, queries, candidates
 
-    def update(self, embeddings: Tensor, index: Tensor) -> None:
-        """Add a batch of sides.
-
-        Args:
-            embeddings: (n, D) L2-normalised embeddings, any floating dtype.
-            index: (n,) the numbers of these sides.
-
-        Raises:
-            ValueError: if the shapes do not fit.
-        """
-        if embeddings.ndim != 2 or index.shape != embeddings.shape[:1]:
-            raise ValueError(
-                f"subset {self.name!r}: `embeddings` must be (n, D) and `index` (n,), got "
-                f"{tuple(embeddings.shape)} and {tuple(index.shape)}"
-            )
-        self.index.append(index.to(embeddings.device))
-        self.embeddings.append(embeddings.detach().float().flatten())
-
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        # A rank where no side arrived does not know D, and torchmetrics would send 1-D floats for it, unlike
-        # the other ranks. Hence flat embeddings, and no empty lists.
-        if not self.index:
-            self.index.append(torch.empty(0, dtype=torch.long, device=self.device))
-            self.embeddings.append(torch.empty(0, device=self.device))
-        super().sync(*args, **kwargs)
-
-    def compute(self) -> SubsetResult:
+    def compute(self) -> SubsetResult:  # type: ignore[override]
         """The share of queries won, with how many queries were scored, tied for the best, and skipped."""
-        index, embeddings = dim_zero_cat(self.index), dim_zero_cat(self.embeddings)
-        position = self._position(index)
-        candidates = self.candidates.to(index.device)
-        query_row = position[self.queries.to(index.device)]  # (Q,)
-        candidate_row = torch.where(candidates < 0, -1, position[candidates])  # (Q, C)
-        kept = (query_row >= 0) & (candidate_row[:, 0] >= 0)
-        num_queries = int(kept.sum())
-        result = SubsetResult(
-            precision=float("nan"), num_queries=num_queries, num_ties=0, num_skipped=len(kept) - num_queries
-        )
-        if num_queries:
-            rows = embeddings.view(len(index), -1)
-            scores = _score_candidates(rows, query_row[kept], candidate_row[kept])
-            outcome = precision_at_one(scores, candidate_row[kept] >= 0, self.name, atol=_TIE)
-            result["precision"] = float(outcome.double().mean())
-            result["num_ties"] = int(((outcome > 0) & (outcome < 1)).sum())
-        return result
+        return super().compute().score(self.queries, self.candidates, self.name)
 
-    def _position(self, index: Tensor) -> Tensor:
-        """(sides,) the row of each side among the embeddings, -1 if it never arrived."""
-        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < self.num_sides:
-            raise ValueError(
-                f"subset {self.name!r} has the sides 0 to {self.num_sides - 1}, got embeddings of the sides "
-                f"{int(index.min())} to {int(index.max())}: does the metric belong to this data set?"
-            )
-        position = torch.full((self.num_sides,), -1, device=index.device)
-        position[index] = torch.arange(len(index), device=index.device)
-        missing = int((position < 0).sum())
-        if missing:
-            rank_zero_warn(
-                f"subset {self.name!r}: {missing} of {self.num_sides} texts and pictures have no embedding "
-                "(broken pictures, or a limited number of batches): fewer distractors make its score too high"
-            )
-        return position
+
+def _check_subset(queries: Tensor, candidates: Tensor, name: str) -> None:
+    if queries.ndim != 1 or candidates.ndim != 2 or len(queries) != len(candidates):
+        raise ValueError(
+            f"subset {name!r}: `queries` must be (Q,) and `candidates` (Q, C), got "
+            f"{tuple(queries.shape)} and {tuple(candidates.shape)}"
+        )
+    if candidates.numel() == 0:
+        raise ValueError(f"subset {name!r} has no queries or no candidates: leave it out")
+    if queries.min() < 0 or candidates[:, 0].min() < 0:
+        row = int(((queries < 0) | (candidates[:, 0] < 0)).nonzero()[0])
+        raise ValueError(f"subset {name!r}: row {row} has no query or no ground truth (-1): leave it out")
 
 
 def _without_repeats(candidates: Tensor) -> Tensor:

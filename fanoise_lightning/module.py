@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import AdamW
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import AdamW, Optimizer
 
 from fanoise_lightning.describe import describe
 from fanoise_lightning.encoders.base import Encoder
 from fanoise_lightning.encoders.families import refuse_remote_code
+from fanoise_lightning.grad_cache import embed_in_chunks
 from fanoise_lightning.losses import InfoNCE
-from fanoise_lightning.metrics import PrecisionAtOne
+from fanoise_lightning.metrics import EmbeddingTable
+from fanoise_lightning.resume import ResumableModule
 from fanoise_lightning.sample import Collate, Sample
 from fanoise_lightning.schedules import LinearWarmup
 from fanoise_lightning.scoreboard import Scoreboard, SubsetScore
+from fanoise_lightning.sharding import average_gradients, shard
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,9 +35,10 @@ if TYPE_CHECKING:
 __all__ = ["ContrastiveModule"]
 
 Batch = dict[str, Any]
+SIDES = ("query", "target", "negatives")
 
 
-class ContrastiveModule(LightningModule):
+class ContrastiveModule(ResumableModule):
     """Trains an encoder so that queries find their targets, and scores it by precision@1.
 
     Embeddings are normalised here, right before the loss; noise is none of its business (add
@@ -49,6 +55,12 @@ class ContrastiveModule(LightningModule):
             (M, D) where the batch has any. By default InfoNCE at a temperature of 0.02.
         optimizer: builds the optimiser from the trainable parameters.
         lr_scheduler: builds the schedule from the optimiser; it is stepped once an optimiser step.
+        chunk_size: with GradCache, how many pairs go through the encoder at once, or two numbers: of queries,
+            and of targets and hard negatives. The gradients are those of the whole batch, for the memory of a
+            chunk and the time of one more forward pass. Dropout draws by chunks, batch norm sees chunks.
+
+    Raises:
+        ValueError: if ``chunk_size`` is not positive.
 
     Example:
         >>> module = ContrastiveModule(OpenClipEncoder("ViT-B-32"))        # doctest: +SKIP
@@ -62,14 +74,18 @@ class ContrastiveModule(LightningModule):
         loss: nn.Module | None = None,
         optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=2e-5, weight_decay=0.0),
         lr_scheduler: LRSchedulerCallable | None = None,
+        chunk_size: int | tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
+        if chunk_size is not None and min(chunk_size if isinstance(chunk_size, tuple) else (chunk_size,)) < 1:
+            raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}")
         self.encoder = encoder
         self.loss = InfoNCE() if loss is None else loss
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
+        self.chunk_size = chunk_size
         self.scoreboard: Scoreboard | None = None
-        self._metrics: list[PrecisionAtOne] = []
+        self._table: EmbeddingTable | None = None
         self._pairs = 0
         self._since = 0.0
         self._record_hyperparameters()
@@ -118,23 +134,57 @@ class ContrastiveModule(LightningModule):
 
     # Training
 
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:  # with ModelParallelStrategy
+            shard(self.encoder, self.device_mesh)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self.device_mesh is not None:
+            average_gradients(self.parameters())
+
     def on_fit_start(self) -> None:
         # Pretrained encoders come in eval mode and Lightning keeps it: dropout would stay off in silence.
         self.train()
+        if self.chunk_size is not None and any(isinstance(m, _BatchNorm) for m in self.encoder.modules()):
+            rank_zero_warn(
+                f"batch norm sees chunks of {self.chunk_size} instead of the batch, and each of them twice: "
+                "with `chunk_size`, prefer an encoder without it"
+            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        query, target = self(batch["query"]), self(batch["target"])
-        negatives = (self(batch["negatives"]),) if "negatives" in batch else ()
-        loss = self.loss(query, target, *negatives)
+        query, target, *negatives = self._embed_sides([batch[side] for side in SIDES if side in batch])
+        loss = self.loss(query, target, *negatives, **self._loss_options(batch))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(query))
         self._pairs += len(query)
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log_statistics(query.detach(), target.detach())
         return loss
 
+    def _loss_options(self, batch: Batch) -> dict[str, Tensor]:
+        known = "target_ids" in inspect.signature(self.loss.forward).parameters
+        return {"target_ids": batch["target_id"]} if known and "target_id" in batch else {}
+
+    def _embed_sides(self, sides: list[Any]) -> list[Tensor]:
+        """Unit embeddings (B, D) of queries, targets and, if there are any, hard negatives."""
+        if self.chunk_size is None:
+            return [self(side) for side in sides]
+        if not all(isinstance(side, list) for side in sides):
+            raise TypeError(
+                f"with chunk_size={self.chunk_size} each side of a batch must be a list of collated chunks: "
+                "use MMEBDataModule or PairDataModule, or collate as "
+                "fanoise_lightning.data.datasets.PairCollate does"
+            )
+        return embed_in_chunks(self._embed_chunk, sides, list(self.encoder.parameters()))
+
+    def _embed_chunk(self, inputs: dict[str, Tensor]) -> Tensor:
+        # here, and not with the batch: the inputs of a large batch may be larger than all else on the device
+        return self({name: value.to(self.device, non_blocking=True) for name, value in inputs.items()})
+
     def _log_statistics(self, query: Tensor, target: Tensor) -> None:
         own = torch.arange(len(query), device=query.device)
-        accuracy = ((query @ target.T).argmax(dim=1) == own).float().mean()
+        # by blocks of rows: the similarities of a large batch are larger than all that the step needs
+        nearest = torch.cat([(rows @ target.T).argmax(dim=1) for rows in query.split(1024)])
+        accuracy = (nearest == own).float().mean()
         self.log("train/accuracy", accuracy, prog_bar=True, batch_size=len(query))
         scale = getattr(self.loss, "scale", None)
         if scale is not None:
@@ -156,7 +206,7 @@ class ContrastiveModule(LightningModule):
             scheduler.total_steps = int(self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    # Validation and test: each subset's different texts and pictures are embedded once, then compared
+    # Validation and test: the different texts and pictures of all subsets are embedded once, then compared
 
     def on_validation_epoch_start(self) -> None:
         self._start_scoring(self.trainer.val_dataloaders)
@@ -164,11 +214,11 @@ class ContrastiveModule(LightningModule):
     def on_test_epoch_start(self) -> None:
         self._start_scoring(self.trainer.test_dataloaders)
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._score(batch, dataloader_idx)
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._collect(batch)
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._score(batch, dataloader_idx)
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._collect(batch)
 
     def on_validation_epoch_end(self) -> None:
         self._end_scoring("val", self.trainer.val_dataloaders)
@@ -177,25 +227,22 @@ class ContrastiveModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         self._end_scoring("test", self.trainer.test_dataloaders)
 
-    def _start_scoring(self, loaders: Any) -> None:
-        self._metrics = [
-            PrecisionAtOne(data.queries, data.candidates, name=data.subset.name).to(self.device)
-            for data in _datasets(loaders)
-        ]
+    def _start_scoring(self, loader: Any) -> None:
+        self._table = EmbeddingTable(len(_suite(loader)), owner="the evaluation suite").to(self.device)
 
-    def _score(self, batch: Batch, dataloader_idx: int) -> None:
-        if len(batch["index"]):
-            self._metrics[dataloader_idx].update(self(batch["inputs"]), batch["index"])
+    def _collect(self, batch: Batch) -> None:
+        assert self._table is not None
+        self._table.update(self._embed_batch(batch), batch["index"])
 
-    def _end_scoring(self, stage: str, loaders: Any) -> None:
-        if self.trainer.sanity_checking:  # a few batches of each subset: no score
-            self._metrics = []
+    def _end_scoring(self, stage: str, loader: Any) -> None:
+        table, self._table = self._table, None
+        if self.trainer.sanity_checking or table is None:  # a few batches: no score
             return
-        rows = [
-            SubsetScore.of(data.subset, metric.compute())
-            for data, metric in zip(_datasets(loaders), self._metrics, strict=True)
-        ]
-        self._metrics = []
+        suite, embeddings = _suite(loader), table.compute()
+        rows = []
+        for data, sides in zip(suite.subsets, suite.numbers, strict=True):
+            result = embeddings.select(sides).score(data.queries, data.candidates, data.subset.name)
+            rows.append(SubsetScore.of(data.subset, result))
         self.scoreboard = Scoreboard(rows)
         self.log_dict(self.scoreboard.metrics(stage))
 
@@ -230,19 +277,21 @@ class ContrastiveModule(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """``{"index": (n,), "embeddings": (n, D)}``: which of the subset's samples, and their embeddings."""
+        return {"index": batch["index"], "embeddings": self._embed_batch(batch)}
+
+    def _embed_batch(self, batch: Batch) -> Tensor:
+        """Unit embeddings (n, D) of a batch of sides, also if every picture of it was broken."""
         if not len(batch["index"]):
-            embeddings = torch.empty(0, self.encoder.embedding_dim, device=self.device)
-        else:
-            embeddings = self(batch["inputs"])
-        return {"index": batch["index"], "embeddings": embeddings}
+            return torch.empty(0, self.encoder.embedding_dim, device=self.device)
+        return self(batch["inputs"])
 
 
-def _datasets(loaders: Any) -> list[Any]:
-    datasets = [loader.dataset for loader in (loaders if isinstance(loaders, (list, tuple)) else [loaders])]
-    for dataset in datasets:
-        if not hasattr(dataset, "candidates"):
-            raise TypeError(
-                f"ContrastiveModule evaluates subsets (fanoise_lightning.data.datasets.EvalDataset), got "
-                f"{type(dataset).__name__}; use MMEBDataModule or PairDataModule for the evaluation loaders"
-            )
-    return datasets
+def _suite(loader: Any) -> Any:
+    dataset = getattr(loader, "dataset", None)
+    if not hasattr(dataset, "numbers"):
+        got = type(loader if dataset is None else dataset).__name__
+        raise TypeError(
+            "ContrastiveModule evaluates one loader over all subsets (fanoise_lightning.data.datasets."
+            f"EvalSuite), got {got}; use MMEBDataModule or PairDataModule for the evaluation loader"
+        )
+    return dataset

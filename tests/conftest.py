@@ -21,7 +21,7 @@ def tiny_clip(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def snapshot(tmp_path_factory) -> Path:
-    """A folder with MMEB-train/ and MMEB-eval/ as they are on the hub, small; for all tests: do not change it."""
+    """A small folder with MMEB-train/ and MMEB-eval/ as on the hub; for all tests: do not change it."""
     from data.snapshots import make_snapshot
 
     return make_snapshot(tmp_path_factory.mktemp("snapshot"))

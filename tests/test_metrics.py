@@ -1,18 +1,16 @@
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+import warnings
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import run_on_ranks
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fanoise_lightning.metrics import PrecisionAtOne, precision_at_one
+from fanoise_lightning.metrics import EmbeddingTable, PrecisionAtOne, SubsetResult, precision_at_one
 
 
 def brute_force(queries: list[list[float]], candidates: list[list[list[float]]]) -> list[float]:
@@ -213,34 +211,69 @@ def test_reset_forgets_the_embeddings() -> None:
     assert metric.compute()["precision"] == 1
 
 
-@pytest.mark.slow
-def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
-    """Also if nothing arrived on one of them."""
-    workers = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
-    queries, candidates, embeddings = subset()
-    for rank in range(2):
-        for case in ("sharded", "one rank empty"):
-            result = json.loads((tmp_path / f"{rank} {case}.json").read_text())
-            assert result["precision"] == pytest.approx(expected(queries, candidates, embeddings))
-            assert (result["num_queries"], result["num_skipped"]) == (40, 0)
+def test_subsets_score_on_a_shared_table_what_they_score_alone() -> None:
+    """Two subsets whose sides are 60 of 100, in different orders, 20 of them the same."""
+    generator = torch.Generator().manual_seed(5)
+    everything = normalize(torch.randn(100, 8, generator=generator), dim=1)
+    order = torch.randperm(100, generator=generator)
+    table = EmbeddingTable(num_sides=100)
+    for index in torch.randperm(100, generator=generator).split(17):
+        table.update(everything[index], index)
+    for seed, sides in enumerate((order[:60], order[40:].flip(0))):
+        queries, candidates, _ = subset(seed=seed)
+        result = table.compute().select(sides).score(queries, candidates)
+        assert result["precision"] == pytest.approx(expected(queries, candidates, everything[sides]))
+        metric = PrecisionAtOne(queries, candidates)
+        metric.update(everything[sides], torch.arange(60))
+        assert result == metric.compute()
 
 
-def _worker(rank: int, folder: Path) -> None:
-    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+def test_only_the_sides_of_a_subset_count_as_missing() -> None:
+    table = EmbeddingTable(num_sides=10)
+    table.update(torch.eye(3), torch.tensor([0, 4, 9]))
+    embeddings = table.compute()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        embeddings.score(torch.tensor([0]), torch.tensor([[4, 9, -1]]))
+    with pytest.warns(UserWarning, match="subset 'b': 2 of 4 texts and pictures have no embedding"):
+        embeddings.score(torch.tensor([0, 0]), torch.tensor([[4, 5], [4, 6]]), "b")
+
+
+def test_a_side_that_the_table_does_not_have_is_an_error() -> None:
+    table = EmbeddingTable(num_sides=2, owner="the suite")
+    table.update(torch.eye(2), torch.tensor([0, 2]))
+    with pytest.raises(
+        ValueError, match="the suite has the sides 0 to 1, got embeddings of the sides 0 to 2"
+    ):
+        table.compute()
+
+
+def test_the_embeddings_are_held_once() -> None:
+    table = EmbeddingTable(num_sides=60)
+    for index in torch.arange(60).split(7):
+        table.update(torch.ones(len(index), 8, dtype=torch.bfloat16), index)
+    embeddings = table.compute()
+    (held,) = table.embeddings
+    assert held.data_ptr() == embeddings.rows.data_ptr() == embeddings.select(torch.arange(3)).rows.data_ptr()
+    assert (embeddings.rows.shape, embeddings.rows.dtype) == ((60, 8), torch.float32)
+
+
+@pytest.mark.parametrize("case", ["sharded", "one rank empty"])
+def test_two_processes_compute_what_one_does(case: str) -> None:
     queries, candidates, embeddings = subset()
     everything, nothing = torch.arange(60), torch.arange(0)
-    shards = {
-        "sharded": torch.cat([torch.arange(rank, 60, 2), torch.tensor([0])]),  # padded as by a sampler
-        "one rank empty": everything if rank == 0 else nothing,
-    }
-    for case, index in shards.items():
+
+    def rank_of(rank: int) -> SubsetResult:
+        if case == "sharded":
+            index = torch.cat([torch.arange(rank, 60, 2), torch.tensor([0] * (1 + rank))])  # a sampler pads
+        else:
+            index = everything if rank == 0 else nothing
         metric = PrecisionAtOne(queries, candidates)
         for part in index.split(13) if len(index) else ():
             metric.update(embeddings[part], part)
-        (folder / f"{rank} {case}.json").write_text(json.dumps(metric.compute()))
-    torch.distributed.destroy_process_group()
+        return metric.compute()
 
-
-if __name__ == "__main__":
-    _worker(int(sys.argv[1]), Path(sys.argv[2]))
+    alone = PrecisionAtOne(queries, candidates)
+    alone.update(embeddings, everything)
+    assert run_on_ranks(rank_of, 2) == [alone.compute()] * 2
+    assert alone.compute()["precision"] == pytest.approx(expected(queries, candidates, embeddings))

@@ -54,7 +54,7 @@ def make_trainer(**options) -> Trainer:
 def embeddings(module: ContrastiveModule) -> torch.Tensor:
     datamodule = data(collate=module.collate)
     datamodule.setup("validate")
-    dataset = datamodule.val_dataloader()[0].dataset
+    dataset = datamodule.eval_sets[0]
     with torch.no_grad():
         return module.eval()(module.collate([dataset[i][1] for i in range(6)]))
 
@@ -76,8 +76,8 @@ def test_the_scoreboard_is_a_brute_force_over_rows(tiny_clip):
     module, datamodule = build(tiny_clip), data()
     trainer = make_trainer(limit_val_batches=1.0)
     trainer.validate(module, datamodule, verbose=False)
-    for loader, row in zip(datamodule.val_dataloader(), module.scoreboard.subsets):
-        dataset, correct = loader.dataset, 0.0
+    for dataset, row in zip(datamodule.eval_sets, module.scoreboard.subsets, strict=True):
+        correct = 0.0
         with torch.no_grad():
             samples = [dataset[i][1] for i in range(len(dataset))]
             vectors = torch.cat([module(module.collate([sample])) for sample in samples]).double()

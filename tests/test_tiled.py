@@ -99,6 +99,22 @@ def test_few_logits_are_one_block_and_many_are_several():
     assert sizes == [tiled.MIN_ROWS] * 2
 
 
+def test_a_block_computes_no_gradient_that_nobody_asked_for(in_blocks):
+    seen = []
+
+    def block_loss(rows, query, candidates):
+        value = (query @ candidates.T).square().sum()
+        seen.append((query.requires_grad, candidates.requires_grad, value.requires_grad))
+        return value
+
+    in_blocks(rows=10)
+    sum_of_blocks(block_loss, torch.ones(11, 2).requires_grad_(), torch.ones(5, 2))
+    assert seen == [(True, False, True)] * 2
+    with torch.no_grad():
+        sum_of_blocks(block_loss, torch.ones(11, 2).requires_grad_(), torch.ones(5, 2))
+    assert not any(graph for *_, graph in seen[2:])
+
+
 def test_without_gradient_there_is_only_the_value(in_blocks):
     query, target = unit(10, 0).requires_grad_(), unit(10, 1)
     expected = InfoNCE(0.1)(query, target).item()

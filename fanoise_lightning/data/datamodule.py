@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import torch
+from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CUDAAccelerator
 from torch.utils.data import DataLoader
 
-from fanoise_lightning.data.datasets import EvalDataset, PairCollate, SideCollate, TrainDataset
-from fanoise_lightning.data.images import ImageRoot
+from fanoise_lightning.data.datasets import EvalDataset, EvalSuite, PairCollate, SideCollate, TrainDataset
+from fanoise_lightning.data.image_roots import ImageRoot
+from fanoise_lightning.data.images import Pictures
 from fanoise_lightning.data.loader import ResumableLoader
 from fanoise_lightning.data.mixing import BatchSubsets, MixingSampler, Sampling
 from fanoise_lightning.data.records import EvalRows, TrainRows
 from fanoise_lightning.data.skipped import SkipLog
+from fanoise_lightning.data.stream_loader import StreamDataset, StreamLoader, StreamSampler
+from fanoise_lightning.data.streaming import TrainStream
 from fanoise_lightning.sample import Collate
 
-__all__ = ["ContrastiveDataModule"]
+__all__ = ["ContrastiveDataModule", "MaskSameTarget"]
+
+MaskSameTarget = Literal["classification", "all", "none"]
+"""In which subsets the pairs of a batch that have the same target are not each other's negatives."""
 
 
 class ContrastiveDataModule(LightningDataModule):
@@ -35,9 +45,12 @@ class ContrastiveDataModule(LightningDataModule):
         eval_batch_size: int,
         sampling: Sampling = "proportional",
         batch_subsets: BatchSubsets = "mixed",
+        shuffle_block: int = 1000,
+        mask_same_target: MaskSameTarget = "none",
         num_workers: int,
         seed: int,
         max_skipped: float,
+        decode_size: int | None = None,
         collate: Collate | None,
     ) -> None:
         super().__init__()
@@ -45,51 +58,77 @@ class ContrastiveDataModule(LightningDataModule):
             ("batch_size", batch_size, 2),  # a batch of one has nothing to contrast with
             ("eval_batch_size", eval_batch_size, 1),
             ("num_workers", num_workers, 0),
+            ("shuffle_block", shuffle_block, 1),
+            ("decode_size", decode_size, 1),
         ):
-            if value < least:
+            if value is not None and value < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {value}")
         if not 0 <= max_skipped <= 1:
             raise ValueError(f"`max_skipped` is a share of the rows, between 0 and 1, got {max_skipped}")
+        if mask_same_target not in get_args(MaskSameTarget):
+            raise ValueError(
+                f"`mask_same_target` must be one of {', '.join(get_args(MaskSameTarget))}, "
+                f"got {mask_same_target!r}"
+            )
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.shuffle_block, self.mask_same_target = shuffle_block, mask_same_target
         self.sampling, self.batch_subsets = sampling, batch_subsets
         self.num_workers, self.seed, self.max_skipped = num_workers, seed, max_skipped
-        self.collate = collate
-        self.train_set: TrainDataset | None = None
+        self.decode_size, self.collate = decode_size, collate
+        self.train_set: TrainDataset | StreamDataset | None = None
+        self._streams: list[TrainStream] = []
         self.eval_sets: list[EvalDataset] | None = None
+        self.eval_suite: EvalSuite | None = None
         self._skips: dict[str, SkipLog] = {}
         self._pass: tuple[SkipLog, str] | None = None
 
     @abstractmethod
-    def read_train(self) -> list[TrainRows]:
-        """Read the training rows."""
+    def read_train(self) -> list[TrainRows] | list[TrainStream]:
+        """Read the training rows, or open their streams."""
 
     @abstractmethod
     def read_eval(self) -> list[EvalRows]:
         """Read the evaluation rows."""
 
     @abstractmethod
-    def images(self) -> ImageRoot | None:
-        """The root of the pictures, ``None`` if there is none."""
+    def images(self, part: Literal["train", "eval"]) -> ImageRoot | None:
+        """The root of the pictures of training or evaluation rows, ``None`` if there is none."""
 
     def setup(self, stage: str | None = None) -> None:
         """Read the rows that `stage` needs, once."""
         if self.train_set is None and stage in (None, "fit"):
             rows = self.read_train()
             self._skips["train"] = SkipLog("training rows", sum(map(len, rows)), self.max_skipped)
-            images = self._checked_images(any(subset.has_pictures for subset in rows))
-            self.train_set = TrainDataset(rows, images, self._skips["train"].allowed)
+            allowed = self._skips["train"].allowed
+            self._streams = [stream for stream in rows if isinstance(stream, TrainStream)]
+            if self._streams:
+                images = Pictures(self.images("train"), decode_size=self.decode_size)
+                self.train_set = StreamDataset(self._streams, images, allowed)
+            else:
+                tables = [subset for subset in rows if isinstance(subset, TrainRows)]
+                self.train_set = TrainDataset(tables, self._pictures("train", tables), allowed)
         if self.eval_sets is None:
             subsets = self.read_eval()
-            total = sum(len(rows.sides) for rows in subsets)
-            self._skips["eval"] = SkipLog("evaluation sides", total, self.max_skipped)
-            images = self._checked_images(any(rows.sides.has_picture.any() for rows in subsets))
+            images = self._pictures("eval", subsets)
             self.eval_sets = [EvalDataset(rows, images) for rows in subsets]
+            self.eval_suite = EvalSuite(self.eval_sets)
+            # a side that several subsets share is read once in validation, but for each of them in prediction
+            for name, total in (("eval", len(self.eval_suite)), ("predict", sum(map(len, self.eval_sets)))):
+                self._skips[name] = SkipLog("evaluation sides", total, self.max_skipped)
 
-    def _checked_images(self, needed: bool) -> ImageRoot | None:
-        images = self.images()
-        if needed and images is None:
-            raise FileNotFoundError(f"the rows of {self._source()} have pictures, but there is no image root")
-        return images
+    def _pictures(self, part: Literal["train", "eval"], rows: Sequence[TrainRows | EvalRows]) -> Pictures:
+        """What opens the pictures of `rows`; the archives that they need are opened before workers start."""
+        root = self.images(part)
+        for subset in rows:
+            if len(paths := subset.paths):
+                if root is None:
+                    raise FileNotFoundError(
+                        f"the rows of {self._source()} have pictures (subset `{subset.name}`: `{paths[0]}`), "
+                        "but there is no image root"
+                    )
+                root.prepare(paths, subset.name)
+        embedded = [subset.embedded for subset in rows if subset.embedded is not None]
+        return Pictures(root, embedded, self.decode_size)
 
     def _source(self) -> str:
         return type(self).__name__
@@ -104,44 +143,53 @@ class ContrastiveDataModule(LightningDataModule):
                 "`overfit_batches` makes Lightning replace the sampler that mixes the subsets; use "
                 "`num_samples` or `limit_train_batches` instead"
             )
-        subsets = self.train_set.subsets
-        sampler = MixingSampler(
-            self.train_set,
-            [len(rows) for rows in subsets],
-            [rows.name for rows in subsets],
-            sampling=self.sampling,
-            batch_subsets=self.batch_subsets,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            rank=trainer.global_rank if trainer is not None else 0,
-            world_size=trainer.world_size if trainer is not None else 1,
-        )
-        return ResumableLoader(
+        options: dict[str, Any] = {
+            "sampling": self.sampling,
+            "batch_subsets": self.batch_subsets,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "rank": trainer.global_rank if trainer is not None else 0,
+            "world_size": trainer.world_size if trainer is not None else 1,
+        }
+        loader: type[ResumableLoader]
+        sampler: MixingSampler
+        if isinstance(self.train_set, StreamDataset):
+            options["shuffle_block"] = self.shuffle_block
+            loader, sampler = StreamLoader, StreamSampler(self.train_set, self._streams, **options)
+        else:
+            subsets = self.train_set.subsets
+            sizes, names = [len(rows) for rows in subsets], [rows.name for rows in subsets]
+            loader, sampler = ResumableLoader, MixingSampler(self.train_set, sizes, names, **options)
+        # chunks for GradCache are collated one by one
+        chunk_size = getattr(trainer.lightning_module if trainer is not None else None, "chunk_size", None)
+        return loader(
             self.train_set,
             sampler=sampler,
             batch_size=None,
-            collate_fn=PairCollate(self._collate()),  # type: ignore[arg-type]
+            collate_fn=PairCollate(self._collate(), chunk_size),  # type: ignore[arg-type]
             persistent_workers=self.num_workers > 0,
             **self._loading(),
         )
 
-    def val_dataloader(self) -> list[DataLoader]:
-        """One loader per evaluation subset, over an `EvalDataset`."""
-        if self.eval_sets is None:
+    def val_dataloader(self) -> DataLoader:
+        """One loader over the `EvalSuite` of all evaluation subsets."""
+        if self.eval_suite is None:
             raise RuntimeError("call `setup()` before asking for the evaluation loaders")
-        collate = SideCollate(self._collate())
-        return [
-            DataLoader(sides, batch_size=self.eval_batch_size, collate_fn=collate, **self._loading())
-            for sides in self.eval_sets
-        ]
+        return self._eval_loader(self.eval_suite)
 
-    def test_dataloader(self) -> list[DataLoader]:
+    def test_dataloader(self) -> DataLoader:
         """The same as `val_dataloader`."""
         return self.val_dataloader()
 
     def predict_dataloader(self) -> list[DataLoader]:
-        """The same as `val_dataloader`."""
-        return self.val_dataloader()
+        """One loader per evaluation subset, over an `EvalDataset`."""
+        if self.eval_sets is None:
+            raise RuntimeError("call `setup()` before asking for the evaluation loaders")
+        return [self._eval_loader(sides) for sides in self.eval_sets]
+
+    def _eval_loader(self, sides: EvalDataset | EvalSuite) -> DataLoader:
+        collate = SideCollate(self._collate())
+        return DataLoader(sides, batch_size=self.eval_batch_size, collate_fn=collate, **self._loading())
 
     def _loading(self) -> dict[str, Any]:
         return {
@@ -149,6 +197,7 @@ class ContrastiveDataModule(LightningDataModule):
             "pin_memory": self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator),
             # seeds of workers come from here: drawn from the global generator, they would shift dropout
             "generator": torch.Generator().manual_seed(self.seed),
+            "worker_init_fn": start_worker,
         }
 
     def _collate(self) -> Collate:
@@ -166,7 +215,8 @@ class ContrastiveDataModule(LightningDataModule):
         """Take the account of skipped pictures out of a batch before it goes to the device."""
         if isinstance(batch, dict) and "skipped" in batch:
             assert self.trainer is not None
-            log = self._skips["train" if self.trainer.training else "eval"]
+            stage = "train" if self.trainer.training else "predict" if self.trainer.predicting else "eval"
+            log = self._skips[stage]
             # every process counts what it read itself: a report of rank 0 alone would hide the others' losses
             rank = f", rank {self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
             now = (log, f"epoch {self.trainer.current_epoch}, {self.trainer.state.stage}{rank}")
@@ -175,6 +225,12 @@ class ContrastiveDataModule(LightningDataModule):
                 self._pass = now
             log.add(batch.pop("skipped"))
         return batch
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Chunks stay where they are: the module moves each to the device when it embeds it."""
+        chunked = {name: side for name, side in batch.items() if isinstance(side, list)}
+        rest = {name: value for name, value in batch.items() if name not in chunked}
+        return super().transfer_batch_to_device(rest, device, dataloader_idx) | chunked
 
     def teardown(self, stage: str) -> None:
         """Report what the last pass skipped."""
@@ -186,3 +242,14 @@ class ContrastiveDataModule(LightningDataModule):
             log, when = self._pass
             log.report(when)
             self._pass = None
+
+
+def start_worker(worker: int) -> None:
+    """Let a worker go on sharing the memory that it was forked with.
+
+    Its first full garbage collection would write into every object that it inherited, and so copy some 130 MB
+    of imported modules.
+    """
+    gc.freeze()
+    if int(os.environ.get("PL_SEED_WORKERS", 0)):  # Lightning does so only where no other function stands
+        pl_worker_init_function(worker)

@@ -1,18 +1,19 @@
-"""The one place that opens a picture: a folder or a zip, decoded to RGB, nothing outside the root."""
+"""The one place that decodes a picture: to upright RGB, within limits, wherever its bytes come from."""
 
 from __future__ import annotations
 
 import io
-import os
-import posixpath
-import re
-import zipfile
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["LEAVES_ROOT", "MAX_BYTES", "MAX_PIXELS", "ImageRoot", "PictureError"]
+if TYPE_CHECKING:
+    from fanoise_lightning.data.embedded import EmbeddedPictures
+    from fanoise_lightning.data.image_roots import ImageRoot
+
+__all__ = ["LEAVES_ROOT", "MAX_BYTES", "MAX_PIXELS", "PictureError", "Pictures", "check_size", "decode"]
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit, there a warning only: 256 MiB decoded
 MAX_BYTES = 256 * 2**20  # of one picture file: a zip member of a few kB can unpack to gigabytes
@@ -25,79 +26,100 @@ class PictureError(Exception):
     """A picture that cannot be used: missing, broken, too large, or outside its root."""
 
 
-class ImageRoot:
-    """The pictures that the path columns speak of.
+@dataclass(frozen=True)
+class Pictures:
+    """Opens the pictures of rows: files and archive members under a root, and those embedded in the rows.
 
-    Can be pickled and forked: a zip is opened by each process for itself, at its first picture.
+    Can be pickled and forked.
 
     Args:
-        path: a folder or a zip archive.
-
-    Raises:
-        FileNotFoundError: if `path` is neither.
+        root: where the paths lead; ``None`` if no row has a path.
+        embedded: the pictures that came as bytes in the rows, under the keys that stand for their paths.
+        decode_size: see `decode`.
 
     Example:
-        >>> ImageRoot("images.zip").open("train/cat.jpg").mode  # doctest: +SKIP
+        >>> Pictures(ImageRoot("images.zip")).open("train/cat.jpg").mode  # doctest: +SKIP
         'RGB'
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).resolve()
-        self._archive: zipfile.ZipFile | None = None
-        self._owner = (
-            0  # the process that opened the archive: a fork shares the file position with its parent
-        )
-        self.is_folder = self.path.is_dir()
-        if not self.is_folder and not (self.path.is_file() and zipfile.is_zipfile(self.path)):
-            raise FileNotFoundError(f"image root `{path}` is neither a folder nor a zip archive")
+    root: ImageRoot | None = None
+    embedded: Sequence[EmbeddedPictures] = ()
+    decode_size: int | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_archive": None, "_owner": 0}
-
-    def open(self, path: str) -> Image.Image:
+    def open(self, image: str | bytes) -> Image.Image:
         """Decode one picture.
 
         Args:
-            path: relative to the root, with forward slashes.
+            image: a path relative to the root, with forward slashes, the key of an embedded picture, or the
+                bytes of a picture file.
 
         Returns:
-            An RGB picture, turned upright by its EXIF orientation, transparency laid on white.
+            An RGB picture, see `decode`.
 
         Raises:
-            PictureError: whatever is wrong with it; the message names the path and the cause.
+            PictureError: whatever is wrong with it; the message names the picture and the cause.
         """
+        if isinstance(image, bytes):
+            return decode(image, f"of {len(image)} embedded bytes", self.decode_size)
+        for store in self.embedded:
+            if (data := store.get(image)) is not None:
+                return decode(data, f"`{image}`", self.decode_size)
+        name = f"`{image}`" if self.root is None else f"`{image}` in `{self.root.path}`"
         try:
-            if re.search(LEAVES_ROOT, path):
-                raise PictureError("the path leaves the image root")
-            data = self._read_file(path) if self.is_folder else self._read_member(path)
-            with Image.open(io.BytesIO(data)) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise PictureError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
-                return _to_rgb(ImageOps.exif_transpose(image))
-        except Exception as error:  # decoders raise almost anything on broken bytes
-            cause = str(error) if isinstance(error, PictureError) else f"{type(error).__name__}: {error}"
-            raise PictureError(f"picture `{path}` in `{self.path}`: {cause}") from error
+            if self.root is None:
+                raise PictureError("there is no image root")
+            data = self.root.read(image)
+        except (PictureError, OSError) as error:
+            raise _named(name, error) from error
+        return decode(data, name, self.decode_size)
 
-    def _read_file(self, path: str) -> bytes:
-        file = (self.path / path).resolve()
-        if not file.is_relative_to(self.path):
-            raise PictureError("a symbolic link leaves the image root")
-        if not file.is_file():
-            raise PictureError("no such file")
-        if (size := file.stat().st_size) > MAX_BYTES:
-            raise PictureError(f"{size} bytes are more than {MAX_BYTES}")
-        return file.read_bytes()
 
-    def _read_member(self, path: str) -> bytes:
-        if self._archive is None or self._owner != os.getpid():
-            self._archive, self._owner = zipfile.ZipFile(self.path), os.getpid()
-        try:
-            member = self._archive.getinfo(posixpath.normpath(path))
-        except KeyError:
-            raise PictureError("no such file in the archive") from None
-        if member.file_size > MAX_BYTES:
-            raise PictureError(f"{member.file_size} bytes are more than {MAX_BYTES}")
-        return self._archive.read(member)
+def decode(data: bytes, name: str, decode_size: int | None = None) -> Image.Image:
+    """Decode the bytes of a picture file.
+
+    Args:
+        data: JPEG, PNG, or whatever Pillow reads.
+        name: what to call the picture in messages.
+        decode_size: decode a JPEG at the smallest of the scales 1, 1/2, 1/4 and 1/8 at which its shorter side
+            is still at least so many pixels. The decoder leaves out what the scale does not show, which saves
+            most of the time for pictures that are resized to about `decode_size` afterwards. Other formats
+            come in full; ``None``: all do.
+
+    Returns:
+        An RGB picture, turned upright by its EXIF orientation, transparency laid on white.
+
+    Raises:
+        PictureError: whatever is wrong with it; the message has `name` and the cause.
+    """
+    try:
+        check_size(len(data))
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise PictureError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
+            if decode_size is not None:
+                image.draft(None, (decode_size, decode_size))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
+    except Exception as error:  # decoders raise almost anything on broken bytes
+        raise _named(name, error) from error
+
+
+def check_size(size: int) -> None:
+    """Refuse a picture file of more than `MAX_BYTES`, before it is read where its size is known before.
+
+    Raises:
+        PictureError: without a name: whoever opens the picture adds it.
+    """
+    if size > MAX_BYTES:
+        raise PictureError(f"{size} bytes are more than {MAX_BYTES}")
+
+
+def _named(name: str, error: Exception) -> PictureError:
+    if isinstance(error, UnidentifiedImageError):  # its own text has an address, another at each try
+        cause = "it is no picture, or of a format that Pillow does not read"
+    else:
+        cause = str(error) if isinstance(error, PictureError) else f"{type(error).__name__}: {error}"
+    return PictureError(f"picture {name}: {cause}")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -106,7 +128,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if image.mode != "RGB":
-        return image.convert("RGB")
-    image.load()
-    return image
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -25,14 +25,20 @@ class ResumableLoader(DataLoader):
 
     sampler: MixingSampler
     _at: tuple[int, int] = (0, 0)  # epoch and number of batches handed out: workers run ahead of it
-    _saved: dict[str, int] | None = None
+    _saved: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, the number of its batches handed out, and how many it has."""
         return {"epoch": self._at[0], "batch": self._at[1], "batches": len(self)}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next pass begin where `state` was taken, if it is a pass over the same epoch."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next pass begin where `state` was taken, if it is a pass over the same epoch.
+
+        Raises:
+            ValueError: if it was taken from a stream.
+        """
+        if "streams" in state:
+            raise ValueError("the checkpoint was written with streaming: resume with `streaming=True`")
         self._saved = state
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]

@@ -1,55 +1,83 @@
-"""MMEB, and everything in its layout: a folder with rows and pictures."""
+"""MMEB, and everything in its layout: subsets to train and to evaluate on, under one root."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
-from fanoise_lightning.data.datamodule import ContrastiveDataModule
-from fanoise_lightning.data.images import ImageRoot
+import numpy as np
+from lightning.pytorch.trainer.states import TrainerFn
+
+from fanoise_lightning.data.datamodule import ContrastiveDataModule, MaskSameTarget
+from fanoise_lightning.data.image_roots import ImageRoot
+from fanoise_lightning.data.layouts import Layout, Part, open_root
 from fanoise_lightning.data.mixing import BatchSubsets, Sampling
 from fanoise_lightning.data.records import EvalRows, TrainRows, read_eval, read_train
-from fanoise_lightning.data.subsets import check_names, read_subsets
-from fanoise_lightning.data.tables import find_subsets
+from fanoise_lightning.data.stream_blocks import TrainStream
 from fanoise_lightning.sample import Collate
 
 __all__ = ["MMEBDataModule"]
 
+OPENED_AT_ONCE = 8  # streams
+
 
 class MMEBDataModule(ContrastiveDataModule):
-    """Training pairs mixed over subsets, and one evaluation pass per subset, from a local folder.
+    """Training pairs mixed over subsets, and one evaluation of all subsets.
 
-    The folder holds ``subsets.json`` (name, meta-task and distribution of the evaluation subsets),
-    ``train/<subset>.parquet`` and ``eval/<subset>.parquet`` (or ``.jsonl``, or a folder of parquet shards)
-    with MMEB's columns, and the pictures in ``images/`` or ``images.zip``.
+    The root is one of three:
+
+    - ``"hf://datasets/TIGER-Lab"``: MMEB on the hub. What the chosen subsets need of ``MMEB-train`` and
+      ``MMEB-eval``, rows and archives of pictures, is downloaded into the hub's cache once.
+    - a folder with ``MMEB-train/`` and ``MMEB-eval/``, each with the files of that repository, all or some,
+      as ``fanoise data --root`` makes it. Archives are read where they are, or unpacked into ``images/``.
+    - a folder with ``subsets.json`` (name, meta-task and distribution of the evaluation subsets),
+      ``train/<subset>.parquet`` and ``eval/<subset>.parquet`` (or ``.jsonl``, or a folder of parquet shards)
+      with MMEB's columns, and the pictures in ``images/`` or ``images.zip``; ``"emoji"`` is such a folder.
 
     A picture that cannot be read is skipped, counted and reported: in training the next row of its subset
     takes its place, in evaluation the side is left out.
 
     Args:
-        root: the folder, or ``"emoji"`` for the embedded benchmark.
+        root: where rows and pictures are.
         batch_size: training pairs per process and step.
         eval_batch_size: sides per process and evaluation step.
         train_subsets: names of the subsets to train on; ``None`` for all.
         eval_subsets: names of the subsets to evaluate on; ``None`` for all.
-        num_samples: take the first `num_samples` rows of each training subset.
-        sampling: share of the subsets in an epoch: ``"proportional"`` to their sizes, ``"uniform"``, or a
-            weight for each (0 leaves it out).
-        batch_subsets: batches ``"mixed"`` over subsets, or of a ``"single"`` one.
+        split: of MMEB's training rows: ``"original"``, or ``"diverse_instruction"`` with paraphrased
+            instructions.
+        streaming: read the training rows one after the other while they are needed, instead of all before the
+            first step: for rows that do not fit into memory, or, on the hub, onto the disk.
+        num_samples: take so many rows of each training subset; ``None`` for all.
+        sample: which: the ``"first"``, or ``"random"`` ones, the same whenever `seed` is the same.
+        sampling: share of the subsets in an epoch: ``"proportional"`` to their sizes, ``"uniform"``, a
+            temperature T (``size ** (1 / T)``), or a weight for each (0 leaves it out).
+        batch_subsets: batches ``"mixed"`` over subsets, of a ``"single"`` one, or interleaved of blocks of so
+            many rows.
+        shuffle_block: with `streaming`, how many rows of a subset are shuffled together.
+        mask_same_target: in which subsets pairs with the same target are not each other's negatives:
+            ``"classification"``, where the targets are few, ``"all"`` or ``"none"``.
         blind: drop the query pictures in training and evaluation: what can be solved without looking.
         num_workers: processes that decode and tokenise, per loader.
-        seed: of the order.
+        seed: of the order, and of a random sample.
         max_skipped: share of the training rows, or of the evaluation sides, whose pictures may be unreadable
             before the run stops.
+        decode_size: open JPEG files at the smallest scale (1, 1/2, 1/4, 1/8) whose shorter side still has so
+            many pixels: several times as fast for large photographs. At least the size that the encoder
+            resizes to; ``None`` opens them in full.
         collate: turns samples into tensors; by default that of the module that is trained.
 
     Raises:
-        FileNotFoundError: if the folder or a file is missing (in `setup`).
+        HubError: if a download fails again and again (in `prepare_data`).
+        FileNotFoundError: if the folder, a file or a subset is missing (in `setup`).
         ValueError: for an unknown subset, wrong columns or rows, or an empty subset (in `setup`); for fewer
             rows than a global batch has (in `train_dataloader`).
 
     Example:
-        >>> data = MMEBDataModule("mmeb/", batch_size=256, sampling="uniform")  # doctest: +SKIP
+        >>> data = MMEBDataModule("hf://datasets/TIGER-Lab", batch_size=256, num_samples=50_000)
         >>> trainer.fit(module, datamodule=data)  # doctest: +SKIP
     """
 
@@ -60,13 +88,19 @@ class MMEBDataModule(ContrastiveDataModule):
         eval_batch_size: int = 256,
         train_subsets: Sequence[str] | None = None,
         eval_subsets: Sequence[str] | None = None,
+        split: str = "original",
+        streaming: bool = False,
         num_samples: int | None = None,
+        sample: Literal["first", "random"] = "first",
         sampling: Sampling = "proportional",
         batch_subsets: BatchSubsets = "mixed",
+        shuffle_block: int = 1000,
+        mask_same_target: MaskSameTarget = "classification",
         blind: bool = False,
         num_workers: int = 2,
         seed: int = 42,
         max_skipped: float = 0.01,
+        decode_size: int | None = None,
         collate: Collate | None = None,
     ) -> None:
         super().__init__(
@@ -74,61 +108,76 @@ class MMEBDataModule(ContrastiveDataModule):
             eval_batch_size=eval_batch_size,
             sampling=sampling,
             batch_subsets=batch_subsets,
+            shuffle_block=shuffle_block,
+            mask_same_target=mask_same_target,
             num_workers=num_workers,
             seed=seed,
             max_skipped=max_skipped,
+            decode_size=decode_size,
             collate=collate,
         )
         if num_samples is not None and num_samples < 1:
             raise ValueError(f"`num_samples` must be at least 1, got {num_samples}")
-        self.root = Path(__file__).with_name("emoji") if root == "emoji" else Path(root)
+        if sample not in ("first", "random"):
+            raise ValueError(f"`sample` must be first or random, got {sample!r}")
+        if streaming and sample == "random":
+            raise ValueError(
+                "`sample='random'` takes rows from all over the files, which a stream reads from the start: "
+                "use `streaming=False`, or `sample='first'`"
+            )
+        self.root = Path(__file__).with_name("emoji") if root == "emoji" else root
+        self.split = split
         self.train_subsets, self.eval_subsets = train_subsets, eval_subsets
-        self.num_samples, self.blind = num_samples, blind
+        self.streaming, self.blind = streaming, blind
+        self.num_samples, self.sample = num_samples, sample
 
-    def read_train(self) -> list[TrainRows]:
-        """Read the training rows of the chosen subsets."""
-        files = self._files("train")
-        names = check_names(
-            files if self.train_subsets is None else self.train_subsets, files, "training subset"
-        )
-        if not names:
-            raise ValueError(f"there is no subset to train on in `{self.root / 'train'}`")
-        return [read_train(files[name], name, limit=self.num_samples, blind=self.blind) for name in names]
+    @cached_property
+    def _layout(self) -> Layout:
+        return open_root(self.root, self.split)
+
+    def prepare_data(self) -> None:
+        """Download what the run needs and what is not there yet; Lightning calls it once per node."""
+        fit = self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
+        self._layout.prepare(self.train_subsets, self.eval_subsets, fit=fit, rows=not self.streaming)
+
+    def read_train(self) -> list[TrainRows] | list[TrainStream]:
+        """Read the training rows of the chosen subsets, or open their streams."""
+        names = self._layout.train_names(self.train_subsets)
+        if self.streaming:
+            with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:  # on the hub mostly a wait for answers
+                return list(pool.map(self._open_stream, names))
+        return [self._read_rows(name) for name in names]
+
+    def _masks(self, name: str) -> bool:
+        if self.mask_same_target == "classification":
+            return self._layout.is_classification(name)
+        return self.mask_same_target == "all"
+
+    def _open_stream(self, name: str) -> TrainStream:
+        rows, num_rows = self._layout.stream(name)
+        masks, samples = self._masks(name), self.num_samples
+        return TrainStream(name, rows, num_rows, masks, num_samples=samples, blind=self.blind)
+
+    def _read_rows(self, name: str) -> TrainRows:
+        limit = self.num_samples if self.sample == "first" else None
+        files, masks = self._layout.files("train", name), self._masks(name)
+        rows = read_train(files, name, limit=limit, blind=self.blind, mask_same_target=masks)
+        if self.num_samples is None or len(rows) <= self.num_samples:
+            return rows
+        # the name in the seed: another choice of subsets leaves each subset's sample as it is
+        random = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+        return rows.take(np.sort(random.choice(len(rows), self.num_samples, replace=False)))
 
     def read_eval(self) -> list[EvalRows]:
-        """Read the evaluation rows of the chosen subsets, in the order of ``subsets.json``."""
-        table = self.root / "subsets.json"
-        subsets, files = read_subsets(table), self._files("eval")
-        chosen = list(subsets) if self.eval_subsets is None else self.eval_subsets
-        names = set(check_names(chosen, subsets, "evaluation subset"))
-        if missing := [name for name in subsets if name in names and name not in files]:
-            raise FileNotFoundError(
-                f"`{table}` lists subset `{missing[0]}`, but `{self.root / 'eval'}` lacks it"
-            )
-        if self.eval_subsets is None and (extra := [name for name in files if name not in subsets]):
-            raise ValueError(
-                f"`{files[extra[0]]}` has no entry in `{table}`: add its name, meta_task and distribution"
-            )
+        """Read the evaluation rows of the chosen subsets, in the order of the scoreboard."""
+        subsets = self._layout.eval_subsets(self.eval_subsets)
         return [
-            read_eval(files[name], subset, blind=self.blind)
-            for name, subset in subsets.items()
-            if name in names
+            read_eval(self._layout.files("eval", subset.name), subset, blind=self.blind) for subset in subsets
         ]
 
-    def images(self) -> ImageRoot | None:
-        """``images/`` or ``images.zip`` of the root."""
-        for name in ("images", "images.zip"):
-            if (self.root / name).exists():
-                return ImageRoot(self.root / name)
-        return None
-
-    def _files(self, part: str) -> dict[str, Path]:
-        folder = self.root / part
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"`{folder}` does not exist: `root` must hold train/, eval/ and subsets.json"
-            )
-        return find_subsets(folder)
+    def images(self, part: Part) -> ImageRoot | None:
+        """The root of the training or of the evaluation pictures."""
+        return self._layout.images(part)
 
     def _source(self) -> str:
         return f"`{self.root}` (expected images/ or images.zip in it)"

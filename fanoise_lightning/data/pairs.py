@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fanoise_lightning.data.datamodule import ContrastiveDataModule
-from fanoise_lightning.data.images import ImageRoot
+from fanoise_lightning.data.image_roots import ImageRoot
 from fanoise_lightning.data.records import EvalRows, TrainRows, pad_candidates, read_train, unique_sides
 from fanoise_lightning.data.subsets import Subset
 from fanoise_lightning.sample import Collate
@@ -34,10 +36,15 @@ class PairDataModule(ContrastiveDataModule):
         batch_size: training pairs per process and step.
         eval_batch_size: sides per process and evaluation step.
         blind: drop the query pictures in training and validation.
+        mask_same_target: pairs of a batch with the same target are not each other's negatives: in ``"all"``
+            batches, or in ``"none"``.
         num_workers: processes that decode and tokenise, per loader.
         seed: of the split, the candidates and the order.
         max_skipped: share of the training rows, or of the validation sides, whose pictures may be unreadable
             before the run stops.
+        decode_size: open JPEG files at the smallest scale (1, 1/2, 1/4, 1/8) whose shorter side still has so
+            many pixels: several times as fast for large photographs. At least the size that the encoder
+            resizes to; ``None`` opens them in full.
         collate: turns samples into tensors; by default that of the module that is trained.
 
     Raises:
@@ -58,17 +65,21 @@ class PairDataModule(ContrastiveDataModule):
         batch_size: int = 128,
         eval_batch_size: int = 256,
         blind: bool = False,
+        mask_same_target: Literal["all", "none"] = "all",
         num_workers: int = 2,
         seed: int = 42,
         max_skipped: float = 0.01,
+        decode_size: int | None = None,
         collate: Collate | None = None,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
+            mask_same_target=mask_same_target,
             num_workers=num_workers,
             seed=seed,
             max_skipped=max_skipped,
+            decode_size=decode_size,
             collate=collate,
         )
         if not 0 < val_fraction < 1:
@@ -84,7 +95,8 @@ class PairDataModule(ContrastiveDataModule):
     def _split(self) -> tuple[TrainRows, TrainRows]:
         """The rows to train on and the rows held out."""
         if self._parts is None:
-            rows = read_train(self.path, self.path.stem, blind=self.blind)
+            masks = self.mask_same_target == "all"
+            rows = read_train(self.path, self.path.stem, blind=self.blind, mask_same_target=masks)
             _, codes = unique_sides(rows.queries, rows.targets)
             group_of = group_pairs(codes[: len(rows)], codes[len(rows) :])
             held_out = hold_out(group_of, self.val_fraction, self.seed)
@@ -108,10 +120,15 @@ class PairDataModule(ContrastiveDataModule):
         queries, targets = codes[: len(rows)], codes[len(rows) :]
         candidates = draw_candidates(queries, targets, self.num_candidates, self.seed)
         floors = {"chance": float((1 / (candidates >= 0).sum(axis=1)).mean())}
-        return [EvalRows(Subset("validation", "retrieval", "IND", floors), sides, queries, candidates)]
+        subset = Subset("validation", "retrieval", "IND", floors)
+        return [EvalRows(subset, sides, queries, candidates, rows.embedded)]
 
-    def images(self) -> ImageRoot | None:
+    def images(self, part: Literal["train", "eval"]) -> ImageRoot | None:
         """The image root, by default the folder of the pairs."""
+        return self._images
+
+    @cached_property
+    def _images(self) -> ImageRoot:  # one for both parts: an archive is opened once
         return ImageRoot(self.path.parent if self.image_root is None else self.image_root)
 
 

@@ -6,7 +6,9 @@ together: the same caption with another picture is another side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,35 +18,62 @@ import pyarrow.compute as pc
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 
+from fanoise_lightning.data.embedded import KEY_PREFIX, EmbeddedPictures
 from fanoise_lightning.data.images import LEAVES_ROOT
 from fanoise_lightning.data.subsets import Subset
 from fanoise_lightning.data.tables import LIST, TEXT, Columns, as_lists, read_table, where
 
-__all__ = ["EvalRows", "Side", "Sides", "TrainRows", "read_eval", "read_train", "unique_sides"]
+__all__ = [
+    "Cleaner",
+    "EvalRows",
+    "Side",
+    "Sides",
+    "TrainRows",
+    "read_eval",
+    "read_train",
+    "target_id",
+    "train_rows",
+    "unique_sides",
+]
 
 PLACEHOLDER = r"<\|image_\d+\|>\s*"
 
 TRAIN_COLUMNS: Columns = {
     "qry": "text",
-    "qry_image_path": "text",
+    "qry_image_path": "picture",
     "pos_text": "text",
-    "pos_image_path": "text",
-    "neg_text": "optional",
-    "neg_image_path": "optional",
+    "pos_image_path": "picture",
+    "neg_text": "optional texts",
+    "neg_image_path": "optional pictures",
 }
 EVAL_COLUMNS: Columns = {
     "qry_text": "text",
-    "qry_img_path": "text",
-    "tgt_text": "list",
-    "tgt_img_path": "list",
+    "qry_img_path": "picture",
+    "tgt_text": "texts",
+    "tgt_img_path": "pictures",
 }
 
 
 class Side(NamedTuple):
-    """A text and the path of a picture relative to the image root; ``""`` for none."""
+    """A text, and the path of a picture relative to the image root, or its key if the rows hold it.
+
+    ``""`` for none. In a stream a row brings the bytes of its picture along, instead of a key.
+    """
 
     text: str
-    image: str
+    image: str | bytes
+
+
+def target_id(target: Side) -> int:
+    """A number from 0 to 2**63 - 1: the same for the same text and picture, in every process and run.
+
+    Example:
+        >>> target_id(Side("cat", "")) == target_id(Side("cat", ""))
+        True
+    """
+    text, image = (part if isinstance(part, bytes) else part.encode() for part in target)
+    digest = blake2b(text + b"\0" + image, digest_size=8).digest()
+    return int.from_bytes(digest, "big") & (2**63 - 1)
 
 
 @dataclass(frozen=True)
@@ -76,6 +105,11 @@ class Sides:
         return blank & ~self.has_picture
 
 
+def list_negatives(texts: list[str], images: list[str]) -> list[Side]:
+    """The hard negatives of a row, without those that have neither text nor picture."""
+    return [Side(text, image) for text, image in zip(texts, images) if text.strip() or image]
+
+
 @dataclass(frozen=True)
 class TrainRows:
     """The training pairs of one subset."""
@@ -84,14 +118,15 @@ class TrainRows:
     queries: Sides
     targets: Sides
     table: pa.Table  # negatives (two list columns of equal lengths), and the origin of each row
+    embedded: EmbeddedPictures | None = None
+    mask_same_target: bool = False  # pairs with the same target are not each other's negatives
 
     def __len__(self) -> int:
         return len(self.queries)
 
     def negatives(self, index: int) -> list[Side]:
         """The hard negatives of a row; those with neither text nor picture are none."""
-        texts, images = (self.table[name][index].as_py() for name in ("neg_text", "neg_image_path"))
-        return [Side(text, image) for text, image in zip(texts, images) if text.strip() or image]
+        return list_negatives(*(self.table[name][index].as_py() for name in ("neg_text", "neg_image_path")))
 
     def where(self, index: int) -> str:
         """Subset, file and row, for messages."""
@@ -99,17 +134,18 @@ class TrainRows:
 
     def take(self, index: NDArray[np.int64]) -> TrainRows:
         """The rows at `index`."""
-        return TrainRows(
-            self.name, self.queries.take(index), self.targets.take(index), self.table.take(pa.array(index))
+        return replace(
+            self,
+            queries=self.queries.take(index),
+            targets=self.targets.take(index),
+            table=self.table.take(pa.array(index)),
         )
 
     @property
-    def has_pictures(self) -> bool:
-        """Whether any row speaks of a picture."""
-        negatives = pc.not_equal(pc.list_flatten(self.table["neg_image_path"]), "")
-        return bool(
-            self.queries.has_picture.any() or self.targets.has_picture.any() or pc.any(negatives).as_py()
-        )
+    def paths(self) -> pa.Array:
+        """The path of each picture once, in the order of the rows, without those that the rows hold."""
+        negatives = pc.list_flatten(self.table["neg_image_path"].combine_chunks())
+        return unique_paths(self.queries.images, self.targets.images, negatives)
 
 
 @dataclass(frozen=True)
@@ -121,15 +157,34 @@ class EvalRows:
         sides: each (text, picture) once; those without a picture first, short texts first.
         queries: ``(Q,)``.
         candidates: ``(Q, C)``, each once, the ground truth in column 0, ``-1`` behind the last.
+        embedded: the pictures that the rows hold themselves.
     """
 
     subset: Subset
     sides: Sides
     queries: NDArray[np.int64]
     candidates: NDArray[np.int64]
+    embedded: EmbeddedPictures | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the subset."""
+        return self.subset.name
+
+    @property
+    def paths(self) -> pa.Array:
+        """The path of each picture once, in the order of the sides, without those that the rows hold."""
+        return unique_paths(self.sides.images)
 
 
-def read_train(path: Path, name: str, *, limit: int | None = None, blind: bool = False) -> TrainRows:
+def read_train(
+    path: Path | Sequence[Path],
+    name: str,
+    *,
+    limit: int | None = None,
+    blind: bool = False,
+    mask_same_target: bool = False,
+) -> TrainRows:
     """Read the training rows of a subset.
 
     Args:
@@ -137,19 +192,28 @@ def read_train(path: Path, name: str, *, limit: int | None = None, blind: bool =
         name: of the subset.
         limit: take the first `limit` rows.
         blind: drop the pictures of the queries.
+        mask_same_target: pairs of a batch with the same target are not each other's negatives.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: for wrong columns, paths that leave the image root, or no usable row.
     """
-    clean = _Cleaner(name, read_table(path, TRAIN_COLUMNS, limit))
+    table, embedded = read_table(path, TRAIN_COLUMNS, limit)
+    clean = Cleaner(name, table)
+    rows, empty = train_rows(clean, blind=blind)
+    rows = replace(rows, embedded=embedded, mask_same_target=mask_same_target)
+    return rows.take(clean.keep(empty))
+
+
+def train_rows(clean: Cleaner, *, blind: bool) -> tuple[TrainRows, NDArray[np.bool_]]:
+    """All rows of a table with the `TRAIN_COLUMNS`, and which of them have an empty side."""
     queries = clean.sides("qry", "qry_image_path", blind=blind)
     targets = clean.sides("pos_text", "pos_image_path")
-    rows = TrainRows(name, queries, targets, _clean_negatives(clean))
-    return rows.take(clean.keep(queries.is_empty | targets.is_empty))
+    rows = TrainRows(clean.subset, queries, targets, _clean_negatives(clean))
+    return rows, queries.is_empty | targets.is_empty
 
 
-def _clean_negatives(clean: _Cleaner) -> pa.Table:
+def _clean_negatives(clean: Cleaner) -> pa.Table:
     """The table with both columns of the negatives cleaned, and a missing one filled up."""
     table, names = clean.table, ("neg_text", "neg_image_path")
     if any(len(pc.list_flatten(table[name])) for name in names):
@@ -164,18 +228,18 @@ def _clean_negatives(clean: _Cleaner) -> pa.Table:
         sides = clean.sides(*names)
         for name, values in zip(names, (sides.texts, sides.images)):
             table = table.set_column(
-                table.column_names.index(name), name, as_lists(list(map(len, texts)), values)
+                table.column_names.index(name), name, as_lists(pa.array(list(map(len, texts))), values)
             )
     return table.select([*names, "file", "row"])
 
 
-def read_eval(path: Path, subset: Subset, *, blind: bool = False) -> EvalRows:
+def read_eval(path: Path | Sequence[Path], subset: Subset, *, blind: bool = False) -> EvalRows:
     """Read the evaluation rows of a subset; arguments and errors as in `read_train`.
 
     A candidate that comes twice in a row is taken once: a copy of the ground truth would tie with it.
     """
-    table = read_table(path, EVAL_COLUMNS)
-    clean = _Cleaner(subset.name, table)
+    table, embedded = read_table(path, EVAL_COLUMNS)
+    clean = Cleaner(subset.name, table)
     queries = clean.sides("qry_text", "qry_img_path", blind=blind)
     targets = clean.sides("tgt_text", "tgt_img_path")
     lengths = pc.list_value_length(table["tgt_text"]).to_numpy().astype(np.int64)
@@ -186,7 +250,14 @@ def read_eval(path: Path, subset: Subset, *, blind: bool = False) -> EvalRows:
     wanted = np.concatenate([np.arange(ends[row] - lengths[row], ends[row]) for row in keep])
     sides, codes = unique_sides(queries.take(keep), targets.take(wanted))
     rows = np.split(codes[len(keep) :], np.cumsum(lengths[keep])[:-1])
-    return EvalRows(subset, sides, codes[: len(keep)], pad_candidates([row.tolist() for row in rows]))
+    candidates = pad_candidates([row.tolist() for row in rows])
+    return EvalRows(subset, sides, codes[: len(keep)], candidates, embedded)
+
+
+def unique_paths(*images: pa.Array) -> pa.Array:
+    """Each path once; no path at all and keys of embedded pictures are none."""
+    paths = pc.unique(pa.concat_arrays(images))
+    return paths.filter(pc.invert(pc.or_(pc.equal(paths, ""), pc.starts_with(paths, KEY_PREFIX))))
 
 
 def unique_sides(*groups: Sides) -> tuple[Sides, NDArray[np.int64]]:
@@ -212,11 +283,16 @@ def pad_candidates(rows: list[list[int]]) -> NDArray[np.int64]:
     return padded
 
 
-class _Cleaner:
-    """Checks the columns of one table and turns them into sides."""
+class Cleaner:
+    """Checks the columns of one table and turns them into sides.
+
+    Attributes:
+        strays: how many texts of each column speak of a picture that the row does not have.
+    """
 
     def __init__(self, subset: str, table: pa.Table) -> None:
         self.subset, self.table = subset, table
+        self.strays: dict[str, int] = {}
 
     def sides(self, text: str, image: str, *, blind: bool = False) -> Sides:
         """The sides of a text and a path column, flat where they hold lists."""
@@ -238,13 +314,20 @@ class _Cleaner:
                 f"{self.where(row_of[bad])}: the path {images[bad].as_py()!r} in `{image}` leaves the "
                 "image root; give paths relative to it, without `..`"
             )
-        self._warn_of_placeholders(texts, images, text)
+        stray = pc.and_(pc.match_substring_regex(texts, PLACEHOLDER), pc.equal(images, ""))
+        self.strays[text] = pc.sum(stray, min_count=0).as_py()
         if blind:
             images = pa.array([""] * len(images), TEXT)
         return Sides(pc.replace_substring_regex(texts, PLACEHOLDER, ""), images)
 
     def keep(self, empty: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """The rows that are not `empty`; the others are counted and reported."""
+        """The rows that are not `empty`; the others, and stray placeholders, are counted and reported."""
+        for column, count in self.strays.items():
+            if count:
+                rank_zero_warn(
+                    f"subset `{self.subset}`: {count} texts in `{column}` speak of a picture that the row "
+                    "does not have; the placeholder is dropped"
+                )
         rows, lost = np.flatnonzero(~empty), np.flatnonzero(empty)
         if not len(rows):
             cause = (
@@ -261,11 +344,3 @@ class _Cleaner:
     def where(self, row: int) -> str:
         """Subset, file and row, for messages."""
         return f"subset `{self.subset}`, {where(self.table, int(row))}"
-
-    def _warn_of_placeholders(self, texts: pa.Array, images: pa.Array, column: str) -> None:
-        stray = pc.and_(pc.match_substring_regex(texts, PLACEHOLDER), pc.equal(images, ""))
-        if count := pc.sum(stray).as_py():
-            rank_zero_warn(
-                f"subset `{self.subset}`: {count} texts in `{column}` speak of a picture that the "
-                "row does not have; the placeholder is dropped"
-            )

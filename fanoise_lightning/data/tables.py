@@ -1,5 +1,5 @@
-"""Files of rows as Arrow tables: parquet, shards of it, or JSON-lines, with columns of text and lists of
-text.
+"""Files of rows as Arrow tables: parquet, shards of it, or JSON-lines, with columns of texts and pictures,
+one a row or lists of them.
 
 Rows stay columnar: a million of them are a handful of buffers, which forked workers share. Every row
 remembers the file and the row that it came from, so that an error found later can name them.
@@ -8,21 +8,34 @@ remembers the file and the row that it came from, so that an error found later c
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fanoise_lightning.data.embedded import EmbeddedPictures, Part, holds_pictures, to_keys
+
 __all__ = ["Columns", "Kind", "as_lists", "find_subsets", "read_table", "where"]
 
-Kind = Literal["text", "list", "optional"]  # optional: may be missing, and holds a text or a list of texts
+# optional: the column may be missing, and holds one or a list
+Kind = Literal["text", "texts", "optional texts", "picture", "pictures", "optional pictures"]
 Columns = Mapping[str, Kind]
 
 TEXT = pa.large_string()
 LIST = pa.large_list(TEXT)
+
+_EXPECTED: Mapping[Kind, str] = {
+    "text": "text",
+    "texts": "lists of texts",
+    "optional texts": "texts or lists of texts",
+    "picture": "paths or pictures (bytes, or a struct of bytes and path)",
+    "pictures": "lists of paths or pictures (bytes, or a struct of bytes and path)",
+    "optional pictures": "paths, pictures (bytes, or a struct of bytes and path), or lists of them",
+}
 
 
 def find_subsets(folder: Path) -> dict[str, Path]:
@@ -44,38 +57,47 @@ def find_subsets(folder: Path) -> dict[str, Path]:
     return found
 
 
-def read_table(path: Path, columns: Columns, limit: int | None = None) -> pa.Table:
+def read_table(
+    path: Path | Sequence[Path], columns: Columns, limit: int | None = None
+) -> tuple[pa.Table, EmbeddedPictures | None]:
     """Read the `columns` of a file or a folder of shards, and where each row came from.
 
     Args:
-        path: a ``.parquet`` or ``.jsonl`` file, or a folder of ``.parquet`` files, read in the order of their
-            names.
+        path: a ``.parquet`` or ``.jsonl`` file, a folder of ``.parquet`` files, read in the order of their
+            names, or files in an order of your own.
         columns: the kind of each column that is wanted.
         limit: read the first `limit` rows only.
 
     Returns:
         Text columns as text (nothing is ``""``), the others as lists of texts, and the columns ``file`` and
-        ``row``.
+        ``row``. Pictures are their paths; where the rows hold the pictures themselves, keys stand for them in
+        the table, and the pictures come beside it.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: for an unreadable file or row, a missing column or a wrong type; names file, row and
             column.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"`{path}` does not exist")
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    files = [path] if isinstance(path, Path) else path
+    if missing := [file for file in files if not file.exists()]:
+        raise FileNotFoundError(f"`{missing[0]}` does not exist")
+    if isinstance(path, Path) and path.is_dir():
+        files = sorted(path.glob("*.parquet"))
     tables: list[pa.Table] = []
+    pictures: list[Part] = []
     left = limit
     for file in files:
-        table = (_read_lines if file.suffix == ".jsonl" else _read_parquet)(file, columns, left)
+        if file.suffix == ".jsonl":
+            table = _read_lines(file, columns, left)
+        else:
+            table = _read_parquet(file, columns, left, pictures)
         tables.append(table)
         left = None if left is None else left - len(table)
         if left == 0:
             break
     if not tables:
         raise ValueError(f"`{path}` holds no .parquet file")
-    return pa.concat_tables(tables).combine_chunks()
+    return pa.concat_tables(tables).combine_chunks(), EmbeddedPictures(pictures) if pictures else None
 
 
 def where(table: pa.Table, index: int) -> str:
@@ -89,27 +111,48 @@ def _with_origin(columns: dict[str, pa.Array], file: Path, rows: Any) -> pa.Tabl
     return pa.table({**columns, "file": origin, "row": pa.array(rows, pa.int64())})
 
 
-def _read_parquet(file: Path, columns: Columns, limit: int | None) -> pa.Table:
+def _read_parquet(file: Path, columns: Columns, limit: int | None, pictures: list[Part]) -> pa.Table:
     try:
         names = pq.read_schema(file).names
-        for name, kind in columns.items():
-            if name not in names and kind != "optional":
-                raise ValueError(f"`{file}`: column `{name}` is missing; the file has {', '.join(names)}")
-        table = pq.read_table(file, columns=[name for name in columns if name in names])
+        _check_names(names, columns, f"`{file}`")
+        table = pq.read_table(file, columns=[name for name in names if name in columns])
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"`{file}` cannot be read as parquet: {error}") from error
     table = table.slice(0, limit)
+    return _with_origin(convert(table, columns, f"`{file}`", pictures), file, range(len(table)))
+
+
+def convert(table: pa.Table, columns: Columns, source: str, pictures: list[Part]) -> dict[str, pa.Array]:
+    """The `columns` of a table as they came from parquet, in the types that `read_table` returns.
+
+    Args:
+        table: whatever columns there are.
+        columns: the kind of each column that is wanted.
+        source: what to call the table in messages.
+        pictures: the pictures that the rows hold are appended here.
+
+    Raises:
+        ValueError: for a missing column or a wrong type.
+    """
+    _check_names(table.column_names, columns, source)
     result: dict[str, pa.Array] = {}
     for name, kind in columns.items():
-        if name not in names:
+        if name not in table.column_names:
             result[name] = pa.array([[]] * len(table), LIST)
             continue
-        column = table[name].combine_chunks()
-        try:
-            result[name] = _texts(column) if kind == "text" else _lists(column, kind)
-        except TypeError as error:
-            raise ValueError(f"`{file}`: column `{name}` must hold {error}, found {column.type}") from None
-    return _with_origin(result, file, range(len(table)))
+        column = table[name]
+        if not _is_kind(column.type, kind):
+            raise ValueError(f"{source}: column `{name}` must hold {_EXPECTED[kind]}, found {column.type}")
+        # chunk by chunk: bytes of more than 2 GiB do not fit into one
+        chunks = column.chunks or [pa.array([], column.type)]
+        result[name] = pa.concat_arrays([_read_chunk(chunk, kind, pictures) for chunk in chunks])
+    return result
+
+
+def _check_names(names: Sequence[str], columns: Columns, source: str) -> None:
+    for name, kind in columns.items():
+        if name not in names and not kind.startswith("optional"):
+            raise ValueError(f"{source}: column `{name}` is missing; the file has {', '.join(names)}")
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -122,26 +165,37 @@ def _is_text(kind: pa.DataType) -> bool:
     )
 
 
-def _texts(column: pa.Array) -> pa.Array:
-    if not _is_text(column.type):
-        raise TypeError("text")
-    return pc.fill_null(column.cast(TEXT), "")
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
-def _lists(column: pa.Array, kind: Kind) -> pa.Array:
-    if kind == "optional" and _is_text(column.type):
-        return as_lists([1] * len(column), _texts(column))
-    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-    if not is_list or not _is_text(column.type.value_type):
-        raise TypeError("lists of texts" if kind == "list" else "texts or lists of texts")
-    return as_lists(pc.fill_null(pc.list_value_length(column), 0), _texts(pc.list_flatten(column)))
+def _is_kind(found: pa.DataType, kind: Kind) -> bool:
+    if _is_list(found):
+        if kind in ("text", "picture"):
+            return False
+        found = found.value_type
+    elif kind in ("texts", "pictures"):
+        return False
+    return _is_text(found) or ("picture" in kind and holds_pictures(found))
 
 
-def as_lists(lengths: Any, values: pa.Array) -> pa.Array:
-    """A list column from the length of each list and all their values in a row."""
-    ends = pc.cumulative_sum(
-        pa.array(lengths, pa.int64()) if isinstance(lengths, list) else lengths.cast("int64")
+def _read_chunk(column: pa.Array, kind: Kind, pictures: list[Part]) -> pa.Array:
+    values = pc.list_flatten(column) if _is_list(column.type) else column
+    if holds_pictures(values.type):
+        values, part = to_keys(values)
+        pictures.append(part)
+    values = pc.fill_null(values.cast(TEXT), "")
+    if kind in ("text", "picture"):
+        return values
+    one_each = pa.array(np.ones(len(column), np.int64))
+    return as_lists(
+        pc.fill_null(pc.list_value_length(column), 0) if _is_list(column.type) else one_each, values
     )
+
+
+def as_lists(lengths: pa.Array, values: pa.Array) -> pa.Array:
+    """A list column from the length of each list and all their values in a row."""
+    ends = pc.cumulative_sum(lengths.cast("int64"))
     return pa.LargeListArray.from_arrays(pa.concat_arrays([pa.array([0], pa.int64()), ends]), values)
 
 
@@ -164,22 +218,23 @@ def _read_lines(file: Path, columns: Columns, limit: int | None) -> pa.Table:
                 raise ValueError(f"`{file}`, line {number}: {error}") from error
             rows.append(number)
     arrays = {
-        name: pa.array(values[name], TEXT if kind == "text" else LIST) for name, kind in columns.items()
+        name: pa.array(values[name], TEXT if kind in ("text", "picture") else LIST)
+        for name, kind in columns.items()
     }
     return _with_origin(arrays, file, rows)
 
 
 def _checked(record: dict[str, Any], name: str, kind: Kind) -> str | list[str]:
-    if name not in record and kind != "optional":
+    if name not in record and not kind.startswith("optional"):
         raise ValueError(f"column `{name}` is missing; the row has {', '.join(record)}")
     value = record.get(name)
-    if kind == "text":
+    if kind in ("text", "picture"):
         if value is None or isinstance(value, str):
             return value or ""
         raise ValueError(f"column `{name}` must hold text, got {value!r}")
     if value is None:
         return []
-    if kind == "optional" and isinstance(value, str):
+    if kind.startswith("optional") and isinstance(value, str):
         return [value]
     if isinstance(value, list) and all(item is None or isinstance(item, str) for item in value):
         return [item or "" for item in value]

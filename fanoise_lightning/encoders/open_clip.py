@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL.Image import Image
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from fanoise_lightning.encoders.adapters import LoraOptions, add_lora
 from fanoise_lightning.encoders.linear_attention import use_linear_attention
@@ -105,7 +105,8 @@ class _OpenClipCollate(TowerCollate):
         return {"input_ids": self.tokenizer(texts)}
 
     def transform(self, images: list[Image]) -> dict[str, Tensor]:
-        return {"pixel_values": torch.stack([self.preprocess(image) for image in images])}
+        # in a worker stacked in shared memory
+        return {"pixel_values": default_collate([self.preprocess(image) for image in images])}
 
 
 def _register(model: str) -> str:

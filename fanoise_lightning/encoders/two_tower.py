@@ -10,6 +10,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import default_collate
 
 from fanoise_lightning.encoders.adapters import LoraOptions, add_lora, load_lora
 from fanoise_lightning.encoders.loading import check_keys
@@ -228,7 +229,12 @@ class _ProcessorCollate(TowerCollate):
         return {name: tokens[name] for name in names}
 
     def transform(self, images: list[Image]) -> dict[str, Tensor]:
-        return dict(self.image_processor(images=images, return_tensors="pt"))
+        # not the processor's own tensors: in a worker these are stacked in the memory that it shares with the
+        # main process, not stacked and then copied there
+        return {
+            name: default_collate([torch.as_tensor(value) for value in values])
+            for name, values in self.image_processor(images=images).items()
+        }
 
 
 def _find_family(model: str) -> _Family:

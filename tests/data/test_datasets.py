@@ -7,31 +7,32 @@ import pytest
 from data_roots import collate, eval_row, train_row, write_picture, write_rows
 
 from fanoise_lightning.data.datasets import EvalDataset, PairCollate, SideCollate, TrainDataset
-from fanoise_lightning.data.images import ImageRoot, PictureError
+from fanoise_lightning.data.image_roots import ImageRoot
+from fanoise_lightning.data.images import PictureError, Pictures
 from fanoise_lightning.data.records import read_eval, read_train
 from fanoise_lightning.data.skipped import TooManySkippedError
 from fanoise_lightning.data.subsets import Subset
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> ImageRoot:
+def images(tmp_path: Path) -> Pictures:
     for grey in range(3):
         write_picture(tmp_path / "images" / f"{grey}.png", grey)
     (tmp_path / "images" / "bad.png").touch()
-    return ImageRoot(tmp_path / "images")
+    return Pictures(ImageRoot(tmp_path / "images"))
 
 
-def train_set(tmp_path: Path, images: ImageRoot, paths: list[str], allowed: int = 5) -> TrainDataset:
+def train_set(tmp_path: Path, images: Pictures, paths: list[str], allowed: int = 5) -> TrainDataset:
     rows = [train_row(number, path, path) for number, path in enumerate(paths)]
     return TrainDataset([read_train(write_rows(tmp_path / "s.jsonl", rows), "s")], images, allowed)
 
 
-def eval_set(tmp_path: Path, images: ImageRoot, paths: list[str]) -> EvalDataset:
+def eval_set(tmp_path: Path, images: Pictures, paths: list[str]) -> EvalDataset:
     rows = [eval_row(number, [10 + number, 20], path) for number, path in enumerate(paths)]
     return EvalDataset(read_eval(write_rows(tmp_path / "e.jsonl", rows), Subset("e", "vqa", "OOD")), images)
 
 
-def test_a_batch_is_read_in_its_order(tmp_path: Path, images: ImageRoot) -> None:
+def test_a_batch_is_read_in_its_order(tmp_path: Path, images: Pictures) -> None:
     pairs, skipped = train_set(tmp_path, images, ["0.png", "", "2.png"])[[(0, 2), (0, 1)]]
     texts = [(pair.query.text, pair.target.text, pair.subset) for pair in pairs]
     assert texts == [("q2", "t2", "s"), ("q1", "t1", "s")]
@@ -40,7 +41,7 @@ def test_a_batch_is_read_in_its_order(tmp_path: Path, images: ImageRoot) -> None
     assert skipped == []
 
 
-def test_a_broken_pair_is_replaced_by_the_next_row(tmp_path: Path, images: ImageRoot) -> None:
+def test_a_broken_pair_is_replaced_by_the_next_row(tmp_path: Path, images: Pictures) -> None:
     data = train_set(tmp_path, images, ["0.png", "bad.png", "none.png"])
     pairs, skipped = data[[(0, 1)]]
     assert [pair.query.text for pair in pairs] == ["q0"]  # after the last row comes the first
@@ -50,26 +51,26 @@ def test_a_broken_pair_is_replaced_by_the_next_row(tmp_path: Path, images: Image
     assert "line 3: picture `none.png`" in skipped[1]
 
 
-def test_a_subset_without_one_good_row_is_an_error(tmp_path: Path, images: ImageRoot) -> None:
+def test_a_subset_without_one_good_row_is_an_error(tmp_path: Path, images: Pictures) -> None:
     with pytest.raises(PictureError, match="subset `s`: not one row"):
         train_set(tmp_path, images, ["bad.png", "none.png"])[[(0, 0)]]
 
 
-def test_the_walk_to_a_good_row_ends_at_the_limit(tmp_path: Path, images: ImageRoot) -> None:
+def test_the_walk_to_a_good_row_ends_at_the_limit(tmp_path: Path, images: Pictures) -> None:
     with pytest.raises(TooManySkippedError, match="3 training rows"):
         train_set(tmp_path, images, ["none.png"] * 9, allowed=2)[[(0, 0)]]
 
 
-def test_train_batches_carry_both_sides_and_the_skips(tmp_path: Path, images: ImageRoot) -> None:
+def test_train_batches_carry_both_sides_and_the_skips(tmp_path: Path, images: Pictures) -> None:
     data = train_set(tmp_path, images, ["0.png", "bad.png", "2.png"])
     batch = PairCollate(collate)(data[[(0, 0), (0, 1)]])
-    assert set(batch) == {"query", "target", "skipped"}
+    assert set(batch) == {"query", "target", "target_id", "skipped"}
     assert batch["query"]["number"].tolist() == batch["target"]["number"].tolist() == [0, 2]
     assert batch["target"]["grey"].tolist() == [0, 2]
     assert len(batch["skipped"]) == 1
 
 
-def test_negatives_of_a_batch_are_flattened(tmp_path: Path, images: ImageRoot) -> None:
+def test_negatives_of_a_batch_are_flattened(tmp_path: Path, images: Pictures) -> None:
     rows = [train_row(0), {**train_row(1), "neg_text": ["7", "8"], "neg_image_path": ["1.png", ""]}]
     data = TrainDataset([read_train(write_rows(tmp_path / "n.jsonl", rows), "n")], images, 0)
     batch = PairCollate(collate)(data[[(0, 1), (0, 0), (0, 1)]])
@@ -77,7 +78,7 @@ def test_negatives_of_a_batch_are_flattened(tmp_path: Path, images: ImageRoot) -
     assert batch["negatives"]["grey"].tolist() == [1, -1, 1, -1]
 
 
-def test_eval_sides_are_encoded_once(tmp_path: Path, images: ImageRoot) -> None:
+def test_eval_sides_are_encoded_once(tmp_path: Path, images: Pictures) -> None:
     data = eval_set(tmp_path, images, ["0.png", "1.png", "1.png"])
     assert len(data) == 3 + 4
     batch = SideCollate(collate)([data[index] for index in range(len(data))])
@@ -88,7 +89,7 @@ def test_eval_sides_are_encoded_once(tmp_path: Path, images: ImageRoot) -> None:
     assert number[data.candidates].tolist() == [[10, 20], [11, 20], [12, 20]]
 
 
-def test_broken_eval_sides_are_left_out(tmp_path: Path, images: ImageRoot) -> None:
+def test_broken_eval_sides_are_left_out(tmp_path: Path, images: Pictures) -> None:
     data = eval_set(tmp_path, images, ["0.png", "bad.png"])
     bad = int(data.queries[1])
     batch = SideCollate(collate)([data[index] for index in range(len(data))])
@@ -100,8 +101,19 @@ def test_broken_eval_sides_are_left_out(tmp_path: Path, images: ImageRoot) -> No
     assert (alone["index"].tolist(), alone["inputs"], len(alone["skipped"])) == ([], {}, 1)
 
 
-def test_datasets_survive_pickling(tmp_path: Path, images: ImageRoot) -> None:
+def test_datasets_survive_pickling(tmp_path: Path, images: Pictures) -> None:
     train = pickle.loads(pickle.dumps(train_set(tmp_path, images, ["0.png"])))
     assert train[[(0, 0)]][0][0].query.text == "q0"
     evaluation = pickle.loads(pickle.dumps(eval_set(tmp_path, images, ["0.png"])))
     assert len(evaluation) == 3
+
+
+def test_pairs_of_a_masked_subset_have_the_id_of_their_target(tmp_path: Path, images: Pictures) -> None:
+    rows = [train_row(0), {**train_row(1), "pos_text": "t0"}, train_row(2)]
+    path = write_rows(tmp_path / "m.jsonl", rows)
+    masked = TrainDataset([read_train(path, "m", mask_same_target=True)], images, 0)
+    ids = [pair.target_id for pair in masked[[(0, 0), (0, 1), (0, 2)]][0]]
+    assert ids[0] == ids[1] != ids[2]
+    assert min(ids) >= 0
+    open_pairs = TrainDataset([read_train(path, "m")], images, 0)[[(0, 0), (0, 1)]][0]
+    assert [pair.target_id for pair in open_pairs] == [-1, -1]

@@ -1,154 +1,201 @@
 from __future__ import annotations
 
-import multiprocessing
-import os
+import io
 import pickle
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from data_roots import write_picture, zip_folder
+from data_roots import train_row, write_picture, write_rows
 from PIL import Image
 
 from fanoise_lightning.data import images
-from fanoise_lightning.data.images import ImageRoot, PictureError
+from fanoise_lightning.data.embedded import EmbeddedPictures, to_keys
+from fanoise_lightning.data.image_roots import ImageRoot
+from fanoise_lightning.data.images import PictureError, Pictures, decode
+from fanoise_lightning.data.pairs import PairDataModule
+
+GREY = Image.new("RGB", (4, 4), (7, 7, 7))
 
 
-@pytest.fixture(params=["folder", "zip"])
-def pictures(request: pytest.FixtureRequest, tmp_path: Path) -> ImageRoot:
-    """One picture (grey 7), a truncated one and a text, in a folder or a zip of it."""
-    folder = tmp_path / "images"
-    good = write_picture(folder / "sub" / "good.png", 7)
-    (folder / "cut.png").write_bytes(good.read_bytes()[:-30])
-    (folder / "note.png").write_text("not a picture")
-    return ImageRoot(folder if request.param == "folder" else zip_folder(folder))
+def encoded(image: Image.Image, kind: str = "png", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
 
 
-def open_saved(tmp_path: Path, image: Image.Image, name: str, **options: object) -> Image.Image:
-    image.save(tmp_path / name, **options)
-    return ImageRoot(tmp_path).open(name)
+def photograph(width: int, height: int) -> Image.Image:
+    """Coarse and fine structure, as in a photograph: noise at several scales."""
+    random = np.random.default_rng(0)
+    layers = []
+    for cells in (4, 16, 64):
+        noise = Image.fromarray(random.integers(0, 255, (cells, cells, 3), np.uint8))
+        layers.append(np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC), np.float32))
+    return Image.fromarray((0.6 * layers[0] + 0.3 * layers[1] + 0.1 * layers[2]).astype(np.uint8))
 
 
-def test_opens_rgb(pictures: ImageRoot) -> None:
-    image = pictures.open("sub/good.png")
-    assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (4, 4), (7, 7, 7))
-    assert pictures.open("./sub//good.png").getpixel((0, 0)) == (7, 7, 7)
+def test_the_three_sources_give_the_same_picture(tmp_path: Path) -> None:
+    path = write_picture(tmp_path / "a.png", 7)
+    keys, part = to_keys(pa.array([path.read_bytes()], pa.binary()))
+    pictures = Pictures(ImageRoot(tmp_path), [EmbeddedPictures([part])])
+    for image in ("a.png", path.read_bytes(), keys[0].as_py()):
+        opened = pictures.open(image)
+        assert (opened.mode, opened.size, opened.getpixel((0, 0))) == ("RGB", (4, 4), (7, 7, 7))
 
 
-@pytest.mark.parametrize(
-    ("path", "cause"),
-    [
-        ("sub/none.png", "no such file"),
-        ("cut.png", "OSError|SyntaxError"),
-        ("note.png", "UnidentifiedImageError"),
-        ("../images/sub/good.png", "leaves the image root"),
-        ("/sub/good.png", "leaves the image root"),
-        ("C:\\good.png", "leaves the image root"),
-    ],
-)
-def test_what_cannot_be_read_is_one_error(pictures: ImageRoot, path: str, cause: str) -> None:
-    with pytest.raises(PictureError, match=cause) as error:
-        pictures.open(path)
-    assert f"`{path}`" in str(error.value)
+def test_errors_name_the_picture_and_its_root(tmp_path: Path) -> None:
+    keys, part = to_keys(pa.array([b"no picture"], pa.binary()))
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    pictures = Pictures(ImageRoot(tmp_path), [EmbeddedPictures([part])])
+    key = keys[0].as_py()
+    names = {"a.png": f"`a.png` in `{tmp_path}`", key: f"`{key}`", b"no picture": "of 10 embedded bytes"}
+    for image, name in names.items():
+        messages = set()
+        for _ in range(3):
+            with pytest.raises(PictureError, match=f"^picture {name}: it is no picture") as error:
+                pictures.open(image)
+            messages.add(str(error.value))
+        assert len(messages) == 1  # skipped pictures are counted by their messages
 
 
-def test_symlinks_must_stay_inside(tmp_path: Path) -> None:
-    write_picture(tmp_path / "secret.png")
-    write_picture(tmp_path / "images" / "good.png")
-    (tmp_path / "images" / "out.png").symlink_to(tmp_path / "secret.png")
-    (tmp_path / "images" / "in.png").symlink_to("good.png")
-    root = ImageRoot(tmp_path / "images")
-    assert root.open("in.png").size == (4, 4)
-    with pytest.raises(PictureError, match="symbolic link leaves the image root"):
-        root.open("out.png")
+def test_a_path_without_a_root_is_an_error() -> None:
+    with pytest.raises(PictureError, match=r"picture `a\.png`: there is no image root"):
+        Pictures().open("a.png")
 
 
-def test_bombs_are_refused_before_decoding(tmp_path: Path) -> None:
+def test_pictures_survive_pickling(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png")
+    keys, part = to_keys(pa.array([encoded(GREY)], pa.binary()))
+    copy = pickle.loads(pickle.dumps(Pictures(ImageRoot(tmp_path), [EmbeddedPictures([part])], 2)))
+    assert copy.open("a.png").size == copy.open(keys[0].as_py()).size == (4, 4)
+    assert copy.decode_size == 2
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_a_truncated_picture_is_an_error(kind: str) -> None:
+    with pytest.raises(PictureError, match=r"OSError|SyntaxError"):
+        decode(encoded(photograph(64, 64), kind)[:-300], "`cut`")
+
+
+def test_bombs_are_refused_before_decoding() -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", 12_000, 12_000, 8, 2, 0, 0, 0)  # no pixels follow: decoding would fail
-    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b""))
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")
     with (
         pytest.warns(Image.DecompressionBombWarning),
         pytest.raises(PictureError, match=r"12000x12000 is more than \d+ pixels"),
     ):
-        ImageRoot(tmp_path).open("bomb.png")
+        decode(data, "`bomb`", decode_size=10)
 
 
-@pytest.mark.parametrize("kind", ["folder", "zip"])
-def test_huge_files_are_refused_before_reading(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    write_picture(tmp_path / "images" / "big.png")
+def test_too_many_bytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MAX_BYTES", 10)
-    root = ImageRoot(tmp_path / "images" if kind == "folder" else zip_folder(tmp_path / "images"))
-    with pytest.raises(PictureError, match="bytes are more than 10"):
-        root.open("big.png")
+    with pytest.raises(PictureError, match=r"picture `x`: \d+ bytes are more than 10"):
+        decode(encoded(GREY), "`x`")
 
 
-def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+def test_exif_orientation_is_applied() -> None:
     image = Image.new("RGB", (2, 1), "red")
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees
-    assert open_saved(tmp_path, image, "turned.png", exif=exif).size == (1, 2)
+    assert decode(encoded(image, exif=exif), "turned").size == (1, 2)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparency_is_laid_on_white(tmp_path: Path, mode: str) -> None:
+def test_transparency_is_laid_on_white(mode: str) -> None:
     image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
     image.putpixel((1, 0), (0, 0, 0, 255))
     image = image.convert(mode)
-    opened = open_saved(tmp_path, image, "clear.png")
+    opened = decode(encoded(image), "clear")
     assert [opened.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (0, 0, 0)]
 
 
-def test_half_transparency_is_mixed(tmp_path: Path) -> None:
-    opened = open_saved(tmp_path, Image.new("RGBA", (1, 1), (0, 0, 0, 51)), "half.png")
+def test_half_transparency_is_mixed() -> None:
+    opened = decode(encoded(Image.new("RGBA", (1, 1), (0, 0, 0, 51))), "half")
     assert opened.getpixel((0, 0)) == (204, 204, 204)
 
 
 @pytest.mark.parametrize(("mode", "colour"), [("L", 90), ("1", 1), ("P", 0), ("CMYK", (0, 0, 0, 0))])
-def test_other_modes_become_rgb(tmp_path: Path, mode: str, colour: object) -> None:
+def test_other_modes_become_rgb(mode: str, colour: object) -> None:
     image = Image.new(mode, (1, 1), colour)  # type: ignore[arg-type]
-    opened = open_saved(tmp_path, image, "other.tif")
+    opened = decode(encoded(image, "tiff"), "other")
     assert (opened.mode, opened.getpixel((0, 0))) == ("RGB", image.convert("RGB").getpixel((0, 0)))
 
 
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
     image = Image.fromarray(np.array([[0, 32768, 65535]], dtype=np.uint16))
-    opened = open_saved(tmp_path, image, "deep.png")
+    opened = decode(encoded(image), "deep")
     assert [opened.getpixel((x, 0))[0] for x in range(3)] == pytest.approx([0, 127.5, 255], abs=1)
 
 
-def test_a_missing_root_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "broken.zip").write_text("no archive")
-    for name in ("none", "broken.zip"):
-        with pytest.raises(FileNotFoundError, match="neither a folder nor a zip"):
-            ImageRoot(tmp_path / name)
+@pytest.mark.parametrize(
+    ("size", "decode_size", "opened"),
+    [
+        ((512, 768), 256, (256, 384)),
+        ((512, 768), 257, (512, 768)),
+        ((511, 768), 256, (511, 768)),  # half of it would be 255.5
+        ((513, 768), 256, (257, 384)),
+        ((512, 768), 128, (128, 192)),
+        ((512, 768), 1, (64, 96)),  # there is no smaller scale
+        ((100, 80), 224, (100, 80)),  # never enlarged
+        ((512, 768), None, (512, 768)),
+    ],
+)
+def test_jpegs_open_at_the_smallest_scale_that_is_large_enough(
+    size: tuple[int, int], decode_size: int | None, opened: tuple[int, int]
+) -> None:
+    for width, height in (size, size[::-1]):
+        image = decode(encoded(photograph(width, height), "jpeg"), "`x`", decode_size)
+        assert image.size == (opened if width == size[0] else opened[::-1])
 
 
-def test_a_root_survives_pickling_in_use(pictures: ImageRoot) -> None:
-    pictures.open("sub/good.png")
-    assert pickle.loads(pickle.dumps(pictures)).open("sub/good.png").size == (4, 4)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("side", [512, 1024])
+def test_a_reduced_jpeg_shows_the_same_at_the_size_of_the_model(mode: str, side: int) -> None:
+    data = encoded(photograph(side, side).convert(mode), "jpeg", quality=95)
+    full, reduced = (
+        np.asarray(decode(data, "`x`", size).resize((224, 224), Image.Resampling.BICUBIC), np.float32)
+        for size in (None, 224)
+    )
+    assert decode(data, "`x`", 224).width == {512: 256, 1024: 256}[side]
+    assert np.abs(full - reduced).mean() < 1.0  # of 255
 
 
-@pytest.mark.slow
-def test_a_fork_leaves_the_file_position_of_its_parent_alone(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    (tmp_path / "images").mkdir()
-    for name in "abcd":
-        Image.fromarray(noise).save(tmp_path / "images" / f"{name}.png")
-    root = ImageRoot(zip_folder(tmp_path / "images"))
-    root.open("a.png")
-    assert root._archive is not None
-    assert root._archive.fp is not None
-    file = root._archive.fp.fileno()
-    before = os.lseek(file, 0, os.SEEK_CUR)
-    child = multiprocessing.get_context("fork").Process(target=root.open, args=("d.png",))
-    child.start()
-    child.join()
-    assert child.exitcode == 0
-    assert os.lseek(file, 0, os.SEEK_CUR) == before
+def test_a_reduced_jpeg_is_upright() -> None:
+    image = photograph(600, 400)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees
+    opened = decode(encoded(image, "jpeg", exif=exif), "`x`", 200)
+    assert opened.size == (200, 300)
+    expected = image.rotate(-90, expand=True).resize((200, 300))
+    assert np.abs(np.asarray(opened, np.float32) - np.asarray(expected, np.float32)).mean() < 4
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "gif"])
+def test_other_formats_come_in_full(kind: str) -> None:
+    data = encoded(photograph(64, 48), kind)
+    assert decode(data, "`x`", 8).size == (64, 48)
+    assert decode(data, "`x`", 8).tobytes() == decode(data, "`x`").tobytes()
+
+
+@pytest.mark.parametrize("decode_size", [None, 10])
+def test_a_data_module_opens_pictures_at_its_decode_size(tmp_path: Path, decode_size: int | None) -> None:
+    rows = [train_row(row, "a.jpg", "a.jpg") for row in range(8)]
+    (tmp_path / "a.jpg").write_bytes(encoded(photograph(40, 40), "jpeg"))
+    data = PairDataModule(
+        write_rows(tmp_path / "s.jsonl", rows), batch_size=2, val_fraction=0.5, decode_size=decode_size
+    )
+    data.setup()
+    width = 10 if decode_size else 40
+    assert data.train_set[[(0, 0)]][0][0].query.image.width == width
+    assert {data.eval_sets[0][side][1].image.width for side in range(len(data.eval_sets[0]))} == {width}
+
+
+def test_a_decode_size_must_be_positive(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`decode_size` must be at least 1, got 0"):
+        PairDataModule(tmp_path / "s.jsonl", decode_size=0)

@@ -93,6 +93,6 @@ def test_the_order_leaves_the_global_generator_alone(tmp_path: Path) -> None:
     data.setup("fit")
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    for loader in (data.train_dataloader(), *data.val_dataloader()):
+    for loader in (data.train_dataloader(), data.val_dataloader(), *data.predict_dataloader()):
         list(loader)
     assert torch.equal(before, torch.get_rng_state())

@@ -5,7 +5,7 @@ import json
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def test_an_epoch_and_an_evaluation_from_every_layout(tmp_path: Path, suffix: st
         number, grey = batch["query"]["number"], batch["query"]["grey"]
         expected = [40 * ((value - 1000) % 6) if value < 2000 else -1 for value in number.tolist()]
         assert grey.tolist() == expected
-    reading, looking = data.val_dataloader()
+    reading, looking = data.predict_dataloader()
     assert (reading.dataset.subset.name, looking.dataset.subset.floors) == ("reading", {"chance": 0.3})
     (batch,) = looking
     assert len(batch["index"]) == 6 + 6
@@ -62,11 +62,16 @@ def test_lightning_trains_and_evaluates(
     run, data = trainer(max_epochs=2), MMEBDataModule(root, batch_size=6, eval_batch_size=4, num_workers=0)
     run.fit(recorder, datamodule=data)
     assert [len(batch) for batch in recorder.trained] == [6] * 12
-    assert recorder.keys == {"query", "target", "index", "inputs"}  # "skipped" was taken out
-    for call in (run.validate, run.test, run.predict):
+    assert recorder.keys == {"query", "target", "target_id", "index", "inputs"}  # "skipped" was taken out
+    for call in (run.validate, run.test):
         recorder.evaluated.clear()
         call(recorder, datamodule=data)
-        seen = [index for loader, batch in recorder.evaluated for index in batch if loader == 1]
+        # six texts and six pictures with a text, and six texts; the subsets share their six candidates
+        assert [index for _, batch in recorder.evaluated for index in batch] == list(range(18))
+    recorder.evaluated.clear()
+    run.predict(recorder, datamodule=data)
+    for number in (0, 1):
+        seen = [index for loader, batch in recorder.evaluated for index in batch if loader == number]
         assert seen == list(range(12))
 
 
@@ -84,7 +89,8 @@ def test_setup_reads_once_and_only_what_is_needed(root: Path, monkeypatch: pytes
 def test_subsets_are_chosen_by_name(root: Path) -> None:
     data = set_up(root, train_subsets=["b"], eval_subsets=["looking"])
     assert numbers(data) == list(range(2000, 2012))
-    assert [loader.dataset.subset.name for loader in data.val_dataloader()] == ["looking"]
+    assert [subset.subset.name for subset in data.val_dataloader().dataset.subsets] == ["looking"]
+    assert [loader.dataset.subset.name for loader in data.predict_dataloader()] == ["looking"]
 
 
 def test_num_samples_takes_the_first_rows_of_each_subset(root: Path) -> None:
@@ -94,7 +100,7 @@ def test_num_samples_takes_the_first_rows_of_each_subset(root: Path) -> None:
 def test_blind_drops_the_query_pictures_everywhere(root: Path) -> None:
     data = set_up(root, blind=True)
     assert all((batch["query"]["grey"] == -1).all() for batch in data.train_dataloader())
-    assert all((batch["inputs"]["grey"] == -1).all() for loader in data.val_dataloader() for batch in loader)
+    assert all((batch["inputs"]["grey"] == -1).all() for batch in data.val_dataloader())
 
 
 def test_uniform_sampling_balances_subsets(root: Path) -> None:
@@ -179,11 +185,11 @@ def test_broken_pictures_are_skipped_counted_and_reported(
     reports = [text for text in said if "so far" in text]
     assert len(reports) == 4  # two epochs, two validations
     assert "4 of 36 training rows" in reports[0]
-    assert "1 of 24 evaluation sides" in reports[1]
+    assert "1 of 18 evaluation sides" in reports[1]
     assert [len(batch) for batch in recorder.trained] == [6] * 12
     assert not {1003, 1009, 1015, 1021} & {number for batch in recorder.trained for number in batch}
-    broken = int(data.eval_sets[1].queries[3])
-    assert broken not in [index for loader, batch in recorder.evaluated for index in batch if loader == 1]
+    broken = int(data.eval_suite.numbers[1][data.eval_sets[1].queries[3]])
+    assert broken not in [index for _, batch in recorder.evaluated for index in batch]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -209,14 +215,19 @@ def test_the_limit_is_told_from_a_worker_as_well(
         trainer(max_epochs=1).fit(recorder, datamodule=make_data(root, num_workers=1))
 
 
+def imported(nodes: Sequence[ast.AST]) -> set[str]:
+    """The modules that the nodes import."""
+    names = [name.name for node in nodes if isinstance(node, ast.Import) for name in node.names]
+    return {*names, *(node.module or "" for node in nodes if isinstance(node, ast.ImportFrom))}
+
+
 def test_the_data_side_knows_nothing_of_encoders_and_their_libraries() -> None:
-    ours = ("fanoise_lightning.encoders", "fanoise_lightning.module")
-    forbidden = ("transformers", "open_clip", "datasets", *ours)
+    forbidden = ("transformers", "open_clip", "fanoise_lightning.encoders", "fanoise_lightning.module")
+    on_first_use = ("datasets", "huggingface_hub")
     for file in Path(fanoise_lightning.data.__file__).parent.glob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = [name.name for name in getattr(node, "names", [])] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not [name for name in names if name.startswith(forbidden)], file
+        tree = ast.parse(file.read_text())
+        assert not [name for name in imported(list(ast.walk(tree))) if name.startswith(forbidden)], file
+        assert not [name for name in imported(tree.body) if name.startswith(on_first_use)], file
 
 
 DISTRIBUTED = """
@@ -254,12 +265,9 @@ def test_two_ranks_see_disjoint_halves_of_the_global_batch(root: Path, tmp_path:
         expected += [batch["query"]["number"].tolist() for batch in loader]
     assert joined == expected
     assert expected[:6] != expected[6:]
-    for loader_index, sides in enumerate(whole.eval_sets):
-        halves = [
-            {index for which, batch in rank["evaluated"] for index in batch if which == loader_index}
-            for rank in (first, second)
-        ]
-        assert halves[0] | halves[1] == set(range(len(sides)))
+    halves = [{index for _, batch in rank["evaluated"] for index in batch} for rank in (first, second)]
+    assert halves[0] | halves[1] == set(range(len(whole.eval_suite)))
+    assert not halves[0] & halves[1]
 
 
 def test_a_data_module_survives_pickling(root: Path) -> None:

@@ -73,7 +73,9 @@ def test_lightning_trains_on_it(pairs: Path, recorder: Recorder, trainer: Callab
     data = PairDataModule(pairs, batch_size=6, num_workers=0)
     trainer(max_epochs=1).fit(recorder, datamodule=data)
     assert [len(batch) for batch in recorder.trained] == [6] * 6
-    assert sum(len(batch) for _, batch in recorder.evaluated) == len(data.eval_sets[0])
+    assert (
+        sum(len(batch) for _, batch in recorder.evaluated) == len(data.eval_suite) == len(data.eval_sets[0])
+    )
 
 
 @pytest.mark.parametrize(
@@ -140,3 +142,17 @@ def test_both_directions_of_a_pair_are_on_one_side_of_the_split(tmp_path: Path) 
     held_out = {int(validation.sides[index].text[1:]) for index in range(len(validation))}
     assert len(held_out) == 9
     assert trained(data) == set(range(30)) - held_out
+
+
+def test_the_same_target_is_masked_unless_told_otherwise(pairs: Path) -> None:
+    def ids(**options: str) -> set[int]:
+        return {
+            n for batch in set_up(pairs, **options).train_dataloader() for n in batch["target_id"].tolist()
+        }
+
+    assert min(ids()) >= 0
+    assert ids(mask_same_target="none") == {-1}
+    with pytest.raises(
+        ValueError, match="`mask_same_target` must be one of classification, all, none, got 'no'"
+    ):
+        set_up(pairs, mask_same_target="no")

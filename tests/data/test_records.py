@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from data_roots import eval_row, train_row, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fanoise_lightning.data.records import Sides, read_eval, read_train, unique_sides
+from fanoise_lightning.data.records import Side, Sides, read_eval, read_train, target_id, unique_sides
 from fanoise_lightning.data.subsets import Subset
 
 SUBSET = Subset("s", "retrieval", "IND")
@@ -33,7 +34,7 @@ def test_train_rows_become_sides(tmp_path: Path, suffix: str) -> None:
     assert [tuple(rows.queries[row]) for row in range(2)] == [("q1", "a.png"), ("q2", "")]
     assert [tuple(rows.targets[row]) for row in range(2)] == [("t1", ""), ("t2", "dir/b.png")]
     assert rows.negatives(0) == []
-    assert rows.has_pictures
+    assert rows.paths.to_pylist() == ["a.png", "dir/b.png"]
 
 
 @BOTH
@@ -47,7 +48,7 @@ def test_negatives_are_texts_or_lists(tmp_path: Path, suffix: str) -> None:
     ]
     rows = read_train(write_rows(tmp_path / f"many{suffix}", many), "s")
     assert [rows.negatives(row) for row in range(2)] == [[("n1", "1.png"), ("n2", "")], []]
-    assert rows.has_pictures
+    assert rows.paths.to_pylist() == ["1.png"]
 
 
 @BOTH
@@ -196,3 +197,25 @@ def test_rows_survive_pickling(tmp_path: Path) -> None:
     copy = pickle.loads(pickle.dumps(rows.take(np.array([1]))))
     assert copy.queries[0].text == "q2"
     assert copy.where(0).endswith("line 2")
+
+
+def test_target_ids_are_equal_for_equal_sides_alone() -> None:
+    sides = [
+        Side("a", ""),
+        Side("", "a"),
+        Side("a", "b.png"),
+        Side("b", ""),
+        Side("ab", ".png"),
+        Side("a", b"x"),
+    ]
+    numbers = [target_id(side) for side in sides]
+    assert len(set(numbers)) == len(sides)
+    assert all(0 <= number < 2**63 for number in numbers)
+    digest = hashlib.blake2b("ä\0x.png".encode(), digest_size=8).digest()
+    assert target_id(Side("ä", "x.png")) == int.from_bytes(digest, "big") % 2**63
+
+
+def test_rows_remember_whether_their_targets_mask(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "s.jsonl", [train_row(1), train_row(2)])
+    assert not read_train(path, "s").mask_same_target
+    assert read_train(path, "s", mask_same_target=True).take(np.array([1])).mask_same_target

@@ -10,7 +10,7 @@ from data_roots import write_rows
 
 from fanoise_lightning.data.tables import Columns, find_subsets, read_table, where
 
-COLUMNS: Columns = {"name": "text", "words": "list", "extra": "optional"}
+COLUMNS: Columns = {"name": "text", "words": "texts", "extra": "optional texts"}
 ROWS: list[dict[str, Any]] = [
     {"name": "one", "words": ["a", "b"], "extra": "x"},
     {"name": None, "words": [], "extra": None},
@@ -20,7 +20,7 @@ ROWS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_both_formats_give_the_same_columns(tmp_path: Path, suffix: str) -> None:
-    table = read_table(write_rows(tmp_path / f"rows{suffix}", ROWS), COLUMNS)
+    table, _ = read_table(write_rows(tmp_path / f"rows{suffix}", ROWS), COLUMNS)
     assert table["name"].to_pylist() == ["one", "", "three"]
     assert table["words"].to_pylist() == [["a", "b"], [], [""]]
     assert [[text for text in row if text] for row in table["extra"].to_pylist()] == [["x"], [], ["z"]]
@@ -32,7 +32,7 @@ def test_both_formats_give_the_same_columns(tmp_path: Path, suffix: str) -> None
 def test_parquet_text_types_are_read(tmp_path: Path, kind: pa.DataType) -> None:
     columns = {"name": pa.array(["x", None]).cast(kind), "words": pa.array([["a"], None])}
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
-    table = read_table(tmp_path / "rows.parquet", COLUMNS)
+    table, _ = read_table(tmp_path / "rows.parquet", COLUMNS)
     assert table["name"].to_pylist() == ["x", ""]
     assert table["words"].to_pylist() == [["a"], []]
     assert table["extra"].to_pylist() == [[], []]
@@ -41,27 +41,27 @@ def test_parquet_text_types_are_read(tmp_path: Path, kind: pa.DataType) -> None:
 def test_shards_are_read_in_order_with_their_own_row_numbers(tmp_path: Path) -> None:
     write_rows(tmp_path / "s" / "1.parquet", ROWS[1:])
     write_rows(tmp_path / "s" / "0.parquet", ROWS[:1])
-    table = read_table(tmp_path / "s", COLUMNS)
+    table, _ = read_table(tmp_path / "s", COLUMNS)
     assert table["name"].to_pylist() == ["one", "", "three"]
     assert where(table, 2) == f"`{tmp_path / 's' / '1.parquet'}`, row 1"
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_limit_takes_the_first_rows(tmp_path: Path, suffix: str) -> None:
-    table = read_table(write_rows(tmp_path / f"rows{suffix}", ROWS), COLUMNS, limit=2)
+    table, _ = read_table(write_rows(tmp_path / f"rows{suffix}", ROWS), COLUMNS, limit=2)
     assert table["name"].to_pylist() == ["one", ""]
 
 
 def test_limit_counts_over_shards(tmp_path: Path) -> None:
     for shard in "012":
         write_rows(tmp_path / "s" / f"{shard}.parquet", ROWS[:2])
-    assert read_table(tmp_path / "s", COLUMNS, limit=3)["name"].to_pylist() == ["one", "", "one"]
+    assert read_table(tmp_path / "s", COLUMNS, limit=3)[0]["name"].to_pylist() == ["one", "", "one"]
 
 
 def test_lines_are_counted_with_blank_ones(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('\n{"name": "x", "words": []}\n\n{"name": "y", "words": []}\n')
-    assert where(read_table(path, COLUMNS), 1) == f"`{path}`, line 4"
+    assert where(read_table(path, COLUMNS)[0], 1) == f"`{path}`, line 4"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,183 @@
+"""Where the paths in the rows lead: unpacked pictures, or archives that are read without unpacking them."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fanoise_lightning.data.archives import Archive
+from fanoise_lightning.data.images import LEAVES_ROOT, PictureError, check_size
+
+__all__ = ["ImageRoot", "archive_names", "first_paths"]
+
+# the X of `images/X/rest` and of `X/rest`: an archive may have its name
+_GROUP = r"^(?:images/)?(?:([^/]*)/)?.*$"
+
+
+def archive_names(path: str) -> tuple[str, ...]:
+    """The archives below a root that may hold a picture, the likelier first.
+
+    Example:
+        >>> archive_names("images/A-OKVQA/Train/1.jpg")
+        ('images_zip/A-OKVQA.zip', 'images.zip')
+    """
+    group = re.sub(_GROUP, r"\1", path)
+    return (f"images_zip/{group}.zip", "images.zip") if group else ("images.zip",)
+
+
+def first_paths(paths: pa.Array) -> dict[str, str]:
+    """The first of the paths that share the X of their `archive_names`, by that X; ``""`` for none."""
+    groups = pc.replace_substring_regex(paths, _GROUP, r"\1").dictionary_encode()
+    rows = np.unique(groups.indices.to_numpy(), return_index=True)[1]
+    return dict(zip(groups.dictionary.to_pylist(), paths.take(pa.array(rows)).to_pylist()))
+
+
+class ImageRoot:
+    """The pictures that the path columns speak of.
+
+    Can be pickled and forked; what it opened before, forked processes share.
+
+    A path is looked for in a folder as it stands, and with or without ``images/`` in front of it, which is
+    how MMEB's repositories tell where to unpack; where it is not unpacked, in ``images_zip/X.zip`` (of paths
+    ``images/X/...``) and ``images.zip`` of the folder. Archives are opened when they are needed.
+
+    Args:
+        path: a folder, or a zip archive.
+        fetch: for messages: the command that fetches an archive of the folder, its name as ``{archive}``.
+
+    Raises:
+        FileNotFoundError: if `path` is neither.
+        ValueError: if it is a file, but no whole zip archive.
+
+    Example:
+        >>> Pictures(ImageRoot("MMEB-train")).open("images/A-OKVQA/Train/1.jpg")  # doctest: +SKIP
+    """
+
+    def __init__(self, path: str | Path, fetch: str = "") -> None:
+        self.path, self.fetch = Path(path).resolve(), fetch
+        self._archives: dict[str, Archive | None] = {}
+        self._is_folder = self.path.is_dir()
+        if not self._is_folder:
+            if not self.path.is_file():
+                raise FileNotFoundError(f"image root `{path}` is neither a folder nor a zip archive")
+            self._archives[""] = self._open(self.path, "")
+        # users lay the many pictures on another disk and link to it: what is under that link is inside
+        self._unpacked = (self.path / "images").resolve()
+
+    def prepare(self, paths: pa.Array, subset: str) -> None:
+        """Open the archives that `paths` need, before processes are forked that will share them.
+
+        Args:
+            paths: of the pictures of a subset.
+            subset: its name, for messages.
+
+        Raises:
+            FileNotFoundError: if the pictures are neither unpacked nor in an archive.
+            ValueError: if an archive cannot be read.
+        """
+        for number, (group, path) in enumerate(first_paths(paths).items()):
+            is_there = self._file(path) is not None or self._needed(path) or self._has_folder(group)
+            if number == 0 and not is_there:  # later ones may be stray paths: broken pictures as any others
+                raise FileNotFoundError(
+                    f"subset `{subset}`: its pictures (the first: `{path}`) are not in `{self.path}`, "
+                    + self._missing(path)
+                )
+
+    def __contains__(self, path: str) -> bool:
+        path = _checked(path)
+        return self._file(path) is not None or self._member(path) is not None
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a picture.
+
+        Raises:
+            PictureError: if there is none at `path`, it lies outside the root, or cannot be read.
+            ValueError: if an archive that was not prepared cannot be read.
+        """
+        path = _checked(path)
+        if (file := self._file(path)) is not None:
+            return _read_file(*file)
+        if (member := self._member(path)) is not None:
+            archive, name = member
+            return archive.read(name)
+        if archives := self._needed(path):
+            found = ", ".join(
+                f"`{archive.path.name}` (which has `{archive.example}`)" for archive in archives
+            )
+            raise PictureError(f"no such file, unpacked or in {found}")
+        raise PictureError(f"no such file, {self._missing(path)}")
+
+    def _file(self, path: str) -> tuple[Path, str] | None:
+        """The folder that the path must not leave, and the file."""
+        if not self._is_folder:
+            return None
+        for name in _spellings(path):
+            within = name.startswith("images/")
+            base = self._unpacked if within else self.path
+            if os.path.isfile(file := os.path.join(base, name.removeprefix("images/") if within else name)):
+                return base, file
+        return None
+
+    def _member(self, path: str) -> tuple[Archive, str] | None:
+        """The archive that has the picture, and its name there."""
+        for archive in self._needed(path):
+            for name in _spellings(path):
+                if name in archive:
+                    return archive, name
+        return None
+
+    def _has_folder(self, group: str) -> bool:
+        """Whether there is a folder of pictures: a repository has folders of rows with the same names."""
+        folders = [self.path / group, self._unpacked / group] if self._is_folder else []
+        first = (next(os.scandir(folder), None) for folder in folders if folder.is_dir())
+        return any(entry is None or not entry.name.endswith(".parquet") for entry in first)
+
+    def _needed(self, path: str) -> list[Archive]:
+        """The archives that may hold the picture, opened now if they were not."""
+        names = archive_names(path) if self._is_folder else ("",)
+        for name in names:
+            if name not in self._archives:
+                file = self.path / name  # may be a link: the hub's cache is made of links
+                self._archives[name] = self._open(file, name) if os.path.isfile(file) else None
+        return [archive for name in names if (archive := self._archives[name]) is not None]
+
+    def _open(self, file: Path, name: str) -> Archive:
+        try:
+            return Archive(file)
+        except ValueError as error:
+            raise ValueError(f"{error}; remove it and fetch it again{self._command(name)}") from error
+
+    def _missing(self, path: str) -> str:
+        names = archive_names(path)
+        places = f"unpacked or in {' or '.join(f'`{name}`' for name in names)}"
+        return f"{places}; fetch it{self._command(names[0])}" if self.fetch else places
+
+    def _command(self, name: str) -> str:
+        return f": `{self.fetch.replace('{archive}', name)}`" if self.fetch else ""
+
+
+def _checked(path: str) -> str:
+    if re.search(LEAVES_ROOT, path):
+        raise PictureError("the path leaves the image root")
+    return posixpath.normpath(path)
+
+
+def _spellings(path: str) -> tuple[str, str]:
+    """The path as it stands, and with or without ``images/``."""
+    inside = path.removeprefix("images/")
+    return path, f"images/{path}" if inside == path else inside
+
+
+def _read_file(folder: Path, file: str) -> bytes:
+    with open(file, "rb") as stream:
+        # of the file that was opened
+        if not Path(file).resolve().is_relative_to(folder):
+            raise PictureError("a symbolic link leaves the image root")
+        check_size(os.fstat(stream.fileno()).st_size)
+        return stream.read()

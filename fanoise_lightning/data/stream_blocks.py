@@ -1,0 +1,213 @@
+"""Streams of training rows, read in passes of shuffled shards and blocks.
+
+A pass is the shards in an order drawn from (seed, subset, pass); inside it, blocks of rows are permuted by
+(seed, subset, pass, block). Nothing is held back between blocks, so that no row is lost when a run is
+stopped: where a stream stands is a handful of integers, the start of its block and the place in it, and going
+on there means to read that block again.
+
+The ranks share a pass like this, here 5 shards on 2 ranks::
+
+    order of the shards     3   0   4   1   |   2
+    rank                    0   1   0   1   |   its rows in turn: 0, 1, 0, 1, ...
+
+Whole shards as long as every rank gets as many, and the rest row by row, which every rank reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from concurrent.futures import CancelledError
+from dataclasses import KW_ONLY, dataclass, replace
+from threading import Event
+from typing import TYPE_CHECKING, NamedTuple
+from zlib import crc32
+
+import numpy as np
+import pyarrow as pa
+
+from fanoise_lightning.data.embedded import EmbeddedPictures, Part
+from fanoise_lightning.data.hub_errors import hub_errors
+from fanoise_lightning.data.records import TRAIN_COLUMNS, Cleaner, TrainRows, train_rows
+from fanoise_lightning.data.tables import convert
+
+if TYPE_CHECKING:
+    import datasets
+
+__all__ = ["Block", "Position", "StreamBlocks", "TrainStream"]
+
+CHUNK = 64  # rows that are taken from a shard at a time: blocks are made of them
+
+
+@dataclass(frozen=True)
+class TrainStream:
+    """The training pairs of one subset, as a stream of rows with MMEB's training columns.
+
+    Args:
+        name: of the subset.
+        rows: the stream; pictures in it are not decoded. The smaller its shards, the better it is shuffled,
+            and the less is read again when a run goes on: see ``datasets.IterableDataset.reshard``.
+        num_rows: how many rows it is said to have: its share of an epoch follows from that.
+        mask_same_target: pairs of a batch with the same target are not each other's negatives.
+        num_samples: take the first `num_samples` rows only, in the order of the shards, which then are not
+            shuffled; ``None`` for all.
+        blind: drop the pictures of the queries.
+
+    Raises:
+        ValueError: if a number is less than 1.
+    """
+
+    name: str
+    rows: datasets.IterableDataset
+    num_rows: int
+    mask_same_target: bool = False
+    _: KW_ONLY
+    num_samples: int | None = None
+    blind: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("num_rows", self.num_rows), ("num_samples", self.num_samples)):
+            if value is not None and value < 1:
+                raise ValueError(f"subset `{self.name}`: `{name}` must be at least 1, got {value}")
+
+    def __len__(self) -> int:
+        return self.num_rows if self.num_samples is None else min(self.num_rows, self.num_samples)
+
+
+class Position(NamedTuple):
+    """Where a stream stands on one rank: integers alone, for a checkpoint.
+
+    Args:
+        number: of the pass, from 0.
+        block: of the pass.
+        shard: in the order of this rank's shards, at the start of the block.
+        row: rows of that shard that came before the block.
+        dealt: rows of the pass before the block that the ranks took in turn.
+        kept: rows of the pass before the block that this rank got.
+        empty: rows of the pass before the block that were skipped.
+        place: in the block.
+    """
+
+    number: int = 0
+    block: int = 0
+    shard: int = 0
+    row: int = 0
+    dealt: int = 0
+    kept: int = 0
+    empty: int = 0
+    place: int = 0
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows that were read and permuted together, and where the stream stands before and behind them."""
+
+    rows: TrainRows
+    start: Position
+    end: Position
+    strays: dict[str, int]  # see `Cleaner`
+    first_empty: str | None
+
+
+class StreamBlocks:
+    """The blocks of a stream on one rank.
+
+    Args:
+        stream: the rows.
+        seed: of the order.
+        rank: of this process.
+        world_size: number of processes.
+        shuffle_block: rows of a block.
+
+    Attributes:
+        stopped: when it is set, reading ends with a `CancelledError`, in the middle of a block as well.
+    """
+
+    def __init__(
+        self, stream: TrainStream, *, seed: int, rank: int, world_size: int, shuffle_block: int
+    ) -> None:
+        self.stream, self.rank, self.world_size = stream, rank, world_size
+        self.shuffle_block = shuffle_block
+        self.stopped = Event()
+        self._key = (seed, crc32(stream.name.encode()))
+
+    def read(self, start: Position) -> Generator[Block]:
+        """The blocks from `start`, pass after pass, without end."""
+        while True:
+            tables: list[pa.Table] = []
+            for table, end in self._chunks(start):
+                tables.append(table)
+                if sum(map(len, tables)) >= self._block_size(start):
+                    yield (block := self._clean(tables, start, end))
+                    start, tables = block.end, []
+            if tables:
+                yield (block := self._clean(tables, start, end))
+                start = block.end
+            if not start.kept:
+                ranks = f" for rank {self.rank} of {self.world_size}" if self.world_size > 1 else ""
+                cause = f"each of its {start.empty} rows has an empty side" if start.empty else "no rows"
+                raise ValueError(f"subset `{self.stream.name}` is empty{ranks}: {cause}")
+            start = Position(number=start.number + 1)
+
+    def _block_size(self, start: Position) -> int:
+        # small blocks at first: otherwise a whole block of every subset is read before the first batch
+        return self.shuffle_block if start.number else min(self.shuffle_block, CHUNK << min(start.block, 30))
+
+    def _chunks(self, start: Position) -> Iterator[tuple[pa.Table, Position]]:
+        """This rank's rows of a pass from `start`, and where the stream stands behind them."""
+        count, in_order = self.stream.rows.num_shards, self.stream.num_samples is not None
+        random = np.random.default_rng([*self._key, start.number])
+        order = np.arange(count) if in_order else random.permutation(count)
+        whole = 0 if in_order else count // self.world_size * self.world_size
+        shards = [*order[:whole][self.rank :: self.world_size], *order[whole:]]
+        dealt = start.dealt
+        for number in range(start.shard, len(shards)):
+            skip = start.row if number == start.shard else 0
+            for first, table in self._read(int(shards[number]), skip):
+                end = first + len(table)
+                if number >= whole // self.world_size:
+                    table = table.slice(0, self.stream.num_samples and self.stream.num_samples - dealt)
+                    mine = np.arange((self.rank - dealt) % self.world_size, len(table), self.world_size)
+                    dealt, table = dealt + len(table), table.take(mine)
+                yield table, start._replace(shard=number, row=end, dealt=dealt)
+                if dealt == self.stream.num_samples:
+                    return
+
+    def _read(self, shard: int, skip: int) -> Iterator[tuple[int, pa.Table]]:
+        """The rows of a shard behind the first `skip`, with their origin, and the number of the first."""
+        first, tables = 0, None
+        while True:
+            if self.stopped.is_set():
+                raise CancelledError
+            with hub_errors(f"subset `{self.stream.name}`: reading shard {shard} failed behind row {first}"):
+                if tables is None:
+                    rows = self.stream.rows.shard(self.stream.rows.num_shards, shard)
+                    tables = iter(rows.with_format("arrow").iter(batch_size=CHUNK))
+                if (table := next(tables, None)) is None:
+                    return
+            count, passed = len(table), max(skip - first, 0)
+            if passed < count:
+                numbers = pa.array(np.arange(first, first + count))
+                table = table.append_column("file", pa.repeat(f"shard {shard}", count))
+                yield first + passed, table.append_column("row", numbers).slice(passed)
+            first += count
+
+    def _clean(self, tables: list[pa.Table], start: Position, end: Position) -> Block:
+        # files need not agree on their types, for example where the negatives of one are all missing
+        table = pa.concat_tables(tables, promote_options="permissive")
+        parts: list[Part] = []
+        source = f"subset `{self.stream.name}`"
+        columns = convert(table, TRAIN_COLUMNS, source, parts)
+        clean = Cleaner(self.stream.name, pa.table({**columns, "file": table["file"], "row": table["row"]}))
+        rows, empty = train_rows(clean, blind=self.stream.blind)
+        lost = np.flatnonzero(empty)
+        random = np.random.default_rng([*self._key, start.number, start.block])
+        order = random.permutation(np.flatnonzero(~empty))
+        return Block(
+            rows=replace(rows, embedded=EmbeddedPictures(parts) if parts else None).take(order),
+            start=start,
+            end=end._replace(
+                block=start.block + 1, kept=start.kept + len(order), empty=start.empty + len(lost)
+            ),
+            strays=clean.strays,
+            first_empty=clean.where(lost[0]) if len(lost) else None,
+        )

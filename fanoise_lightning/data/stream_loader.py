@@ -1,0 +1,225 @@
+"""Training batches out of streams: read in the main process, opened and tokenised by the workers.
+
+Reading in one place is what makes the order independent of the number of workers, and reads every shard once
+a rank. The sampler hands the workers rows instead of indices.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+from warnings import warn
+
+from torch.utils.data import Dataset
+
+from fanoise_lightning.data.datasets import open_pair
+from fanoise_lightning.data.images import PictureError, Pictures
+from fanoise_lightning.data.loader import ResumableLoader
+from fanoise_lightning.data.mixing import BatchSubsets, MixingSampler
+from fanoise_lightning.data.records import TrainRows, target_id
+from fanoise_lightning.data.skipped import check_limit
+from fanoise_lightning.data.streaming import Position, StreamReader, StreamRow, TrainStream
+from fanoise_lightning.distributed import exchange
+from fanoise_lightning.sample import Pair
+
+__all__ = ["StreamDataset", "StreamLoader", "StreamSampler"]
+
+
+class StreamDataset(Dataset):
+    """Opens the rows that a `StreamSampler` hands out.
+
+    A pair with a picture that cannot be read is replaced by another one of its batch, if there is one of its
+    subset: the next. Both get the same ``target_id``, so that they are not each other's negatives.
+
+    Args:
+        streams: where the rows come from.
+        images: opens their pictures.
+        allowed: how many rows may be skipped before the run stops.
+    """
+
+    def __init__(self, streams: Sequence[TrainStream], images: Pictures, allowed: int) -> None:
+        # not the streams themselves: this goes to the workers
+        self._subsets = [(stream.name, stream.mask_same_target) for stream in streams]
+        self._length = sum(map(len, streams))
+        self.images, self.allowed = images, allowed
+
+    def __len__(self) -> int:
+        return self._length
+
+    def prepare(self, rows: TrainRows) -> None:
+        """Find out at once, and not row by row, that the pictures of a subset are not there.
+
+        Raises:
+            FileNotFoundError: says what is missing, and how to fetch it.
+            ValueError: if an archive cannot be read.
+        """
+        if len(paths := rows.paths):
+            if self.images.root is None:
+                raise FileNotFoundError(
+                    f"subset `{rows.name}` has pictures (`{paths[0]}`), but there is no image root"
+                )
+            self.images.root.prepare(paths, rows.name)
+
+    def __getitem__(self, rows: list[StreamRow]) -> tuple[list[Pair], list[str]]:
+        """The pairs of a batch, and a line about each row that was skipped."""
+        skipped: list[str] = []
+        pairs = {place: pair for place, row in enumerate(rows) if (pair := self._open(row, skipped))}
+        if not pairs:
+            raise PictureError(f"not one pair of a batch can be read; the last: {skipped[-1]}")
+        place_of = [place if place in pairs else _next_good(place, rows, pairs) for place in range(len(rows))]
+        for place, count in Counter(place_of).items():
+            if count > 1:
+                pairs[place] = replace(pairs[place], target_id=target_id(rows[place].target))
+        return [pairs[place] for place in place_of], skipped
+
+    def _open(self, row: StreamRow, skipped: list[str]) -> Pair | None:
+        name, mask = self._subsets[row.subset]
+        try:
+            return open_pair(row.query, row.target, row.negatives, self.images, subset=name, mask=mask)
+        except PictureError as error:
+            skipped.append(f"subset `{name}`, shard {row.shard}, row {row.row}: {error}")
+            check_limit(skipped, self.allowed, "training rows")
+            return None
+
+
+def _next_good(place: int, rows: Sequence[StreamRow], good: Iterable[int]) -> int:
+    """The `good` place that stands in for another: the next of its subset, else the next of all."""
+    return min(
+        good, key=lambda other: (rows[other].subset != rows[place].subset, (other - place) % len(rows))
+    )
+
+
+class StreamSampler(MixingSampler):
+    """Yields this rank's part of every global batch as rows; see `MixingSampler` for the mixture.
+
+    ``"mixed"`` batches are blocks of 1: the subsets are the same in the same places on every rank, so that
+    all ranks come to the end of a subset together.
+
+    Args:
+        dataset: opens the rows.
+        streams: the rows of each subset.
+        shuffle_block: rows of a stream that are shuffled together.
+        batch_subsets: as in `MixingSampler`.
+        options: as in `MixingSampler`.
+
+    Raises:
+        ValueError: as in `MixingSampler`, or if `shuffle_block` is less than 1.
+
+    Attributes:
+        positions: where each stream stands after the batches that were handed out; ``None`` before the first.
+    """
+
+    def __init__(
+        self,
+        dataset: StreamDataset,
+        streams: Sequence[TrainStream],
+        *,
+        shuffle_block: int,
+        batch_subsets: BatchSubsets = "mixed",
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            dataset,
+            list(map(len, streams)),
+            [stream.name for stream in streams],
+            batch_subsets=1 if batch_subsets == "mixed" else batch_subsets,
+            **options,
+        )
+        if shuffle_block < 1:
+            raise ValueError(f"`shuffle_block` must be at least 1, got {shuffle_block}")
+        self.positions: list[Position] | None = None
+        self._ahead: deque[list[Position]] = deque()
+        self._readers = [
+            StreamReader(
+                stream,
+                subset,
+                seed=self.seed,
+                rank=self.rank,
+                world_size=self.num_replicas,
+                shuffle_block=shuffle_block,
+                prepare=dataset.prepare,
+            )
+            for subset, stream in enumerate(streams)
+        ]
+        # what the positions mean something for
+        self.identity = {
+            "seed": self.seed,
+            "shuffle_block": shuffle_block,
+            "subsets": [[stream.name, len(stream), stream.rows.num_shards] for stream in streams],
+        }
+
+    def __iter__(self) -> Iterator[list[StreamRow]]:  # type: ignore[override]
+        self._ahead.clear()
+        epoch = self.epoch
+        order = self._order()[self.start :, :, 0]
+        used = [self._readers[subset] for subset in sorted({*order.ravel().tolist()})]
+        for reader in used:
+            reader.seek(self.where()[reader.subset])
+        done = False
+        try:
+            for batch in order.tolist():
+                rows = [self._readers[subset].take() for subset in batch]
+                self._ahead.append([reader.position for reader in self._readers])
+                yield rows
+            done = True
+        finally:
+            if not done:
+                for reader in used:
+                    reader.close()
+            if lines := [line for reader in used if (line := reader.report())]:
+                rank = f", rank {self.rank}" if self.num_replicas > 1 else ""
+                warn(f"epoch {epoch}{rank}: {'; '.join(lines)}", stacklevel=2)
+
+    def where(self) -> list[Position]:
+        """The `positions`, or where a new run begins: in an epoch's own pass, if it is not the first."""
+        return self.positions or [Position(number=self.epoch)] * len(self._readers)
+
+    def hand_out(self) -> None:
+        """A batch left the loader: the workers, and the reading, run ahead of that."""
+        self.positions = self._ahead.popleft()
+
+
+class StreamLoader(ResumableLoader):
+    """A `ResumableLoader` over a `StreamSampler`: its state has the position of every stream on every rank.
+
+    The passes over a stream do not end with the epochs: every epoch goes on where the one before stopped.
+    """
+
+    sampler: StreamSampler
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of `ResumableLoader`, and the positions of the streams; all ranks must ask for it together."""
+        mine = tuple(number for position in self.sampler.where() for number in position)
+        streams = {**self.sampler.identity, "positions": [list(rank) for rank in exchange(mine)]}
+        return {**super().state_dict(), "streams": streams}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next pass begin where `state` was taken.
+
+        Raises:
+            ValueError: if it is of other streams, of another order, or of another number of processes.
+        """
+        if "streams" not in state:
+            raise ValueError("the checkpoint was written without streaming: resume with `streaming=False`")
+        self._saved = state
+        saved, sampler = state["streams"], self.sampler
+        if len(saved["positions"]) != sampler.num_replicas:
+            raise ValueError(
+                f"the checkpoint was written by {len(saved['positions'])} processes, this run has "
+                f"{sampler.num_replicas}: streams can only go on with the same number of processes"
+            )
+        for name, now in sampler.identity.items():
+            if saved[name] != now:
+                raise ValueError(
+                    f"the checkpoint was written with {name}={saved[name]}, this run has {now}: streams can "
+                    "only go on with the same rows in the same order"
+                )
+        numbers = iter(saved["positions"][sampler.rank])
+        sampler.positions = [Position(*group) for group in zip(*[numbers] * len(Position._fields))]
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        for batch in super().__iter__():
+            self.sampler.hand_out()
+            yield batch

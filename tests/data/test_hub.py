@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from data_roots import train_row, write_rows
+from datasets import Dataset, Features, Image, Value, load_dataset, load_dataset_builder
+
+from fanoise_lightning.data.catalog import TRAIN_NAMES
+from fanoise_lightning.data.hub import HUB, Repository, open_stream
+
+SHARDS = ["NIGHTS/original-00000-of-00002.parquet", "NIGHTS/original-00001-of-00002.parquet"]
+
+
+@pytest.fixture
+def folder(snapshot: Path, tmp_path: Path) -> Path:
+    """A copy of MMEB-train's rows and card, to change."""
+    return Path(
+        shutil.copytree(snapshot / "MMEB-train", tmp_path / "train", ignore=lambda *_: ["images_zip"])
+    )
+
+
+def with_card(folder: Path, configs: str) -> Repository:
+    (folder / "README.md").write_text(f"---\n{configs}\n---\n# A card\n")
+    return Repository(folder)
+
+
+def test_the_files_of_each_split_are_those_that_datasets_finds(snapshot: Path) -> None:
+    repository = Repository(snapshot / "MMEB-train")
+    assert set(repository.patterns) == set(TRAIN_NAMES)
+    for config in repository.patterns:
+        expected = load_dataset_builder(str(snapshot / "MMEB-train"), config).config.data_files
+        assert set(repository.patterns[config]) == {"original", "diverse_instruction"} == set(expected)
+        for split, files in expected.items():
+            assert [repository.url(shard) for shard in repository.shards(config, split)] == sorted(files)
+
+
+@pytest.mark.parametrize(
+    "data_files",
+    [
+        "data_files: NIGHTS/original-*",
+        "data_files: [NIGHTS/original-00000-of-00002.parquet, NIGHTS/original-00001-of-00002.parquet]",
+        "data_files: [{split: train, path: [NIGHTS/original-00000-*, NIGHTS/original-00001-*]}]",
+    ],
+)
+def test_every_form_of_a_card_is_read_as_datasets_reads_it(folder: Path, data_files: str) -> None:
+    repository = with_card(folder, f"configs:\n- config_name: other\n  {data_files}")
+    expected = load_dataset_builder(str(folder), "other").config.data_files
+    assert [repository.url(shard) for shard in repository.shards("other", "train")] == expected["train"]
+    assert repository.shards("other", "train") == SHARDS
+
+
+def test_without_a_card_each_folder_is_a_config(folder: Path) -> None:
+    (folder / "README.md").unlink()
+    pq.write_table(pa.table({"a": [1]}), folder / "NIGHTS" / "test.parquet")
+    repository = Repository(folder)
+    assert repository.shards("NIGHTS", "original") == SHARDS
+    assert repository.shards("NIGHTS", "test") == ["NIGHTS/test.parquet"]
+    assert set(repository.patterns) == set(TRAIN_NAMES)
+    assert repository.num_rows("NIGHTS", "original") == 12
+
+
+@pytest.mark.parametrize(
+    ("config", "split", "message"),
+    [
+        ("NIGHT", "original", "unknown config of .*train. `NIGHT`; did you mean `NIGHTS`"),
+        ("NIGHTS", "orginal", "unknown split of config `NIGHTS`.*`orginal`; did you mean `original`"),
+        ("NIGHTS", "test", "Known: original, diverse_instruction"),
+    ],
+)
+def test_an_unknown_config_or_split_gets_the_nearest_name(
+    snapshot: Path, config: str, split: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Repository(snapshot / "MMEB-train").shards(config, split)
+
+
+@pytest.mark.parametrize("lost", SHARDS)
+def test_a_shard_that_is_missing_is_not_overlooked(folder: Path, lost: str) -> None:
+    (folder / lost).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"`NIGHTS`.*1 of 2 shards.*number {lost[-22:-17]}"):
+        Repository(folder).shards("NIGHTS", "original")
+
+
+def test_a_config_without_files_says_what_was_looked_for(folder: Path) -> None:
+    shutil.rmtree(folder / "NIGHTS")
+    with pytest.raises(FileNotFoundError, match=r"`NIGHTS`.*expected NIGHTS/original-\*"):
+        Repository(folder).shards("NIGHTS", "original")
+    assert "NIGHTS" not in Repository(folder).available("original")
+    assert "CIRR" in Repository(folder).available("original")
+
+
+def test_rows_are_counted_and_compared_with_the_card(folder: Path) -> None:
+    assert Repository(folder).num_rows("NIGHTS", "original") == 12
+    table = pq.read_table(folder / SHARDS[1])
+    pq.write_table(table.slice(1), folder / SHARDS[1])
+    with pytest.raises(ValueError, match=r"`NIGHTS`.*2 files hold 11 rows, its README\.md says 12"):
+        Repository(folder).num_rows("NIGHTS", "original")
+
+
+def test_a_torn_file_is_named(folder: Path) -> None:
+    file = folder / SHARDS[1]
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=f"{file}` is no whole parquet file.*fetch it again"):
+        Repository(folder).num_rows("NIGHTS", "original")
+    assert "NIGHTS" not in Repository(folder).available("original")
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ("configs: [", "card of .* cannot be read"),
+        ("configs:\n- data_files: x", "must give `config_name` and `data_files`.*config_name"),
+        ("configs:\n- config_name: x", "must give `config_name` and `data_files`.*data_files"),
+    ],
+)
+def test_a_card_that_cannot_be_used_is_an_error(folder: Path, card: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        with_card(folder, card).shards("NIGHTS", "original")
+
+
+@pytest.mark.parametrize("location", ["hf://datasets/TIGER-Lab", "hf://datasets/a/b/c"])
+def test_a_hub_address_names_user_and_data_set(location: str) -> None:
+    with pytest.raises(ValueError, match=f"{location}.*expected {HUB}<user>/<name>"):
+        Repository(location)
+
+
+def test_a_stream_gives_the_rows_that_datasets_gives(snapshot: Path) -> None:
+    path = str(snapshot / "MMEB-train")
+    expected = load_dataset(path, "CIRR", split="original", streaming=True)
+    assert list(Repository(path).stream("CIRR", "original")) == list(expected)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_files_of_our_own_stream_as_well(tmp_path: Path, suffix: str) -> None:
+    rows = [train_row(number) for number in range(5)]
+    files = [write_rows(tmp_path / f"{part}{suffix}", rows[part::2]) for part in range(2)]
+    stream = open_stream(files)
+    assert stream.num_shards == 2
+    assert list(stream) == rows[0::2] + rows[1::2]
+
+
+def test_each_row_group_is_a_shard(tmp_path: Path) -> None:
+    rows = [train_row(number) for number in range(10)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet", row_group_size=4)
+    stream = open_stream([tmp_path / "rows.parquet"])
+    assert stream.num_shards == 3
+    assert [list(stream.shard(3, shard)) for shard in range(3)] == [rows[:4], rows[4:8], rows[8:]]
+    assert list(stream) == rows
+
+
+def test_embedded_pictures_come_as_bytes(tmp_path: Path) -> None:
+    row = {"qry": "red", "qry_image_path": {"bytes": b"not decoded", "path": "red.png"}}
+    features = Features({"qry": Value("string"), "qry_image_path": Image()})
+    Dataset.from_list([row], features=features).to_parquet(tmp_path / "rows.parquet")
+    assert list(open_stream([tmp_path / "rows.parquet"])) == [row]

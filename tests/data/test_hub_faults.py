@@ -1,0 +1,209 @@
+"""A hub that misbehaves: all rows come, or one clear error does, in bounded time."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from fake_hub import FakeHub, Fault, use
+
+from fanoise_lightning.data.hub import HUB, HubError, Repository, hub_errors
+from fanoise_lightning.data.hub_errors import attempt
+
+CONFIG, SPLIT = "NIGHTS", "original"  # of two shards
+SHARD = "*/resolve/*/NIGHTS/original-00001-of-00002.parquet"
+ANY = "* /*"
+MODES = pytest.mark.parametrize("streaming", [False, True], ids=["download", "stream"])
+
+
+@pytest.fixture
+def hub(snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with FakeHub(snapshot).running() as hub:
+        use(hub, tmp_path / "cache", monkeypatch)
+        start = time.monotonic()
+        yield hub
+        assert time.monotonic() - start < 20
+
+
+@pytest.fixture
+def repository(hub: FakeHub) -> Repository:
+    return Repository(f"{HUB}TIGER-Lab/MMEB-train")
+
+
+def read(repository: Repository, streaming: bool) -> list[str]:
+    """The query pictures of all rows."""
+    if not streaming:
+        shards = repository.shards(CONFIG, SPLIT)
+        repository = repository.download(["README.md", *shards])
+        assert repository.num_rows(CONFIG, SPLIT) == 12
+    with hub_errors("the rows"):
+        return [row["qry_image_path"] for row in repository.stream(CONFIG, SPLIT)]
+
+
+@pytest.fixture
+def expected(snapshot: Path) -> list[str]:
+    paths = [row["qry_image_path"] for row in Repository(snapshot / "MMEB-train").stream(CONFIG, SPLIT)]
+    assert len(set(paths)) == 12
+    return paths
+
+
+@MODES
+def test_a_hub_in_good_health(repository: Repository, expected: list[str], streaming: bool) -> None:
+    assert read(repository, streaming) == expected
+
+
+@MODES
+@pytest.mark.parametrize("pattern", [f"GET {SHARD}", "GET /api/*"], ids=["rows", "api"])
+@pytest.mark.parametrize("kind", [500, "drop", "hang"])
+def test_faults_that_pass_lose_no_row(
+    hub: FakeHub, repository: Repository, expected: list[str], streaming: bool, pattern: str, kind: int | str
+) -> None:
+    hub.faults.append(Fault(pattern, kind, times=2))
+    assert read(repository, streaming) == expected
+    assert hub.faults[0].times == 0
+
+
+@MODES
+@pytest.mark.parametrize("status", [503, 504, 429])
+def test_an_overloaded_hub_is_asked_again(
+    hub: FakeHub, repository: Repository, expected: list[str], streaming: bool, status: int
+) -> None:
+    hub.faults.append(Fault(f"GET {SHARD}", status, times=2))
+    assert read(repository, streaming) == expected
+
+
+@pytest.mark.parametrize("kind", [500, "hang"])
+def test_faults_before_a_download_pass_as_well(
+    hub: FakeHub, repository: Repository, expected: list[str], kind: int | str
+) -> None:
+    hub.faults.append(Fault(f"HEAD {SHARD}", kind, times=2))
+    assert read(repository, streaming=False) == expected
+
+
+@MODES
+@pytest.mark.parametrize("kind", [500, "drop", "hang"])
+def test_a_shard_that_never_comes_is_one_error_that_names_it(
+    hub: FakeHub, repository: Repository, streaming: bool, kind: int | str
+) -> None:
+    hub.faults.append(Fault(f"* {SHARD}", kind))
+    with pytest.raises(HubError, match=r"NIGHTS/original-00001-of-00002\.parquet(?s:.*)try again later"):
+        read(repository, streaming)
+
+
+@MODES
+@pytest.mark.parametrize("kind", [500, "hang"])
+def test_a_hub_that_is_down_is_one_error_that_names_the_repository(
+    hub: FakeHub, repository: Repository, streaming: bool, kind: int | str
+) -> None:
+    hub.faults.append(Fault(ANY, kind))
+    with pytest.raises(HubError, match=r"hf://datasets/TIGER-Lab/MMEB-train(?s:.*)try again later"):
+        read(repository, streaming)
+
+
+@MODES
+def test_a_shard_that_is_listed_but_not_there(hub: FakeHub, repository: Repository, streaming: bool) -> None:
+    hub.faults.append(Fault(f"* {SHARD}", 404))
+    with pytest.raises(HubError, match=r"original-00001-of-00002\.parquet(?s:.*)lacks the file"):
+        read(repository, streaming)
+    assert sum(request.endswith(SHARD.split("*")[-1]) for request in hub.requests) == 1
+
+
+@MODES
+@pytest.mark.parametrize("kind", [401, 403])
+def test_a_door_that_is_closed(hub: FakeHub, repository: Repository, streaming: bool, kind: int) -> None:
+    hub.faults.append(Fault(ANY, kind))
+    with pytest.raises(HubError, match="hf auth login"):
+        read(repository, streaming)
+    assert hub.requests.count("GET /api/datasets/TIGER-Lab/MMEB-train") == 1  # no use in asking again
+
+
+def test_a_repository_that_does_not_exist(hub: FakeHub) -> None:
+    with pytest.raises(HubError, match=r"MMEB-trein(?s:.*)check the name"):
+        Repository(f"{HUB}TIGER-Lab/MMEB-trein").shards(CONFIG, SPLIT)
+
+
+class Answer(Exception):
+    def __init__(self, status: int) -> None:
+        self.response = SimpleNamespace(status_code=status)
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), 3),
+        (OSError(errno.ENOSPC, "disk full"), 1),
+        *((Answer(status), 3) for status in (408, 429, 500, 503)),
+        *((Answer(status), 1) for status in (401, 403, 404)),
+    ],
+)
+def test_only_what_may_pass_is_tried_again(
+    error: Exception, attempts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fanoise_lightning.data.hub_errors.WAITS", (0, 0))
+    calls = []
+
+    def action() -> None:
+        calls.append(1)
+        raise RuntimeError from error
+
+    with pytest.raises(HubError, match=r"`what`: RuntimeError"):
+        attempt(action, "`what`")
+    assert len(calls) == attempts
+
+
+def test_offline_says_so(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match="unset HF_HUB_OFFLINE"):
+        repository.shards(CONFIG, SPLIT)
+
+
+def test_a_broken_download_goes_on_where_it_broke(
+    hub: FakeHub, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1)  # of 10 MB: what is kept
+    hub.faults.append(Fault(f"GET {SHARD}", "drop", times=1))
+    folder = repository.download(repository.shards(CONFIG, SPLIT)).folder
+    size = (folder / SHARD.replace("*/resolve/*/", "")).stat().st_size
+    assert hub.ranges == [f"bytes={size // 2}-"]
+
+
+def test_a_folder_that_has_something_is_not_taken_for_the_whole(
+    hub: FakeHub, repository: Repository, tmp_path: Path
+) -> None:
+    first, _ = repository.shards(CONFIG, SPLIT)
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "another.parquet").touch()
+    hub.faults.append(Fault("GET /api/*", 500))
+    with pytest.raises(HubError, match=f"1 files did not come, the first is `{first}`(?s:.*)try again later"):
+        repository.download([first], tmp_path / "folder")
+
+
+def test_rows_are_counted_by_the_card_or_else_by_the_footers(
+    hub: FakeHub, repository: Repository, snapshot: Path, tmp_path: Path
+) -> None:
+    assert repository.num_rows(CONFIG, SPLIT) == 12
+    assert not [request for request in hub.requests if request.endswith(".parquet")]
+    copy = tmp_path / "copy" / "MMEB-train"
+    shutil.copytree(snapshot / "MMEB-train" / CONFIG, copy / CONFIG)
+    (copy / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: {CONFIG}\n  data_files:\n  - split: {SPLIT}\n"
+        f"    path: {CONFIG}/{SPLIT}-*\n---\n"
+    )
+    hub.root = copy.parent
+    assert Repository(repository.location).num_rows(CONFIG, SPLIT) == 12
+    assert [request for request in hub.requests if request.endswith(".parquet")]
+
+
+def test_what_is_there_is_not_downloaded_again(hub: FakeHub, repository: Repository) -> None:
+    shards = repository.shards(CONFIG, SPLIT)
+    repository.download(shards)
+    hub.requests.clear()
+    repository.download(shards)
+    assert not [request for request in hub.requests if "resolve" in request]

@@ -1,0 +1,85 @@
+"""All evaluation subsets as one data set, in which each text and picture comes once."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+from data_roots import collate, eval_row, make_root, write_rows
+
+from fanoise_lightning.data import MMEBDataModule
+from fanoise_lightning.data.datasets import EvalSuite, SideCollate
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> EvalSuite:
+    """Of `reading`, where a candidate is long, and of `looking`; they share a query and the rest."""
+    root = make_root(tmp_path / "root")
+    rows = [eval_row(row, [row, (row + 1) % 6, 100_000], "4.png" if row == 4 else "") for row in range(6)]
+    write_rows(root / "eval" / "reading.jsonl", rows)
+    data = MMEBDataModule(root, num_workers=0, collate=collate)
+    data.setup("validate")
+    assert data.eval_suite is not None
+    return data.eval_suite
+
+
+def keys(suite: EvalSuite) -> list[tuple[str, str]]:
+    """(text, picture) of each side of the suite, as the subsets know them."""
+    known = {}
+    for subset, numbers in zip(suite.subsets, suite.numbers, strict=True):
+        for number, place in enumerate(numbers.tolist()):
+            assert known.setdefault(place, subset.sides[number]) == subset.sides[number]
+    return [tuple(known[place]) for place in range(len(suite))]
+
+
+def test_what_subsets_share_comes_once(suite: EvalSuite) -> None:
+    reading, looking = ({tuple(side) for side in subset.sides} for subset in suite.subsets)
+    assert len(reading & looking) == 7
+    assert len(suite) == len(reading | looking) == 6 + 6 + 5 + 1
+    assert sorted(keys(suite)) == sorted(reading | looking)
+
+
+def test_a_text_with_another_picture_is_another_side(suite: EvalSuite) -> None:
+    assert {("q3", ""), ("q3", "3.png")} <= set(keys(suite))
+
+
+def test_a_side_is_read_as_its_subset_reads_it(suite: EvalSuite) -> None:
+    for subset, numbers in zip(suite.subsets, suite.numbers, strict=True):
+        for number, place in enumerate(numbers.tolist()):
+            index, sample = suite[place]
+            assert index == place
+            assert (
+                SideCollate(collate)([(0, sample)])["inputs"]
+                == SideCollate(collate)([subset[number]])["inputs"]
+            )
+
+
+def test_the_heaviest_sides_come_first(suite: EvalSuite) -> None:
+    weights = [(bool(image), len(text)) for text, image in keys(suite)]
+    assert weights == sorted(weights, reverse=True)
+    assert weights[0] == (True, 2)
+    assert weights[6] == (False, 7)
+
+
+def test_a_broken_picture_is_told_with_its_subset(suite: EvalSuite) -> None:
+    looking, numbers = suite.subsets[1], suite.numbers[1]
+    query = int(looking.queries[3])
+    (looking.images.root.path / "3.png").unlink()  # type: ignore[union-attr]
+    index, line = suite[int(numbers[query])]
+    assert (index, line) == (int(numbers[query]), looking[query][1])
+    assert str(line).startswith("subset `looking`, side ")
+
+
+def test_a_broken_picture_of_several_subsets_is_told_once_with_the_first(suite: EvalSuite) -> None:
+    reading, looking = suite.subsets
+    (looking.images.root.path / "4.png").unlink()  # type: ignore[union-attr]
+    lines = [line for line in (suite[place][1] for place in range(len(suite))) if isinstance(line, str)]
+    assert lines == [reading[int(reading.queries[4])][1]]
+    assert lines != [looking[int(looking.queries[4])][1]]
+
+
+def test_it_survives_pickling(suite: EvalSuite) -> None:
+    copy = pickle.loads(pickle.dumps(suite))
+    assert keys(copy) == keys(suite)
+    assert copy[0][1].text == suite[0][1].text
