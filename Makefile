@@ -27,6 +27,10 @@ bench: install
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/encoders.py
+	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/large_batch.py
+	$(BIN)/python benchmarks/tiled_loss.py
+	$(BIN)/python benchmarks/kill.py
 
 clean:
 	rm -rf build dist *.egg-info runs

@@ -129,7 +129,8 @@ class FANoise(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove_hook()
         if self._resolved_seed is None:
-            self._resolved_seed = run_seed()
+            # one for all ranks, each of which mixes its number in: a resume restores rank 0's on all
+            self._resolved_seed = int(trainer.strategy.broadcast(run_seed()))
         if self.alpha == 0:
             return
         loss = find_loss(pl_module, self.target)

@@ -11,7 +11,8 @@ from torch.utils.data import Dataset
 
 from fanoise_lightning.data.images import PictureError, Pictures
 from fanoise_lightning.data.mixing import Batch
-from fanoise_lightning.data.records import EvalRows, Side, TrainRows, target_id, unique_sides
+from fanoise_lightning.data.records import EvalRows, TrainRows
+from fanoise_lightning.data.sides import Side, target_id, unique_sides
 from fanoise_lightning.data.skipped import check_limit
 from fanoise_lightning.sample import Collate, Pair, Sample
 

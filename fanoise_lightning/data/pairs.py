@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from fanoise_lightning.data.datamodule import ContrastiveDataModule
 from fanoise_lightning.data.image_roots import ImageRoot
-from fanoise_lightning.data.records import EvalRows, TrainRows, pad_candidates, read_train, unique_sides
+from fanoise_lightning.data.records import EvalRows, TrainRows, pad_candidates, read_train
+from fanoise_lightning.data.sides import unique_sides
 from fanoise_lightning.data.subsets import Subset
 from fanoise_lightning.sample import Collate
 

@@ -18,7 +18,8 @@ from fanoise_lightning.data.datasets import open_pair
 from fanoise_lightning.data.images import PictureError, Pictures
 from fanoise_lightning.data.loader import ResumableLoader
 from fanoise_lightning.data.mixing import BatchSubsets, MixingSampler
-from fanoise_lightning.data.records import TrainRows, target_id
+from fanoise_lightning.data.records import TrainRows
+from fanoise_lightning.data.sides import target_id
 from fanoise_lightning.data.skipped import check_limit
 from fanoise_lightning.data.streaming import Position, StreamReader, StreamRow, TrainStream
 from fanoise_lightning.distributed import exchange

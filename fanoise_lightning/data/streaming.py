@@ -17,7 +17,8 @@ from weakref import WeakSet
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
 
 from fanoise_lightning.data.embedded import EmbeddedPictures
-from fanoise_lightning.data.records import Side, TrainRows, list_negatives
+from fanoise_lightning.data.records import TrainRows
+from fanoise_lightning.data.sides import Side, list_negatives
 from fanoise_lightning.data.stream_blocks import Block, Position, StreamBlocks, TrainStream
 
 __all__ = ["StreamReader", "StreamRow", "TrainStream"]

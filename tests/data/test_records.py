@@ -12,7 +12,8 @@ from data_roots import eval_row, train_row, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fanoise_lightning.data.records import Side, Sides, read_eval, read_train, target_id, unique_sides
+from fanoise_lightning.data.records import read_eval, read_train
+from fanoise_lightning.data.sides import Side, Sides, target_id, unique_sides
 from fanoise_lightning.data.subsets import Subset
 
 SUBSET = Subset("s", "retrieval", "IND")

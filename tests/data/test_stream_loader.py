@@ -26,7 +26,7 @@ from fanoise_lightning.data.hub_errors import HubError
 from fanoise_lightning.data.image_roots import ImageRoot
 from fanoise_lightning.data.images import PictureError, Pictures
 from fanoise_lightning.data.loader import ResumableLoader
-from fanoise_lightning.data.records import Side, target_id
+from fanoise_lightning.data.sides import Side, target_id
 from fanoise_lightning.data.skipped import TooManySkippedError
 from fanoise_lightning.data.stream_loader import StreamDataset, StreamLoader, StreamSampler
 from fanoise_lightning.data.streaming import StreamRow, TrainStream

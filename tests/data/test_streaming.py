@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from streams import a_pass, blocks, from_shards, numbered, numbers
 
 from fanoise_lightning.data.hub_errors import HubError
-from fanoise_lightning.data.records import Side, read_train
+from fanoise_lightning.data.records import read_train
+from fanoise_lightning.data.sides import Side
 from fanoise_lightning.data.stream_blocks import CHUNK, Position
 from fanoise_lightning.data.streaming import StreamReader, TrainStream
 

@@ -1,0 +1,96 @@
+"""A side of a pair: a text and the path of a picture, either of which may be empty, but not both.
+
+Its key is the two together: the same caption with another picture is another side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from fanoise_lightning.data.embedded import KEY_PREFIX
+from fanoise_lightning.data.tables import TEXT
+
+__all__ = ["Side", "Sides", "list_negatives", "target_id", "unique_paths", "unique_sides"]
+
+
+class Side(NamedTuple):
+    """A text, and the path of a picture relative to the image root, or its key if the rows hold it.
+
+    ``""`` for none. In a stream a row brings the bytes of its picture along, instead of a key.
+    """
+
+    text: str
+    image: str | bytes
+
+
+def target_id(target: Side) -> int:
+    """A number from 0 to 2**63 - 1: the same for the same text and picture, in every process and run.
+
+    Example:
+        >>> target_id(Side("cat", "")) == target_id(Side("cat", ""))
+        True
+    """
+    text, image = (part if isinstance(part, bytes) else part.encode() for part in target)
+    digest = blake2b(text + b"\0" + image, digest_size=8).digest()
+    return int.from_bytes(digest, "big") & (2**63 - 1)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Many sides, as two Arrow arrays of equal length."""
+
+    texts: pa.Array
+    images: pa.Array
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> Side:
+        return Side(self.texts[index].as_py(), self.images[index].as_py())
+
+    def take(self, index: NDArray[np.int64]) -> Sides:
+        """The sides at `index`."""
+        return Sides(self.texts.take(pa.array(index)), self.images.take(pa.array(index)))
+
+    @property
+    def has_picture(self) -> NDArray[np.bool_]:
+        """Which of them have a picture."""
+        return pc.not_equal(self.images, "").to_numpy(zero_copy_only=False)
+
+    @property
+    def is_empty(self) -> NDArray[np.bool_]:
+        """Which of them have neither a text nor a picture."""
+        blank = pc.equal(pc.utf8_trim_whitespace(self.texts), "").to_numpy(zero_copy_only=False)
+        return blank & ~self.has_picture
+
+
+def list_negatives(texts: list[str], images: list[str]) -> list[Side]:
+    """The hard negatives of a row, without those that have neither text nor picture."""
+    return [Side(text, image) for text, image in zip(texts, images) if text.strip() or image]
+
+
+def unique_paths(*images: pa.Array) -> pa.Array:
+    """Each path once; no path at all and keys of embedded pictures are none."""
+    paths = pc.unique(pa.concat_arrays(images))
+    return paths.filter(pc.invert(pc.or_(pc.equal(paths, ""), pc.starts_with(paths, KEY_PREFIX))))
+
+
+def unique_sides(*groups: Sides) -> tuple[Sides, NDArray[np.int64]]:
+    """Each side once, and for all sides of the `groups` in a row the index of theirs.
+
+    Sides without a picture come first, short texts first, so that batches waste little padding.
+    """
+    texts = pa.concat_arrays([group.texts for group in groups])
+    images = pa.concat_arrays([group.images for group in groups])
+    keys = pc.binary_join_element_wise(texts, images, pa.scalar("\x00", TEXT))
+    codes = keys.dictionary_encode().indices.to_numpy().astype(np.int64)
+    sides = Sides(texts, images).take(np.unique(codes, return_index=True)[1])
+    order = np.lexsort((pc.utf8_length(sides.texts).to_numpy(), sides.has_picture))
+    return sides.take(order), np.argsort(order)[codes]
