@@ -13,8 +13,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from fanoise_lightning import ContrastiveModule, InfoNCE
+from fanoise_lightning import ContrastiveModule, InfoNCE, MMEBDataModule, Pair, Sample
 from fanoise_lightning.callbacks import FANoise
+from fanoise_lightning.data.datasets import PairCollate
 from fanoise_lightning.distributed import all_reduce_sum
 from fanoise_lightning.grad_cache import embed_in_chunks
 
@@ -221,6 +222,49 @@ def test_sharded_parameters_get_the_gradients_of_replicated_ones():
     expected, actual = (run_on_ranks(train, 2, sharded) for sharded in (False, True))
     for one, other in zip(actual, expected):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+def test_a_batch_that_is_not_in_chunks_is_an_error_that_says_what_to_do():
+    module = ContrastiveModule(ToyEncoder(), chunk_size=4)
+    with pytest.raises(
+        TypeError, match="chunk_size=4 each side of a batch must be a list of collated chunks"
+    ):
+        module._embed_sides([{"x": torch.zeros(8, 8)}] * 2)
+
+
+@pytest.mark.parametrize("chunk_size", [0, (4, 0), (-1, 4)])
+def test_a_chunk_has_a_pair_at_least(chunk_size):
+    with pytest.raises(ValueError, match="`chunk_size` must be at least 1"):
+        ContrastiveModule(ToyEncoder(), chunk_size=chunk_size)
+
+
+def test_batch_norm_in_chunks_is_warned_of():
+    module = ContrastiveModule(ToyEncoder(nn.BatchNorm1d(32)), chunk_size=4)
+    with pytest.warns(UserWarning, match="batch norm sees chunks of 4 instead of the batch"):
+        module.on_fit_start()
+
+
+def test_pairs_are_collated_in_chunks_of_each_sides_size():
+    collate = PairCollate(lambda samples: {"n": torch.tensor([len(s.text) for s in samples])}, (2, 3))
+    pairs = [Pair(Sample("q" * n), Sample("t" * n), (Sample("n" * n),)) for n in range(1, 6)]
+    batch = collate((pairs, []))
+    chunks = {
+        side: [chunk["n"].tolist() for chunk in batch[side]] for side in ("query", "target", "negatives")
+    }
+    assert chunks == {
+        "query": [[1, 2], [3, 4], [5]],
+        "target": [[1, 2, 3], [4, 5]],
+        "negatives": [[1, 2, 3], [4, 5]],
+    }
+
+
+def test_the_data_module_leaves_chunks_on_the_host():
+    data = MMEBDataModule("emoji")
+    batch = {"query": [{"x": torch.zeros(1)}], "target": [{"x": torch.zeros(1)}], "target_id": torch.zeros(1)}
+    moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert moved["target_id"].device.type == "meta"
+    assert moved["query"] is batch["query"]
+    assert moved["target"] is batch["target"]
 
 
 # The whole trainer: five steps with and without chunks
