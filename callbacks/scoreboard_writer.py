@@ -10,7 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from fanoise_lightning.callbacks._files import output_folder, write_json
 
 if TYPE_CHECKING:
-    from fanoise_lightning.scoreboard import ReferenceScores, Scoreboard
+    from fanoise_lightning.scoreboard import Scoreboard
+    from fanoise_lightning.scores import ReferenceScores
 
 
 class ScoreboardWriter(Callback):

@@ -24,7 +24,8 @@ from fanoise_lightning.metrics import EmbeddingTable
 from fanoise_lightning.resume import ResumableModule
 from fanoise_lightning.sample import Collate, Sample
 from fanoise_lightning.schedules import LinearWarmup
-from fanoise_lightning.scoreboard import Scoreboard, SubsetScore
+from fanoise_lightning.scoreboard import Scoreboard
+from fanoise_lightning.scores import SubsetScore
 from fanoise_lightning.sharding import average_gradients, shard
 
 if TYPE_CHECKING:

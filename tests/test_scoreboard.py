@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from fanoise_lightning.intervals import mean_interval, wilson_interval
-from fanoise_lightning.scoreboard import ReferenceScores, Scoreboard, SubsetScore
+from fanoise_lightning.scoreboard import Scoreboard
+from fanoise_lightning.scores import ReferenceScores, SubsetScore
 
 Z = 1.959963984540054
 

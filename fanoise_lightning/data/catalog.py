@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fanoise_lightning.data.subsets import META_TASKS, Subset, check_names
-from fanoise_lightning.scoreboard import ReferenceScores
+from fanoise_lightning.scores import ReferenceScores
 
 __all__ = [
     "BACKBONES",

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from fanoise_lightning.callbacks.scoreboard_writer import ScoreboardWriter
 from fanoise_lightning.data.catalog import CATALOG
 from fanoise_lightning.metrics import SubsetResult
-from fanoise_lightning.scoreboard import Scoreboard, SubsetScore
+from fanoise_lightning.scoreboard import Scoreboard
+from fanoise_lightning.scores import SubsetScore
 
 MEANS_OF_CIRR = ("retrieval", "IND", "overall", "mean_of_meta_tasks")
 RESULT = SubsetResult(precision=0.5, num_queries=100, num_ties=0, num_skipped=0)

@@ -15,7 +15,8 @@ from fanoise_lightning.data.catalog import (
     published_table,
     subset_table,
 )
-from fanoise_lightning.scoreboard import Scoreboard, SubsetScore
+from fanoise_lightning.scoreboard import Scoreboard
+from fanoise_lightning.scores import SubsetScore
 
 DOCS = Path(__file__).parents[2] / "docs" / "mmeb.md"
 
