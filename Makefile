@@ -1,20 +1,46 @@
-# make test    install the project into .venv and run its tests
-# make train   install, and train an encoder on the embedded benchmark with FANoise on (minutes on two cores)
+# make test          install the tested set of requirements.txt into .venv, and run the tests
+# make train         install, and train an encoder on the embedded benchmark with FANoise on (minutes on two cores)
+# make lock          renew requirements.txt: the newest versions that setup.cfg allows
+# make test-lowest   the tests on the lowest versions that setup.cfg allows
+# make test-newest   the tests on what pip installs today, without requirements.txt
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
+BIN = $(VENV)/bin
+UV := $(VENV)-lock/bin/uv
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: install test lint train bench clean
+.PHONY: install test test-lowest test-newest lock lint train bench clean
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: setup.cfg pyproject.toml
+$(VENV)/.installed: requirements.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable ".[dev]"
+	$(BIN)/pip install --quiet --require-hashes --requirement requirements.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(PYTEST)
+
+test-lowest test-newest: VENV = .venv-$(@:test-%=%)
+
+test-lowest: $(UV)
+	$(PYTHON) -m venv --clear $(VENV)
+	$< pip install --python $(BIN)/python --resolution lowest-direct --editable ".[dev]"
+	$(PYTEST)
+
+test-newest:
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	$(PYTEST)
+
+lock: $(UV)
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $< pip compile --quiet --upgrade --universal --generate-hashes \
+		--python-version 3.11 --extra dev --output-file requirements.txt setup.cfg
+
+$(UV):
+	$(PYTHON) -m venv $(@D)/..
+	$(@D)/pip install --quiet uv
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -24,6 +50,7 @@ train: install
 
 bench: install
 	$(BIN)/python benchmarks/noise.py
+	$(BIN)/python benchmarks/noise_accuracy.py
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/encoders.py
