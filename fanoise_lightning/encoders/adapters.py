@@ -1,16 +1,19 @@
-"""LoRA through transformers' own peft integration."""
+"""LoRA through peft alone: transformers' own integration asks for a peft version of its own at run time."""
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, TypedDict
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from torch import nn
 
-from fanoise_lightning.encoders.loading import check_keys
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
-__all__ = ["LoraOptions", "add_lora", "load_lora", "train_only_what_trains"]
+__all__ = ["LoraOptions", "add_lora", "inject", "train_only_what_trains"]
 
 
 class LoraOptions(TypedDict, total=False):
@@ -37,11 +40,14 @@ class LoraOptions(TypedDict, total=False):
 def add_lora(network: Any, lora: Mapping[str, Any], default_targets: str | None) -> None:
     """Freeze a model and put a fresh adapter on it.
 
+    ``network.save_pretrained(folder)`` of a transformers model then writes the adapter alone, for
+    :func:`~fanoise_lightning.encoders.saved_adapters.load_lora` or ``peft.PeftModel.from_pretrained``.
+
     Raises:
-        ValueError: if a setting is unknown, if the targets hit no module, or modules in which LoRA would
-            silently do nothing.
+        ValueError: if a setting is unknown, if the targets or an entry of their list hit no module, or hit
+            modules in which LoRA would silently do nothing.
     """
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import LoraConfig
 
     if unknown := sorted(set(lora) - set(LoraOptions.__annotations__)):
         raise ValueError(
@@ -61,48 +67,7 @@ def add_lora(network: Any, lora: Mapping[str, Any], default_targets: str | None)
         init_lora_weights=init == "default" or init,
     )
     _check_targets(network, targets)
-    if hasattr(network, "add_adapter"):
-        network.add_adapter(config)
-    else:  # no transformers model
-        inject_adapter_in_model(config, network)
-    _trainable_in_float32(network)
-
-
-def load_lora(network: Any, adapter: str, model: str) -> None:
-    """Put a saved adapter on a transformers model; the adapter trains on, the rest is frozen.
-
-    Args:
-        network: the model, with its language head: adapters are saved under its key names.
-        adapter: a hub id or a folder with ``adapter_config.json``.
-        model: what `network` was loaded from.
-
-    Raises:
-        ValueError: if the adapter is one for another model, or not all of its weights load, with their keys.
-    """
-    from peft import PeftConfig
-    from peft.utils import load_peft_weights
-
-    config = PeftConfig.from_pretrained(adapter)
-    config.inference_mode = False
-    _check_base(config.base_model_name_or_path, network.config.model_type, adapter, model)
-    # peft saves DoRA's magnitudes under a shorter name, which `load_adapter` does not know
-    weights = {
-        re.sub(r"(\.lora_magnitude_vector)$", r"\1.weight", key): value
-        for key, value in load_peft_weights(adapter, device="cpu").items()
-    }
-    try:
-        network.add_adapter(config)
-        _trainable_in_float32(network)  # before the weights come: they would be rounded to the base's dtype
-        info = network.load_adapter(
-            adapter_name="default",
-            peft_config=config,
-            adapter_state_dict=weights,
-            is_trainable=True,
-            hotswap=True,
-        )
-    except (RuntimeError, ValueError) as error:  # no such modules here, or weights of another shape
-        raise ValueError(f"the adapter {adapter!r} does not fit {model!r}: {error}") from error
-    check_keys(info.missing_keys, info.unexpected_keys, info.mismatched_keys, f"the adapter {adapter!r}")
+    inject(network, config)
 
 
 def train_only_what_trains(module: nn.Module) -> None:
@@ -113,19 +78,50 @@ def train_only_what_trains(module: nn.Module) -> None:
             part.eval()
 
 
+def inject(network: Any, config: LoraConfig) -> None:
+    """Put the adapter of a config on a model, whose other weights are frozen."""
+    from peft import get_peft_model_state_dict, inject_adapter_in_model
+    from transformers import PreTrainedModel
+
+    of_transformers = isinstance(network, PreTrainedModel)
+    if of_transformers:
+        config.base_model_name_or_path = network.name_or_path
+    inject_adapter_in_model(config, network)
+    # an adapter's weights begin in the model's dtype: saved ones must not be rounded to it as they come
+    _trainable_in_float32(network)
+    if of_transformers:
+        # What `save_pretrained` and gradient checkpointing ask for. transformers' own two methods raise when
+        # peft is older than it would like.
+        network._hf_peft_config_loaded = True
+        network.active_adapters = partial(list, network.peft_config)
+        network.get_adapter_state_dict = partial(get_peft_model_state_dict, network)
+
+
 def _check_targets(network: nn.Module, targets: str | list[str]) -> None:
-    hits = [name for name, _ in network.named_modules() if _is_target(name, targets)]
+    names = [name for name, _ in network.named_modules()]
+    try:
+        hits = [name for name in names if _is_target(name, targets)]
+    except re.error as error:
+        raise ValueError(f"`lora.targets` {targets!r} is no regular expression: {error}") from error
     if not hits:
         raise ValueError(f"`lora.targets` {targets!r} names no module of {type(network).__name__}")
-    idle = [
+    entries = [] if isinstance(targets, str) else targets
+    if idle := [entry for entry in entries if not any(_is_target(name, [entry]) for name in hits)]:
+        endings = {name.rpartition(".")[2] for name in names}
+        near = {ending for entry in idle for ending in difflib.get_close_matches(entry, endings)}
+        raise ValueError(
+            f"{', '.join(map(repr, idle))} of `lora.targets` names no module of {type(network).__name__}"
+            + (f"; the nearest: {', '.join(sorted(near))}" if near else "")
+        )
+    blind = [
         name
         for name in hits
         if isinstance(network.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention)
     ]
-    if idle:
+    if blind:
         raise ValueError(
             f"LoRA does nothing inside nn.MultiheadAttention, which reads its weights past the layer: leave "
-            f"{', '.join(idle)} out of `lora.targets`"
+            f"{', '.join(blind)} out of `lora.targets`"
         )
 
 
@@ -133,23 +129,6 @@ def _is_target(name: str, targets: str | list[str]) -> bool:
     if isinstance(targets, str):
         return re.fullmatch(targets, name) is not None
     return any(name == target or name.endswith(f".{target}") for target in targets)
-
-
-def _check_base(base: str | None, model_type: str, adapter: str, model: str) -> None:
-    """Two models can share every shape: what the adapter was trained on counts too, where it can be read."""
-    from transformers import PreTrainedConfig
-
-    if not base or base == model:
-        return
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(base)
-    except OSError:  # moved, or out of reach: the keys and shapes must do
-        return
-    if config.get("model_type", model_type) != model_type:
-        raise ValueError(
-            f"the adapter {adapter!r} was trained on {base!r}, a {config['model_type']}; "
-            f"{model!r} is a {model_type}"
-        )
 
 
 def _trainable_in_float32(network: nn.Module) -> None:

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import default_collate
 
-from fanoise_lightning.encoders.adapters import LoraOptions, add_lora, load_lora
+from fanoise_lightning.encoders.adapters import LoraOptions, add_lora
 from fanoise_lightning.encoders.loading import check_keys
+from fanoise_lightning.encoders.saved_adapters import load_lora
 from fanoise_lightning.encoders.towers import TowerCollate, TwoTowers
 
 __all__ = ["TwoTowerEncoder"]

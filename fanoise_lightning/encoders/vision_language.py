@@ -8,11 +8,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from fanoise_lightning.encoders.adapters import LoraOptions, add_lora, load_lora, train_only_what_trains
+from fanoise_lightning.encoders.adapters import LoraOptions, add_lora, train_only_what_trains
 from fanoise_lightning.encoders.base import Encoder
 from fanoise_lightning.encoders.loading import load_network
 from fanoise_lightning.encoders.pictures import ImageSize
 from fanoise_lightning.encoders.pooling import Pooling, last_token, mean_token
+from fanoise_lightning.encoders.saved_adapters import load_lora
 from fanoise_lightning.encoders.vision_language_collate import VisionLanguageCollate
 
 __all__ = ["VisionLanguageEncoder"]
