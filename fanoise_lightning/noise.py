@@ -7,9 +7,15 @@ With X = U diag(s) V^T the features of one side of the batch, the noise is
 where S_i is 1 ("uniform", and then in all D directions), s_i / mean(s) ("linear") or
 sqrt(s_i) / mean(sqrt(s)) ("sublinear"). Only the row covariance V diag(S^2) V^T matters, so no SVD is needed:
 
-    linear      N X / mean(s)                    N (B, B): the nuclear norm alone
+    linear      N X / mean(s)                         N (B, B): the nuclear norm alone
     sublinear   N (X X^T)^(-1/4) X / mean(sqrt(s))    B <= D: a root of a (B, B) matrix
                 N (X^T X)^(1/4) / mean(sqrt(s))       B > D: a root of a (D, D) matrix
+
+The shape of the noise is one thing, its amount another: a factor F of arbitrary scale, times what makes
+||F||_F^2 the total, which is D for ``energy="constant"`` and that of the law for ``energy="paper"``, with s^p
+the law's power of s:
+
+    total = R^2 sum(s^(2p)) / (sum s^p)^2,    E||noise row||^2 = alpha^2 total / D
 
 References:
     [0] "FANoise: Singular Value-Adaptive Noise Modulation for Robust Multimodal Representation Learning",
@@ -25,12 +31,22 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fanoise_lightning.spectrum import as_matrix, full_precision, gram_root, nuclear_norm
+from fanoise_lightning.spectrum import (
+    as_matrix,
+    frobenius_norm,
+    full_precision,
+    half_power,
+    moment_root,
+    moment_sums,
+    power_sums,
+)
 
 __all__ = ["Energy", "Scaling", "feature_noise"]
 
 Scaling = Literal["uniform", "linear", "sublinear"]
 Energy = Literal["paper", "constant"]
+
+_POWER = {"linear": 1.0, "sublinear": 0.5}
 
 
 @dataclass(frozen=True)
@@ -58,15 +74,22 @@ class NoiseShape:
             self.dim, tuple(torch.where(finite, own, kept) for own, kept in zip(self.factors, other.factors))
         )
 
-    def sample(self, like: Tensor, alpha: float, generator: torch.Generator | None = None) -> Tensor:
-        """Draw noise of the shape, device and dtype of the features ``like`` (B, D)."""
+    def sample(self, like: Tensor, alpha: float | Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw noise of the shape, device and dtype of the features ``like`` (B, D).
+
+        Args:
+            like: the features that get the noise.
+            alpha: the noise level, a number or a 0-d tensor.
+            generator: a random number generator on the features' device; ``None`` uses the global one.
+        """
         work = torch.float64 if like.dtype == torch.float64 else torch.float32
         width = len(self.factors[0]) if self.factors else self.dim
         noise = torch.randn(len(like), width, dtype=work, device=like.device, generator=generator)
         with full_precision(like):
+            noise *= alpha / math.sqrt(self.dim)
             for factor in self.factors:
-                noise = noise @ factor
-            return (noise * (alpha / math.sqrt(self.dim))).to(like.dtype)
+                noise = noise @ factor.to(work)
+            return noise.to(like.dtype)
 
 
 def noise_shape(features: Tensor, scaling: Scaling = "sublinear", energy: Energy = "paper") -> NoiseShape:
@@ -79,32 +102,89 @@ def noise_shape(features: Tensor, scaling: Scaling = "sublinear", energy: Energy
         if scaling == "uniform":
             return NoiseShape(dim)
         if scaling == "linear":
-            scale = math.sqrt(dim) / x.norm() if energy == "constant" else min(rows, dim) / nuclear_norm(x)
-            return NoiseShape(dim, (x * scale,))
-        if rows > dim:
-            return moment_shape(x.T @ x, dim, scaling, energy)
-        left, total = gram_root(x @ x.T, -0.5, 0.5)
-        scale = math.sqrt(dim) / (left @ x).norm() if energy == "constant" else rows / total
-        return NoiseShape(dim, (left * scale, x))
+            total = dim if energy == "constant" else law_total(x, scaling)
+            return _scaled((x,), frobenius_norm(x), total)
+        factors, root_sum, nuclear_norm = half_power(x)
+        total = dim if energy == "constant" else _total(min(rows, dim), root_sum, nuclear_norm)
+        return _scaled(factors, nuclear_norm.sqrt(), total)
 
 
-def moment_shape(moment: Tensor, rank: int, scaling: Scaling, energy: Energy = "paper") -> NoiseShape:
+def moment_shape(
+    moment: Tensor,
+    scaling: Scaling,
+    total: float | Tensor | None = None,
+    *,
+    rank: int | None = None,
+    dtype: torch.dtype | None = None,
+) -> NoiseShape:
     """The shape of the noise from a second moment X^T X instead of the features.
 
     Args:
-        moment: (D, D), symmetric, positive semi-definite.
-        rank: over how many singular values the means of the scaling laws go.
+        moment: (D, D), symmetric, positive semi-definite, of arbitrary scale. It belongs in float64, as
+            :func:`~fanoise_lightning.spectrum.second_moment` returns it.
         scaling: as in :func:`feature_noise`.
-        energy: as in :func:`feature_noise`.
+        total: the amount of noise, D E||noise row||^2 / alpha^2: D for ``energy="constant"``, for
+            ``energy="paper"`` the :func:`law_total` of a batch. ``None`` for the law's own.
+        rank: R of the law's own total: over how many singular values its means go. By default D.
+        dtype: of the shape; by default the moment's. For float32 features float32 is enough.
+
+    Raises:
+        torch.linalg.LinAlgError: on the CPU, if the moment is not finite. Elsewhere the shape is NaN.
     """
+    check_choice("scaling", scaling, Scaling)
+    dim = len(moment)
+    if scaling == "uniform":
+        return NoiseShape(dim)
     with full_precision(moment):
-        dim = len(moment)
+        factor, power_sum, square = moment_root(moment, _POWER[scaling])
+        if total is None:
+            total = _total(rank or dim, power_sum, square)
+        return _scaled((factor.to(dtype or moment.dtype),), square.sqrt(), total)
+
+
+def law_total(features: Tensor, scaling: Scaling) -> Tensor:
+    """The published formula's amount of noise for features (B, D): D E||noise row||^2 / alpha^2, 0-d.
+
+    Raises:
+        ValueError: if the law is unknown, or ``features`` is not a non-empty floating point matrix.
+        torch.linalg.LinAlgError: on the CPU, if features are not finite. Elsewhere the result is NaN.
+
+    Example:
+        >>> law_total(torch.diag(torch.tensor([3.0, 1.0])), "linear")  # s / mean(s) = 1.5 and 0.5
+        tensor(2.5000)
+    """
+    check_choice("scaling", scaling, Scaling)
+    with full_precision(features):
+        x = as_matrix(features)
         if scaling == "uniform":
-            return NoiseShape(dim)
-        power = 1.0 if scaling == "linear" else 0.5
-        left, total = gram_root(moment, power, power)
-        scale = math.sqrt(dim) / left.norm() if energy == "constant" else rank / total
-        return NoiseShape(dim, (left * scale,))
+            return x.new_full((), x.shape[1])
+        return _total(min(x.shape), *power_sums(x, _POWER[scaling])).to(x.dtype)
+
+
+def moment_total(moment: Tensor, rank: int, scaling: Scaling) -> Tensor:
+    """The :func:`law_total` of a batch with the second moment X^T X (D, D) and R = ``rank`` = min(B, D)."""
+    check_choice("scaling", scaling, Scaling)
+    if scaling == "uniform":
+        return moment.new_full((), len(moment))
+    with full_precision(moment):
+        return _total(rank, *moment_sums(moment, _POWER[scaling])).to(moment.dtype)
+
+
+def row_norm(features: Tensor) -> Tensor:
+    """The root mean square norm of the rows of features (B, D), 0-d, in float32 or float64."""
+    with full_precision(features):
+        x = as_matrix(features)
+        return frobenius_norm(x) / math.sqrt(len(x))
+
+
+def _total(rank: int, power_sum: Tensor, square: Tensor) -> Tensor:
+    return rank**2 * square / power_sum.square()
+
+
+def _scaled(factors: tuple[Tensor, ...], norm: Tensor, total: float | Tensor) -> NoiseShape:
+    """The shape of a factor F with ||F||_F = ``norm``, scaled to ||F||_F^2 = ``total``."""
+    first, *rest = factors
+    return NoiseShape(factors[-1].shape[1], (first * (total**0.5 / norm), *rest))
 
 
 def feature_noise(
@@ -113,6 +193,7 @@ def feature_noise(
     scaling: Scaling = "sublinear",
     *,
     energy: Energy = "paper",
+    relative: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """The noise that FANoise adds to the features of one side of a batch.
@@ -120,12 +201,14 @@ def feature_noise(
     Nothing here waits for a value of the device, and no gradient flows through it.
 
     Args:
-        features: (B, D), one row an embedding; any floating dtype, the spectrum is taken in float32.
-        alpha: the noise level; under ``energy="constant"`` the expected norm of a noise row.
+        features: (B, D), one row an embedding; any floating dtype, the noise is drawn in float32 or float64.
+        alpha: the noise level; under ``energy="constant"`` the root mean square norm of a noise row.
         scaling: how the noise follows the singular values s: ``"uniform"`` not at all, ``"linear"`` like s,
             ``"sublinear"`` like sqrt(s).
         energy: ``"paper"`` is the published formula, whose energy grows with the spread of the spectrum and
             with B / D; ``"constant"`` rescales it to E||noise row||^2 = alpha^2 for every law and shape.
+        relative: multiply alpha by the root mean square norm of the rows. Alpha is absolute in the paper's
+            formula, where rows have unit length; with this it means the same for rows of any length.
         generator: a random number generator on the features' device; ``None`` uses the global one.
 
     Returns:
@@ -143,12 +226,14 @@ def feature_noise(
     """
     check_alpha(alpha)
     if features.device.type == "cpu" and features.numel():
-        if not features.isfinite().all():
+        low, high = features.detach().aminmax()  # one pass, and NaN comes through
+        if not (low.isfinite() and high.isfinite()):
             bad = int((~features.isfinite()).sum())
             raise ValueError(f"`features` holds {bad} values of {features.numel()} that are not finite")
-        if not features.any():
+        if low == high == 0:
             raise ValueError("`features` are all zero: there is no spectrum to shape noise by")
-    return noise_shape(features, scaling, energy).sample(features, alpha, generator)
+    level = alpha * row_norm(features) if relative else alpha
+    return noise_shape(features, scaling, energy).sample(features, level, generator)
 
 
 def check_alpha(alpha: float) -> None:

@@ -1,8 +1,12 @@
 """The spectrum of a feature matrix: singular values, right singular vectors, and roots of its Gram matrix.
 
-Everything comes from the smaller Gram matrix, ``X X^T`` (B, B) or ``X^T X`` (D, D), whose eigenvalues are the
-squared singular values; an exact SVD stands beside it as the reference. Squaring loses singular values under
-about ``sqrt(eps)`` of the largest, 1e-3 in float32: noise in such directions is weaker than the law says.
+On the CPU everything is computed from the smaller Gram matrix, ``X X^T`` (B, B) or ``X^T X`` (D, D), whose
+eigenvalues are the squared singular values. It is kept in float64: float32 would lose the values under 3e-4
+of the largest.
+
+Other devices may have no fast float64, or make the host wait for ``eigh``. There, what the noise needs is
+computed by matrix products alone, in the features' own precision and without squaring: with the orthogonal
+factor ``Q = U V^T`` of X = U diag(s) V^T, ``H = Q X^T`` is ``U diag(s) U^T``; the root of H gives the rest.
 """
 
 from __future__ import annotations
@@ -14,22 +18,26 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fanoise_lightning.newton_schulz import orthogonal_factor, square_root
+
 __all__ = ["decompose", "effective_rank", "singular_values"]
 
-# Enough for Newton-Schulz to carry eigenvalues from the ridge to 1: a step multiplies by at most 1.5 ** 2.
-_NEWTON_SCHULZ_STEPS = 20
-_RIDGE = 1e-6
+# Eigenvalues under so many eps of the largest are rounding: null directions were measured at up to 9 eps for
+# R = 1024. In float64 that hides singular values under 8e-8 of the largest.
+_ROUNDING = 32
+_STRIPES = 4
 
 
 def singular_values(features: Tensor, method: Literal["gram", "svd"] = "gram") -> Tensor:
     """Singular values, largest first.
 
     Args:
-        features: (B, D), any floating dtype; worked on in float32 (float64 stays).
-        method: ``"gram"`` by the eigenvalues of the smaller Gram matrix, ``"svd"`` exactly.
+        features: (B, D), any floating dtype.
+        method: ``"gram"`` by the eigenvalues of the smaller Gram matrix, which loses values under 1e-7 of the
+            largest, ``"svd"`` exactly.
 
     Returns:
-        (R,), R = min(B, D), float32 or float64.
+        (R,), R = min(B, D), float32, or float64 for such features.
 
     Raises:
         ValueError: if ``features`` is not a non-empty floating point matrix, or the method is unknown.
@@ -44,19 +52,20 @@ def singular_values(features: Tensor, method: Literal["gram", "svd"] = "gram") -
         x = as_matrix(features)
         if method == "svd":
             return torch.linalg.svdvals(x)
-        return torch.linalg.eigvalsh(smaller_gram(x)).flip(0).clamp_min(0).sqrt()
+        return _eigenvalues(_smaller_gram(x)).flip(0).clamp_min(0).sqrt().to(x)
 
 
 def decompose(features: Tensor, method: Literal["gram", "svd"] = "gram") -> tuple[Tensor, Tensor]:
     """Singular values and right singular vectors, strongest direction first.
 
     Args:
-        features: (B, D), any floating dtype; worked on in float32 (float64 stays).
-        method: ``"gram"`` by the eigenvectors of the smaller Gram matrix, ``"svd"`` exactly. By the Gram
-            route with B <= D, directions weaker than about sqrt(eps) of the strongest have shorter rows.
+        features: (B, D), any floating dtype.
+        method: ``"gram"`` by the eigenvectors of the smaller Gram matrix, ``"svd"`` exactly. The Gram route
+            takes values under 1e-7 of the largest for zero; with B <= D their vectors are zero too.
 
     Returns:
-        values (R,) and vectors (R, D) with orthonormal rows, R = min(B, D).
+        values (R,) and vectors (R, D) with orthonormal rows, R = min(B, D), float32, or float64 for such
+        features.
 
     Raises:
         ValueError: if ``features`` is not a non-empty floating point matrix, or the method is unknown.
@@ -74,12 +83,10 @@ def decompose(features: Tensor, method: Literal["gram", "svd"] = "gram") -> tupl
         if method == "svd":
             _, values, vectors = torch.linalg.svd(x, full_matrices=False)
             return values, vectors
-        eigenvalues, eigenvectors = torch.linalg.eigh(smaller_gram(x))
-        values = eigenvalues.flip(0).clamp_min(0).sqrt()
-        eigenvectors = eigenvectors.flip(1)
-        if x.shape[0] > x.shape[1]:
-            return values, eigenvectors.T
-        return values, (eigenvectors * _power(values.square(), -0.5)).T @ x
+        squares, vectors = (part.flip(-1) for part in _eigen(_smaller_gram(x)))
+        if x.shape[0] <= x.shape[1]:
+            vectors = _on_double(x).T @ (vectors * _power(squares, -0.5))
+        return squares.sqrt().to(x), vectors.T.to(x)
 
 
 def effective_rank(values: Tensor) -> Tensor:
@@ -95,8 +102,8 @@ def effective_rank(values: Tensor) -> Tensor:
         A 0-d tensor on the device of ``values``; NaN if all values are zero.
 
     Example:
-        >>> effective_rank(torch.ones(8))
-        tensor(8.)
+        >>> round(effective_rank(torch.ones(8)).item(), 3)
+        8.0
     """
     return torch.special.entr(values / values.sum()).sum().exp()
 
@@ -124,75 +131,151 @@ def as_matrix(features: Tensor) -> Tensor:
     return features if features.dtype == torch.float64 else features.float()
 
 
-def smaller_gram(x: Tensor) -> Tensor:
-    """``X X^T`` or ``X^T X``, whichever is smaller: (R, R), R = min(B, D)."""
-    return x @ x.T if x.shape[0] <= x.shape[1] else x.T @ x
+def frobenius_norm(x: Tensor) -> Tensor:
+    """The Frobenius norm, 0-d, of which no square overflows or vanishes; NaN if x is 0 or not finite."""
+    largest = x.abs().amax()
+    return (x / largest).norm() * largest
 
 
-def nuclear_norm(x: Tensor) -> Tensor:
-    """The sum of the singular values of a (B, D) matrix, 0-d, without eigenvectors."""
-    gram = smaller_gram(x)
-    if gram.is_cuda:
-        _, inverse_root = _newton_schulz(gram)
-        return (inverse_root * gram).sum()
-    return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().sum()
+def second_moment(features: Tensor) -> Tensor:
+    """``X^T X`` of features (B, D), to be summed over batches or ranks: (D, D) float64, float32 on MPS.
+
+    Float32 would lose the singular values under 3e-4 of the largest, and count the rounding of null
+    directions: with fewer rows than dimensions, that costs up to 12 % of the energy of sublinear noise.
+    """
+    with full_precision(features):
+        x = as_matrix(features)
+        x = x if x.device.type == "mps" else x.double()
+        return x.T @ x
 
 
-def gram_root(gram: Tensor, exponent: float, power: float) -> tuple[Tensor, Tensor]:
-    """A factor of a power of a Gram matrix: what white noise is multiplied by to be shaped.
-
-    On CUDA by a coupled Newton-Schulz iteration (Higham, "Functions of Matrices", 2008, section 6.7): matrix
-    products alone, where ``eigh`` would make the host wait for the device.
+def power_sums(x: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    """The 0-d sums of s ** power and of s ** (2 power) over the singular values of x, (B, D).
 
     Args:
-        gram: (R, R), symmetric, positive semi-definite, with eigenvalues s**2.
-        exponent: the power of the Gram matrix to factor: -0.5, 0.5 or 1.
-        power: the power of the singular values to sum: 0.5 or 1.
+        x: as :func:`as_matrix` returns it.
+        power: 0.5 or 1.
+
+    Raises:
+        torch.linalg.LinAlgError: on the CPU, if x is not finite. Elsewhere the result is NaN.
+    """
+    if not _by_products(x):
+        return _sums(_without_rounding(_eigenvalues(_smaller_gram(x))), power)
+    x = x if x.shape[0] <= x.shape[1] else x.T
+    polar = orthogonal_factor(x)
+    nuclear_norm = (polar * x).sum()
+    if power == 1:
+        return nuclear_norm, x.norm().square()
+    return square_root(polar @ x.T)[1], nuclear_norm
+
+
+def half_power(x: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """A factor of ``V diag(s) V^T``, where x = U diag(s) V^T is (B, D), as :func:`as_matrix` returns it.
 
     Returns:
-        A (R, R) with A^T A = gram ** exponent, and the 0-d sum of s ** power; directions weaker than about
-        1e-3 of the strongest are damped.
+        One or two matrices, whose product F (R, D) has ``F^T F = V diag(s) V^T``, and the 0-d sums of
+        sqrt(s) and of s, R = min(B, D).
+
+    Raises:
+        torch.linalg.LinAlgError: on the CPU, if x is not finite. Elsewhere the result is NaN.
     """
-    if gram.is_cuda:
-        return _root_by_products(gram, exponent, power)
-    return _root_by_eigh(gram, exponent, power)
+    wide = x.shape[0] <= x.shape[1]
+    if _by_products(x):
+        rows = x if wide else x.T
+        polar = orthogonal_factor(rows)
+        root, root_sum = square_root(polar @ rows.T)
+        return (root, polar) if wide else (root,), root_sum, (polar * rows).sum()
+    squares, vectors = _eigen(_smaller_gram(x))
+    left = (vectors.to(x) * _power(squares, -0.25 if wide else 0.25).to(x)).T
+    return (left, x) if wide else (left,), *_sums(squares, 0.5)
 
 
-def _root_by_eigh(gram: Tensor, exponent: float, power: float) -> tuple[Tensor, Tensor]:
-    eigenvalues, eigenvectors = torch.linalg.eigh(gram)
-    factor = (eigenvectors * _power(eigenvalues, exponent / 2)).T
-    return factor, _power(eigenvalues, power / 2).sum()
+def moment_sums(moment: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    """The same sums as of :func:`power_sums`, from a second moment X^T X (D, D)."""
+    if not _by_products(moment):
+        return _sums(_without_rounding(_eigenvalues(_on_double(moment))), power)
+    return moment_root(moment, power)[1:]
 
 
-def _root_by_products(gram: Tensor, exponent: float, power: float) -> tuple[Tensor, Tensor]:
-    root, inverse_root = _newton_schulz(gram)  # gram ** 0.5, gram ** -0.5
-    fourth_root, inverse_fourth_root = _newton_schulz(root)
-    factor = {-0.5: inverse_fourth_root, 0.5: fourth_root, 1.0: root}[exponent]
-    # tr(G^(p/2)) as tr(G^(p/2 - 1) G): in G^(p/2) itself the ridge would count for every null direction.
-    weight = inverse_root if power == 1.0 else inverse_root @ inverse_fourth_root
-    return factor, (weight * gram).sum()
+def moment_root(moment: Tensor, power: float) -> tuple[Tensor, Tensor, Tensor]:
+    """A factor of a power of a second moment.
 
+    Args:
+        moment: (D, D), symmetric, positive semi-definite, with eigenvalues s ** 2.
+        power: 0.5 or 1.
 
-def _newton_schulz(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Square root and inverse square root of a positive definite matrix, without a decomposition."""
-    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    norm = gram.norm()
-    root, inverse = gram / norm + _RIDGE * identity, identity
-    for _ in range(_NEWTON_SCHULZ_STEPS):
-        step = 1.5 * identity - 0.5 * inverse @ root
-        root, inverse = root @ step, step @ inverse
-    return root * norm.sqrt(), inverse * norm.rsqrt()
+    Returns:
+        A (D, D) with ``A^T A = moment ** power``, and the 0-d sums of s ** power and s ** (2 power).
 
-
-def _power(eigenvalues: Tensor, power: float) -> Tensor:
-    """``eigenvalues ** power``, held down where rounding hides them: below about 4 eps of the largest.
-
-    There a negative power stops growing, and a positive one falls off linearly: a direction of no energy gets
-    a factor of no effect, a weak one is damped and not lost.
+    Raises:
+        torch.linalg.LinAlgError: on the CPU, if the moment is not finite. Elsewhere the result is NaN.
     """
-    floor = eigenvalues.amax() * 4 * torch.finfo(eigenvalues.dtype).eps
-    held = eigenvalues.clamp(min=floor)
-    return held.pow(power) if power < 0 else eigenvalues.clamp_min(0) * held.pow(power - 1)
+    if not _by_products(moment):
+        squares, vectors = _eigen(_on_double(moment))
+        return (vectors * _power(squares, power / 2)).T, *_sums(squares, power)
+    root, nuclear_norm = square_root(moment)
+    if power == 1:
+        return root, nuclear_norm, moment.diagonal().sum()
+    # The null directions of a root are exact to the root of eps only: in float64 the ridge would be too low.
+    fourth_root, root_sum = square_root(root.float())
+    return fourth_root, root_sum, nuclear_norm
+
+
+def _by_products(x: Tensor) -> bool:
+    return x.device.type != "cpu"
+
+
+# The route of the CPU
+
+
+def _on_double(x: Tensor) -> Tensor:
+    """In float64, on the CPU if the device has none (MPS, which has no eigh either)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
+def _smaller_gram(x: Tensor) -> Tensor:
+    """The lower triangle of ``X X^T`` or ``X^T X``, whichever is smaller, in float64: all that eigh reads.
+
+    Stripes up to the diagonal take 5/8 of the time of the whole product; the rest is not to be used.
+    """
+    x = _on_double(x if x.shape[0] <= x.shape[1] else x.T)
+    gram = x.new_zeros(len(x), len(x))
+    height = -(-len(x) // _STRIPES)
+    for top in range(0, len(x), height):
+        bottom = top + height
+        gram[top:bottom, :bottom] = x[top:bottom] @ x[:bottom].T
+    return gram
+
+
+def _eigen(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, without what is rounding, and eigenvectors (R, R)."""
+    eigenvalues, eigenvectors = torch.linalg.eigh(_finite(gram))
+    return _without_rounding(eigenvalues), eigenvectors
+
+
+def _eigenvalues(gram: Tensor) -> Tensor:
+    return torch.linalg.eigvalsh(_finite(gram))
+
+
+def _finite(gram: Tensor) -> Tensor:
+    """Raise ``LinAlgError`` for what LAPACK might never finish."""
+    if not gram.diagonal().sum().isfinite():  # sums of squares: nothing cancels
+        raise torch.linalg.LinAlgError("the features are not finite: they have no singular values")
+    return gram
+
+
+def _without_rounding(eigenvalues: Tensor) -> Tensor:
+    floor = eigenvalues[-1] * _ROUNDING * torch.finfo(eigenvalues.dtype).eps
+    return torch.where(eigenvalues > floor, eigenvalues, 0)
+
+
+def _power(squares: Tensor, power: float) -> Tensor:
+    """``squares ** power``, where 0 stays 0: a direction without energy gets no noise."""
+    return torch.where(squares > 0, squares.pow(power), 0)
+
+
+def _sums(squares: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    return squares.pow(power / 2).sum(), squares.pow(power).sum()
 
 
 def _check_method(method: str) -> None:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from fanoise_lightning import feature_noise, spectrum
-from fanoise_lightning.noise import moment_shape, noise_shape
+from fanoise_lightning import feature_noise
+from fanoise_lightning.noise import noise_shape
 
 SCALINGS = ["uniform", "linear", "sublinear"]
 
@@ -54,18 +54,6 @@ def test_sample_covariance_is_that_of_the_exact_svd(scaling, rows, dim):
     assert (noise.mean(0).abs() < 5 * (variances / len(noise)).sqrt()).all()
 
 
-@pytest.mark.parametrize("route", ["eigh", "products"])
-@pytest.mark.parametrize(("rows", "dim"), [(12, 20), (20, 12)])
-@pytest.mark.parametrize("scaling", ["linear", "sublinear"])
-def test_every_route_to_the_shape_has_the_covariance_of_the_exact_svd(scaling, rows, dim, route, monkeypatch):
-    if route == "products":  # what CUDA takes
-        monkeypatch.setattr(spectrum, "_root_by_eigh", spectrum._root_by_products)
-    x = features(rows, dim)
-    expected = exact_covariance(x, math.sqrt(dim), scaling)
-    for shape in (noise_shape(x, scaling), moment_shape(x.T @ x, min(rows, dim), scaling)):
-        assert (covariance_of(shape) - expected).norm() < 2e-3 * expected.norm()
-
-
 @pytest.mark.parametrize("scaling", ["linear", "sublinear"])
 def test_noise_stays_in_the_row_space_when_rows_are_fewer_than_dimensions(scaling):
     x = features(6, 20)
@@ -102,8 +90,8 @@ def test_the_law_turns_with_the_features_and_ignores_their_scale(scaling, energy
     base = covariance_of(noise_shape(x, scaling, energy))
     turned = covariance_of(noise_shape(x @ rotation, scaling, energy))
     scaled = covariance_of(noise_shape(factor * x, scaling, energy))
-    assert torch.allclose(turned, rotation.T @ base @ rotation, atol=1e-4 * base.norm())
-    assert torch.allclose(scaled, base, atol=1e-4 * base.norm())
+    assert torch.allclose(turned, rotation.T @ base @ rotation, atol=1e-7 * base.norm())
+    assert torch.allclose(scaled, base, atol=1e-7 * base.norm())
 
 
 def test_noise_on_the_keys_reweights_the_gradient_as_the_theory_says():
@@ -156,7 +144,7 @@ def test_a_generator_makes_the_noise_repeatable():
 def test_alpha_scales_the_noise_and_zero_is_none():
     x = features()
     one, five = (feature_noise(x, a, generator=torch.Generator().manual_seed(0)) for a in (0.1, 0.5))
-    assert torch.allclose(5 * one, five)
+    assert torch.allclose(5 * one, five, atol=1e-6)
     assert not feature_noise(x, 0.0).any()
 
 
@@ -195,6 +183,9 @@ def test_an_unknown_name_is_answered_with_the_known_ones():
 def test_broken_features_are_named():
     x = features()
     x[0, 0] = math.nan
+    with pytest.raises(ValueError, match="1 values of 240"):
+        feature_noise(x)
+    x[0, 0] = -math.inf
     with pytest.raises(ValueError, match="1 values of 240"):
         feature_noise(x)
     with pytest.raises(ValueError, match="all zero"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fanoise_lightning import effective_rank, singular_values, spectrum
+from fanoise_lightning import effective_rank, newton_schulz, singular_values, spectrum
 from fanoise_lightning.spectrum import decompose
 
 SHAPES = [(8, 32), (32, 8), (16, 16), (1, 8)]
@@ -77,21 +77,53 @@ def test_effective_rank_is_the_exponential_of_the_entropy():
     assert effective_rank(7 * torch.tensor(shares)).item() == pytest.approx(math.exp(entropy), rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_orthogonal_factor_is_that_of_the_svd(dtype):
+    x = features(24, 48).to(dtype)
+    u, _, v = torch.linalg.svd(x.double(), full_matrices=False)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-13
+    assert (newton_schulz.orthogonal_factor(x).double() - u @ v).abs().max() < tolerance
+
+
 @pytest.mark.parametrize("repeated", [False, True])
-@pytest.mark.parametrize("exponent", [-0.5, 0.5, 1.0])
-@pytest.mark.parametrize("power", [0.5, 1.0])
-def test_roots_by_products_agree_with_the_exact_svd(exponent, power, repeated):
-    # The route for CUDA, run here on the CPU; repeated rows make the Gram matrix singular.
+def test_the_square_root_of_a_matrix_squares_to_it(repeated):
     x = features(24, 48)
-    if repeated:
-        x = x[:8].repeat(3, 1)
-    s = torch.linalg.svdvals(x.double())
-    factor, total = spectrum._root_by_products(x @ x.T, exponent, power)
-    rank = 8 if repeated else 24
-    assert total.item() == pytest.approx((s[:rank] ** power).sum().item(), rel=2e-2)
-    seen = torch.linalg.svdvals((factor @ x).double())  # how strongly each direction of x passes
-    assert torch.allclose(seen[:rank], s[:rank] ** (exponent + 1), atol=2e-3 * s[0].item() ** (exponent + 1))
-    assert (seen[rank:] < 0.05 * seen[0]).all()
+    x = x[:8].repeat(3, 1) if repeated else x  # a singular Gram matrix
+    gram = x @ x.T
+    root, trace = newton_schulz.square_root(gram)
+    assert torch.allclose(root @ root, gram, atol=5e-4 if repeated else 1e-5)
+    nuclear_norm = torch.linalg.svdvals(x.double()).sum()
+    assert trace.item() == pytest.approx(nuclear_norm.item(), rel=1e-3)
+
+
+def test_a_square_root_survives_null_directions_that_rounding_made_negative():
+    v, _ = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))
+    eigenvalues = torch.full((64,), -2e-7)
+    eigenvalues[0] = 1
+    root, trace = newton_schulz.square_root(v * eigenvalues @ v.T)
+    assert (root - v[:, :1] @ v[:, :1].T).norm() < 0.01
+    assert trace.item() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize(("rows", "dim"), SHAPES)
+def test_weak_directions_keep_their_singular_values(rows, dim):
+    # In float32 squaring would hide them: 1e-5 of the largest is 1e-10 squared.
+    s = torch.logspace(0, -5, min(rows, dim), dtype=torch.float64)
+    left, right = (torch.linalg.qr(torch.randn(size, len(s), dtype=torch.float64))[0] for size in (rows, dim))
+    x = ((left * s) @ right.T).float()
+    exact = torch.linalg.svdvals(x.double())
+    assert torch.allclose(singular_values(x).double(), exact, rtol=1e-4)
+    assert torch.allclose(decompose(x)[0].double(), exact, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_features_that_are_not_finite_have_no_singular_values(bad):
+    x = features(8, 32)
+    x[0, 0] = bad
+    with pytest.raises(torch.linalg.LinAlgError, match="not finite"):
+        singular_values(x)
+    with pytest.raises(torch.linalg.LinAlgError, match="not finite"):
+        decompose(x)
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(3), torch.zeros(2, 3, dtype=torch.long), torch.zeros(0, 4)])
