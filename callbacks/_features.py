@@ -1,136 +1,182 @@
-"""Finding the loss module of a LightningModule, and the features that go into it."""
+"""The features among the arguments of a loss module: of the queries, the targets and the hard negatives."""
 
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
+from fanoise_lightning.callbacks._loss_search import REMEDY, words
 from fanoise_lightning.losses import FeatureTap
 
 SIDES = ("query", "target")
 
-# These take logits (or log-probabilities) and labels: noise on them would be silently wrong.
-_TAKES_LOGITS = (
-    nn.CrossEntropyLoss,
-    nn.NLLLoss,
-    nn.BCELoss,
-    nn.BCEWithLogitsLoss,
-    nn.MultiMarginLoss,
-    nn.MultiLabelMarginLoss,
-    nn.MultiLabelSoftMarginLoss,
-    nn.KLDivLoss,
-    nn.PoissonNLLLoss,
-    nn.CTCLoss,
-)
+# A parameter of the loss's forward, and for *args and **kwargs the index or key in it.
+Place = tuple[str, int | str | None]
 
-_REMEDY = """\
-Name it, FANoise(target="path.to.loss"), where the loss is a module called with the two feature matrices; or,
-where the loss is computed by functions, mark the place with one line:
-
-    self.tap = FeatureTap()                       # in __init__; from fanoise_lightning import FeatureTap
-    query, target = self.tap(query, target)       # right before the loss"""
+_NO_FEATURES = {
+    *("logit", "logits", "label", "labels", "onehot", "mask", "masks", "weight", "weights"),
+    *("sim", "sims", "similarity", "similarities", "score", "scores", "distance", "distances"),
+    *("prob", "probs", "probability", "probabilities"),
+}
+_NEGATIVE = {"neg", "negs", "negative", "negatives"}
 
 
-def find_loss(pl_module: nn.Module, target: str | None = None) -> nn.Module:
-    """The module whose two feature arguments are those of the contrastive loss.
+@dataclass
+class Call:
+    """A call of a loss module, and where the features stand among its arguments.
 
     Args:
-        pl_module: the LightningModule.
-        target: the dotted path of the module below ``pl_module``; ``None`` takes the only
-            :class:`~fanoise_lightning.FeatureTap`, else the only child whose class or name says loss.
-
-    Raises:
-        ValueError: if there is no such module, or more than one; the message lists the candidates and shows
-            the one-line fix.
+        bound: the arguments.
+        places: those of the query, the target and the hard negatives, as far as there are any.
     """
-    owner = type(pl_module).__name__
-    if target is not None:
+
+    bound: inspect.BoundArguments
+    places: list[Place]
+
+    def features(self) -> dict[str, list[Tensor]]:
+        """``{"query": [(B, D)], "target": [(B, D), hard negatives (M, D), ...]}``, or fewer entries."""
+        return {
+            side: [_get(self.bound, place) for place in self._of(side)] for side in SIDES if self._of(side)
+        }
+
+    def names(self) -> dict[str, list[str]]:
+        """What the arguments are called in the loss, in the form of :meth:`features`."""
+        return {side: [_name(place) for place in self._of(side)] for side in SIDES if self._of(side)}
+
+    def replaced(self, new: dict[str, list[Tensor]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with other features, in the form of :meth:`features`; what is left out stays."""
+        for side, features in new.items():
+            for place, value in zip(self._of(side), features):
+                _set(self.bound, place, value)
+        return self.bound.args, self.bound.kwargs
+
+    def _of(self, side: str) -> list[Place]:
+        return self.places[:1] if side == "query" else self.places[1:]
+
+
+class FeatureFinder:
+    """Tells which arguments of a loss module are features.
+
+    The query and the target are the first two floating point matrices of one width, in the order of the
+    signature. Logits, labels, masks, weights and similarities are passed over: an argument is judged by its
+    name, and by its values when it is seen for the first time. Hard negatives are further matrices of that
+    width: those that are named so, those of the target's ``*args``, or else the only one there is. What goes
+    into a :class:`~fanoise_lightning.FeatureTap` is not judged.
+
+    Args:
+        loss: the module.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        self._is_tap = isinstance(loss, FeatureTap)
+        self._loss = type(getattr(loss, "_orig_mod", loss)).__name__
+        self._signature = inspect.signature(loss.forward)  # once: it takes as long as a small loss
+        self._reasons: dict[Place, str] = {}  # why an argument is not features; "" if it is
+
+    def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+        """The features of a call; ``None`` for arguments that the module does not take."""
         try:
-            return pl_module.get_submodule(target)
-        except AttributeError:
-            pass
-        names = ", ".join(repr(name) for name, _ in pl_module.named_children()) or "none"
-        raise ValueError(f"target={target!r} names no module of {owner}; its children are: {names}")
-    candidates = _candidates(pl_module)
-    if len(candidates) == 1:
-        return candidates[0][1]
-    if candidates:
-        listed = ", ".join(f"{name!r} ({type(module).__name__})" for name, module in candidates)
-        raise ValueError(f"{owner} has several loss modules: {listed}.\n{_REMEDY}")
-    listed = ", ".join(f"{n!r} ({type(m).__name__})" for n, m in pl_module.named_children()) or "none"
-    raise ValueError(
-        f"{owner} has no child that looks like a contrastive loss (children: {listed}).\n{_REMEDY}"
-    )
+            bound = self._signature.bind(*args, **kwargs)
+        except TypeError:  # the module itself has the better error
+            return None
+        matrices = _matrices(bound)
+        if self._is_tap:
+            return Call(bound, list(matrices))
+        self._judge({place: x for place, x in matrices.items() if place not in self._reasons})
+        return Call(bound, _pick({place: x for place, x in matrices.items() if not self._reasons.get(place)}))
+
+    def error(self, call: Call, sides: tuple[str, ...]) -> ValueError:
+        """The error for a call in which features of ``sides`` are missing; it names what was passed over."""
+        passed_over = [
+            f"`{_name(place)}` {tuple(x.shape)} {self._reasons.get(place) or 'has no partner of its width'}"
+            for place, x in _matrices(call.bound).items()
+            if place not in call.places
+        ]
+        found = f"`{_name(call.places[0])}` alone" if call.places else "none"
+        return ValueError(
+            f"FANoise needs the features of {' and '.join(sides)} as matrices (B, D) of one width, and found "
+            f"{found} in a call of {self._loss}{': ' if passed_over else ''}{', '.join(passed_over)}.\n"
+            "If that loss takes embeddings and labels, pass FANoise(sides=['query']).\n" + REMEDY
+        )
+
+    def _judge(self, new: dict[Place, Tensor]) -> None:
+        for place, x in new.items():
+            if _NO_FEATURES & set(words(_name(place))):
+                self._reasons[place] = "is named like logits, labels, masks, weights or similarities"
+            elif x.any() and not x.isnan().any():  # else the batch is broken, and a later one tells
+                self._reasons[place] = _looks_like(x)
+        for (a, x), (b, y) in combinations(new.items(), 2):
+            if x.shape == y.T.shape and x.shape[0] == x.shape[1] > 1 and torch.allclose(x, y.T):
+                self._reasons[a] = self._reasons[b] = "is the transpose of another, as logits are"
 
 
-def _candidates(pl_module: nn.Module) -> list[tuple[str, nn.Module]]:
-    taps: list[tuple[str, nn.Module]] = [
-        (name, module) for name, module in pl_module.named_modules() if isinstance(module, FeatureTap)
-    ]
-    if taps:
-        return taps
-    return [(name, module) for name, module in pl_module.named_children() if _looks_like_loss(name, module)]
+def _pick(matrices: dict[Place, Tensor]) -> list[Place]:
+    """The query, the target and the hard negatives; the query alone where nothing has its width."""
+    width = {place: x.shape[1] for place, x in matrices.items()}
+    keys = [place for place in width if not _is_negative(place)]
+    for query, target in combinations(keys, 2):
+        if width[query] == width[target]:
+            break
+    else:
+        return keys[:1]
+    further = [p for p in width if p not in (query, target) and width[p] == width[query]]
+    negatives = [p for p in further if _is_negative(p) or p[0] == target[0]]
+    return [query, target, *(negatives or (further if len(further) == 1 else []))]
 
 
-def _looks_like_loss(name: str, module: nn.Module) -> bool:
-    if isinstance(module, (*_TAKES_LOGITS, Metric)):
-        return False
-    words = f"{name} {type(module).__name__}".lower()
-    return any(word in words for word in ("loss", "criterion", "infonce", "ntxent"))
+def _is_negative(place: Place) -> bool:
+    return bool(_NEGATIVE & set(words(place[0])))
 
 
-def read_features(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
-    """The features in a call of the loss module: its first two 2-D floating point arguments, in order.
-
-    Returns:
-        ``{"query": (B, D), "target": (B, D)}``, or fewer entries if the call holds fewer such arguments.
-    """
-    bound = inspect.signature(module.forward).bind(*args, **kwargs)
-    return dict(zip(SIDES, (value for _, value in _matrices(_flat(bound)))))
-
-
-def replace_features(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], new: dict[str, Tensor]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call with the features of some sides replaced.
-
-    Args:
-        module: the loss module.
-        args: the positional arguments of the call.
-        kwargs: the keyword arguments of the call.
-        new: side to its new (B, D) features; sides that are absent stay as they are.
-    """
-    bound = inspect.signature(module.forward).bind(*args, **kwargs)
-    for side, (place, _) in zip(SIDES, _matrices(_flat(bound))):
-        if side not in new:
-            continue
-        if isinstance(place, tuple):  # one of *features
-            name, index = place
-            values = list(bound.arguments[name])
-            values[index] = new[side]
-            bound.arguments[name] = tuple(values)
-        else:
-            bound.arguments[place] = new[side]
-    return bound.args, bound.kwargs
+def _looks_like(x: Tensor) -> str:
+    """What no features would be like, by the values of a matrix; "" for features."""
+    if ((x == 0) | (x == 1)).all() or ((x == 0) | (x == -torch.inf)).all():
+        return "holds zeros and ones (or infinities) alone, as labels and masks do"
+    if (x >= 0).all() and (x.sum(1) - 1).abs().max() < 1e-3:
+        return "has rows that sum to one, as probabilities do"
+    return ""
 
 
-def _flat(bound: inspect.BoundArguments) -> list[tuple[str | tuple[str, int], Any]]:
-    kinds = {name: parameter.kind for name, parameter in bound.signature.parameters.items()}
-    places: list[tuple[str | tuple[str, int], Any]] = []
+def _matrices(bound: inspect.BoundArguments) -> dict[Place, Tensor]:
+    """The floating point matrices among the arguments, in the order of the signature."""
+    places: dict[Place, Any] = {}
     for name, value in bound.arguments.items():
-        if kinds[name] is inspect.Parameter.VAR_POSITIONAL:
-            places.extend(((name, index), item) for index, item in enumerate(value))
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            places |= {(name, index): item for index, item in enumerate(value)}
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            places |= {(name, key): item for key, item in value.items()}
         else:
-            places.append((name, value))
-    return places
+            places[name, None] = value
+    return {
+        place: x.detach()
+        for place, x in places.items()
+        if isinstance(x, Tensor) and x.ndim == 2 and x.is_floating_point()
+    }
 
 
-def _matrices(places: list[tuple[str | tuple[str, int], Any]]) -> list[tuple[str | tuple[str, int], Tensor]]:
-    return [
-        (place, value)
-        for place, value in places
-        if isinstance(value, Tensor) and value.ndim == 2 and value.is_floating_point()
-    ][:2]
+def _name(place: Place) -> str:
+    name, inner = place
+    return inner if isinstance(inner, str) else name if inner is None else f"{name}[{inner}]"
+
+
+def _get(bound: inspect.BoundArguments, place: Place) -> Tensor:
+    name, inner = place
+    value = bound.arguments[name]
+    return value if inner is None else value[inner]
+
+
+def _set(bound: inspect.BoundArguments, place: Place, new: Tensor) -> None:
+    name, inner = place
+    if inner is None:
+        bound.arguments[name] = new
+        return
+    values = bound.arguments[name]
+    changed = dict(values) if isinstance(values, dict) else dict(enumerate(values))
+    changed[inner] = new
+    bound.arguments[name] = changed if isinstance(values, dict) else tuple(changed.values())

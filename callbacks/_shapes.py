@@ -7,11 +7,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fanoise_lightning.distributed import all_reduce_sum, gather, world_size
-from fanoise_lightning.noise import Energy, NoiseShape, Scaling, moment_shape, noise_shape
-from fanoise_lightning.spectrum import as_matrix, full_precision
+from fanoise_lightning.distributed import all_reduce_sum, exchange, gather, world_size
+from fanoise_lightning.noise import (
+    Energy,
+    NoiseShape,
+    Scaling,
+    law_total,
+    moment_shape,
+    moment_total,
+    noise_shape,
+)
+from fanoise_lightning.spectrum import second_moment
 
 Scope = Literal["local", "global"]
+Key = tuple[str, int]  # a side and D
 
 
 class ShapeMemory:
@@ -19,11 +28,11 @@ class ShapeMemory:
 
     Args:
         scaling: the scaling law.
-        energy: the amount of noise.
+        energy: the amount of noise; by the law of the paper, that of each batch, averaged or not.
         momentum: of the average of X^T X, (D, D); 0 for this batch alone.
         every_n_steps: how often to decompose.
         scope: whose features to decompose: this rank's, or all ranks' together. All ranks must then ask for
-            the same sides and steps, with features of the same shape.
+            the same sides and steps, with features of the same width.
     """
 
     def __init__(
@@ -34,9 +43,8 @@ class ShapeMemory:
         self.momentum = momentum
         self.every_n_steps = every_n_steps
         self.scope: Scope = scope
-        self._shapes: dict[str, NoiseShape] = {}
-        # Side to X^T X of arbitrary scale (the scaling laws divide it out) and how many rows went in.
-        self._moments: dict[str, tuple[Tensor, int]] = {}
+        self._shapes: dict[Key, NoiseShape] = {}
+        self._moments: dict[Key, Tensor] = {}  # X^T X of arbitrary scale: the scaling laws divide it out
 
     def shape(self, side: str, features: Tensor, step: int) -> NoiseShape:
         """The shape for the features (B, D) of a side in the given step, counted from 0.
@@ -44,58 +52,69 @@ class ShapeMemory:
         Raises:
             torch.linalg.LinAlgError: if the decomposition does not converge; what is kept stays as it was.
         """
+        key = side, features.shape[1]
         if self.momentum:
-            self._average(side, features)
-        known = self._shapes.get(side)
+            self._average(key, features)
+        known = self._shapes.get(key)
         if known is not None:
             known = known.to(features.device)  # a restored shape comes on the CPU
-        if step % self.every_n_steps and known is not None and known.dim == features.shape[1]:
+        if step % self.every_n_steps and known is not None:
             return known
-        shape = self._decompose(side, features)
+        shape = self._decompose(key, features)
         if self.every_n_steps > 1:
             if known is not None:
                 shape = shape.unless_broken(known)  # one broken batch must not cost the next ones their noise
-            self._shapes[side] = shape
+            self._shapes[key] = shape
         return shape
 
-    def _decompose(self, side: str, features: Tensor) -> NoiseShape:
-        rows = self._ranks * len(features)
-        if self.momentum:
-            moment, rows = self._moments[side]
-        elif self._ranks == 1 or self.scaling == "uniform":
+    def _decompose(self, key: Key, features: Tensor) -> NoiseShape:
+        if self.scaling == "uniform":
             return noise_shape(features, self.scaling, self.energy)
-        elif rows <= features.shape[1]:
-            # All rows together are less to send than X^T X, and their own Gram matrix is the smaller one.
-            return noise_shape(gather(features), self.scaling, self.energy)
-        else:
-            moment = self._moment(features)
-        return moment_shape(moment, min(rows, len(moment)), self.scaling, self.energy)
+        rows, dim = self._rows(features), features.shape[1]
+        joined = features if len(rows) == 1 else None
+        if joined is None and len(set(rows)) == 1 and sum(rows) <= dim:
+            joined = gather(features)  # less to send than X^T X, and its own Gram matrix is the smaller one
+        if joined is not None and not self.momentum:
+            return noise_shape(joined, self.scaling, self.energy)
+        moment = self._moments[key] if self.momentum else self._moment(features)
+        rank = min(sum(rows), dim)
+        total: Tensor | float | None = None  # by default the law's own, of `moment`
+        if self.energy == "constant":
+            total = dim
+        elif joined is not None:
+            total = law_total(joined, self.scaling)
+        elif self.momentum:
+            total = moment_total(self._moment(features), rank, self.scaling)
+        work = torch.float64 if features.dtype == torch.float64 else torch.float32
+        return moment_shape(moment, self.scaling, total, rank=rank, dtype=work)
 
-    @property
-    def _ranks(self) -> int:
-        return world_size() if self.scope == "global" else 1
+    def _rows(self, features: Tensor) -> list[int]:
+        """How many rows each rank has, of those that are decomposed together."""
+        if self.scope == "local" or world_size() == 1:
+            return [len(features)]
+        return [rows for (rows,) in exchange((len(features),))]
 
     def _moment(self, features: Tensor) -> Tensor:
         """X^T X (D, D) of this rank, or of all."""
-        with full_precision(features):
-            x = as_matrix(features)
-            gram = x.T @ x
-            return all_reduce_sum(gram) if self._ranks > 1 else gram
+        moment = second_moment(features)
+        return moment if self.scope == "local" else all_reduce_sum(moment)
 
-    def _average(self, side: str, features: Tensor) -> None:
+    def _average(self, key: Key, features: Tensor) -> None:
         gram = self._moment(features)
-        known, rows = self._moments.get(side, (torch.zeros_like(gram), 0))
-        known = known.to(gram.device)
+        known = self._moments.get(key, torch.zeros_like(gram)).to(gram.device)
         new = known.lerp(gram, 1 - self.momentum)
-        kept = torch.where(new.isfinite().all(), new, known)
-        self._moments[side] = kept, rows + self._ranks * len(features)
+        self._moments[key] = torch.where(new.isfinite().all(), new, known)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to draw the same noise: plain data and tensors."""
-        shapes = {side: (shape.dim, shape.factors) for side, shape in self._shapes.items()}
-        return {"shapes": shapes, "moments": dict(self._moments)}
+        return {
+            "law": (self.scaling, self.energy),
+            "shapes": {key: (shape.dim, shape.factors) for key, shape in self._shapes.items()},
+            "moments": dict(self._moments),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from ``state_dict``."""
-        self._shapes = {side: NoiseShape(*shape) for side, shape in state_dict["shapes"].items()}
+        """Go on from ``state_dict``; shapes of another law are left, averages hold for any."""
+        if tuple(state_dict["law"]) == (self.scaling, self.energy):
+            self._shapes = {key: NoiseShape(*shape) for key, shape in state_dict["shapes"].items()}
         self._moments = dict(state_dict["moments"])

@@ -6,15 +6,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from fanoise_lightning._lightning import batches_that_stepped
 from fanoise_lightning.analysis.spectra import side_spectrum, spectrum_figure
-from fanoise_lightning.callbacks._features import find_loss, read_features
+from fanoise_lightning.callbacks._features import FeatureFinder
 from fanoise_lightning.callbacks._files import output_folder, whole_file, write_json
+from fanoise_lightning.callbacks._hooks import hook_after, hook_before
+from fanoise_lightning.callbacks._loss_search import find_loss
+from fanoise_lightning.callbacks._repeats import trains
 
 
 class SpectrumMonitor(Callback):
@@ -34,7 +37,8 @@ class SpectrumMonitor(Callback):
 
     Args:
         target: the path of the loss module; ``None`` finds it as :class:`FANoise` does.
-        every_n_steps: look at every n-th step; ``None`` takes the trainer's ``log_every_n_steps``.
+        every_n_steps: look at every n-th step; ``None`` takes the trainer's ``log_every_n_steps``,
+            of which 0 is never.
         path: the folder to write to; ``None`` takes the logger's, or the trainer's ``default_root_dir``.
 
     Raises:
@@ -64,15 +68,13 @@ class SpectrumMonitor(Callback):
         self._remove_hooks()
         self.spectra, self.skipped_batches, self._last_step = [], 0, -1
         self._folder = output_folder(trainer, self.path)  # on all ranks: it is broadcast
-        loss = find_loss(pl_module, self.target)
-        if trainer.is_global_zero:
-            if getattr(pl_module, "_compiler_ctx", None) is not None or hasattr(loss, "_orig_mod"):
-                torch._dynamo.reset()  # a graph that was compiled before would ignore the hooks in silence
+        _, loss = find_loss(pl_module, self.target)
+        every = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.is_global_zero and every:
+            self._finder = FeatureFinder(loss)
             self._handles = [
-                loss.register_forward_pre_hook(
-                    partial(self._before, trainer), prepend=True, with_kwargs=True
-                ),
-                loss.register_forward_hook(self._after, with_kwargs=True),
+                hook_before(loss, partial(self._before, trainer, every), first=True),
+                hook_after(loss, self._after),
             ]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -84,29 +86,31 @@ class SpectrumMonitor(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._remove_hooks()
 
-    @torch.compiler.disable
     def _before(
-        self, trainer: Trainer, loss: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, trainer: Trainer, every: int, loss: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         self._clean = {}
-        step = trainer.global_step
-        every = self.every_n_steps or trainer.log_every_n_steps or 1  # type: ignore[attr-defined]
+        step = batches_that_stepped(trainer)
         # One look a step: with accumulated gradients, the loss is called several times in it.
-        if trainer.training and step % every == 0 and step != self._last_step:
+        if trainer.training and trains() and step % every == 0 and step != self._last_step:
             self._last_step = step
-            self._clean = {side: x.detach() for side, x in read_features(loss, args, kwargs).items()}
+            self._clean = self._read(args, kwargs)
 
-    @torch.compiler.disable
     def _after(self, loss: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         clean, self._clean = self._clean, {}
         if not clean:
             return
-        noisy = read_features(loss, args, kwargs)
+        noisy = self._read(args, kwargs)
         if all(x.isfinite().all() for x in (*clean.values(), *noisy.values())):
             sides = {side: side_spectrum(clean[side], noisy[side]) for side in clean}
             self.spectra.append({"step": self._last_step, "sides": sides})
         else:
             self.skipped_batches += 1
+
+    def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        """Side to its features (B, D), hard negatives left out."""
+        call = self._finder.find(args, kwargs)
+        return {} if call is None else {side: x[0].detach() for side, x in call.features().items()}
 
     def _finish(self, trainer: Trainer) -> None:
         """Unhook and write; nothing a second time."""

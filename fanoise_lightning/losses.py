@@ -185,7 +185,7 @@ class SigmoidLoss(nn.Module):
 
 
 class FeatureTap(nn.Module):
-    """A place for noise to enter where the loss is no module: returns its two arguments as they are.
+    """Where noise enters a loss that is no module: returns its arguments as they are.
 
     :class:`~fanoise_lightning.callbacks.FANoise` finds it by itself and adds its noise there.
 
@@ -194,9 +194,9 @@ class FeatureTap(nn.Module):
         >>> query, target = tap(torch.eye(2), torch.eye(2))    # right before the functional loss
     """
 
-    def forward(self, query: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """``(query, target)``, each (B, D), unchanged."""
-        return query, target
+    def forward(self, query: Tensor, target: Tensor, *negatives: Tensor) -> tuple[Tensor, ...]:
+        """``(query, target, *negatives)``: (B, D), (B, D) and hard negatives (M, D), unchanged."""
+        return query, target, *negatives
 
 
 def _cross_entropy(

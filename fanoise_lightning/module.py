@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import AdamW, Optimizer
 
+from fanoise_lightning._lightning import should_log
 from fanoise_lightning.describe import describe
 from fanoise_lightning.encoders.base import Encoder
 from fanoise_lightning.encoders.families import refuse_remote_code
@@ -157,7 +158,7 @@ class ContrastiveModule(ResumableModule):
         loss = self.loss(query, target, *negatives, **self._loss_options(batch))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(query))
         self._pairs += len(query)
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if should_log(self.trainer):
             self._log_statistics(query.detach(), target.detach())
         return loss
 

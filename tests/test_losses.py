@@ -8,7 +8,7 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from torch.nn import functional as F
 
 from fanoise_lightning import FeatureTap, InfoNCE
-from fanoise_lightning.callbacks._features import read_features, replace_features
+from fanoise_lightning.callbacks._features import FeatureFinder
 from fanoise_lightning.describe import describe
 from fanoise_lightning.losses import SigmoidLoss
 
@@ -227,11 +227,12 @@ def test_the_callback_finds_the_features_in_any_call(loss):
         ((query, target, hard), {"target_ids": ids}),
         ((), {"target_ids": ids, "negatives": hard, "target": target, "query": query}),
     ]:
-        features = read_features(loss, args, kwargs)
-        assert features["query"] is query
-        assert features["target"] is target
-        args, kwargs = replace_features(loss, args, kwargs, {"target": -target})
-        assert torch.equal(loss(*args, **kwargs), loss(query, -target, hard, ids))
+        call = FeatureFinder(loss).find(args, kwargs)
+        features = call.features()
+        assert [x.data_ptr() for x in features["query"]] == [query.data_ptr()]
+        assert [x.data_ptr() for x in features["target"]] == [target.data_ptr(), hard.data_ptr()]
+        args, kwargs = call.replaced({"target": [-target, -hard]})
+        assert torch.equal(loss(*args, **kwargs), loss(query, -target, -hard, ids))
 
 
 def test_a_feature_tap_returns_what_it_gets():

@@ -63,7 +63,7 @@ class Recorder(nn.Module):
         return (query * target).sum().square()
 
 
-def fit(module, callbacks=(), max_steps=6, batch_size=8, ckpt_path=None, val=False, **kwargs):
+def fit(module, callbacks=(), max_steps=6, batch_size=8, ckpt_path=None, val=False, data=None, **kwargs):
     trainer = Trainer(
         max_steps=max_steps,
         accelerator="cpu",
@@ -74,7 +74,7 @@ def fit(module, callbacks=(), max_steps=6, batch_size=8, ckpt_path=None, val=Fal
         enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
         **{"num_sanity_val_steps": 0, **kwargs},
     )
-    loader = DataLoader(Pairs(), batch_size=batch_size)
+    loader = DataLoader(Pairs(), batch_size=batch_size) if data is None else data
     trainer.fit(module, loader, DataLoader(Pairs(), batch_size=8) if val else None, ckpt_path=ckpt_path)
     return trainer
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import math
 
 import pytest
@@ -10,6 +9,7 @@ from plain_module import DIM, Pairs, PlainModule, Recorder, fit, noise_seen
 from fanoise_lightning import noise
 from fanoise_lightning.callbacks import FANoise
 from fanoise_lightning.callbacks._shapes import ShapeMemory
+from fanoise_lightning.seeds import derive_seed
 
 # What it adds
 
@@ -20,15 +20,9 @@ def test_the_loss_sees_the_noise_of_the_method():
     fit(module, [callback], max_steps=1)
     clean = PlainModule().embed(torch.stack([Pairs()[i][0] for i in range(8)])).detach()
     query_noise = module.criterion.calls[0][0] - clean
-    # The same draw by the library's pure function: seed, rank 0, batch 0, call 0, side 0.
-    generator = callback._generator.__func__(_with(callback, _calls=0), 0, 0, "query", torch.device("cpu"))
+    # The same draw by the library's pure function: seed, rank 0, batch 0, call 0, side 0, instance 0.
+    generator = torch.Generator().manual_seed(derive_seed(3, 0, 0, 0, 0, 0))
     assert torch.allclose(query_noise, noise.feature_noise(clean, 0.5, generator=generator), atol=1e-6)
-
-
-def _with(callback, **attributes):
-    twin = copy.copy(callback)
-    twin.__dict__.update(attributes)
-    return twin
 
 
 def test_sides_batches_and_seeds_draw_different_noise():
@@ -96,8 +90,8 @@ def test_momentum_starts_with_the_shape_of_the_first_batch():
     (factor,) = ShapeMemory("sublinear", "paper", 0.9, 1).shape("query", x, 0).factors
     _, s, v = torch.linalg.svd(x.double(), full_matrices=False)
     scale = s.sqrt() / s.sqrt().mean()
-    expected = (v.T @ torch.diag(scale**2) @ v).float()
-    assert torch.allclose(factor.T @ factor, expected, atol=1e-4)
+    expected = v.T @ torch.diag(scale**2) @ v
+    assert torch.allclose((factor.T @ factor).double(), expected, atol=1e-4)
 
 
 # When it adds

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from plain_module import Recorder
 from processes import run_on_ranks
 from torch import Tensor
 
 from fanoise_lightning.callbacks import FANoise
+from fanoise_lightning.callbacks._features import FeatureFinder
 from fanoise_lightning.callbacks._shapes import ShapeMemory
+from fanoise_lightning.callbacks._source import NoiseSource
 from fanoise_lightning.noise import NoiseShape
+
+TRAINING = {"training": True, "sanity_checking": False}  # as much of a trainer as is read before a draw
 
 
 def features(rank: int, rows: int, seed: int = 0) -> Tensor:
@@ -74,21 +81,10 @@ def test_the_local_shape_is_that_of_the_rank():
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
 
 
-class _Trainer:
-    """As much of a trainer as a draw reads."""
-
-    global_step = 0
-
-    class fit_loop:
-        total_batch_idx = 0
-
-    def __init__(self, rank: int) -> None:
-        self.global_rank = rank
-
-
 def draw(rank: int, query: Tensor, target: Tensor) -> tuple[dict[str, Tensor], int]:
-    noise = FANoise(alpha=0.5, scope="global", seed=1)
-    return noise._draw(_Trainer(rank), {"query": query, "target": target}), int(noise._skipped)
+    source = NoiseSource(ShapeMemory("sublinear", "paper", 0.0, 1, "global"))
+    noise = source.draw({"query": query, "target": target}, 0.5, step=0, key=(1, rank, 0, 0), instance=0)
+    return noise, int(source.skipped)
 
 
 def test_each_rank_and_side_draws_its_own_noise():
@@ -113,13 +109,27 @@ def test_broken_features_on_one_rank_leave_every_rank_without_noise():
         assert not any(noise.any() for noise in noises.values())
 
 
+@pytest.mark.parametrize("rows", [(3, 5), (9, 14)])  # fewer together than dimensions, or more
+def test_ranks_may_have_different_numbers_of_hard_negatives(rows):
+    def shape(rank: int) -> Tensor:
+        memory = ShapeMemory("sublinear", "paper", 0.0, 1, "global")
+        return covariance(memory.shape("target", features(rank, rows[rank]), 0))
+
+    everyone = torch.cat([features(rank, rows[rank]) for rank in range(2)])
+    for actual in run_on_ranks(shape, 2):
+        expected = expected_covariance(everyone, "sublinear", "paper")
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
+
+
 def test_unequal_batches_are_an_error_on_every_rank_and_no_hang():
-    def draw_unequal(rank: int) -> str:
+    def fit_unequal(rank: int) -> str:
+        callback, loss = FANoise(scope="global"), Recorder()
+        callback._finder, callback._trainer = FeatureFinder(loss), SimpleNamespace(**TRAINING)
         with pytest.raises(ValueError, match="must be the same on every rank") as error:
-            draw(rank, features(rank, 4 + rank), features(rank, 4 + rank))
+            callback._add_noise(loss, (features(rank, 4 + rank), features(rank, 4 + rank)), {})
         return str(error.value)
 
-    for message in run_on_ranks(draw_unequal, 2, timeout=20):
+    for message in run_on_ranks(fit_unequal, 2, timeout=20):
         assert "(4, 12, 4, 12) on rank 0" in message
         assert "(5, 12, 5, 12) on rank 1" in message
 

@@ -52,7 +52,7 @@ def test_a_broken_batch_passes_unchanged_and_is_counted(value, options):
     assert torch.equal(query.nan_to_num(1e3), torch.full_like(query, value).nan_to_num(1e3)) or (
         value == math.inf and not query.isfinite().any()
     )
-    assert int(callback._skipped) == 1
+    assert int(callback._source.skipped) == 1
     for query, target in module.criterion.calls[3:]:
         assert query.isfinite().all()
         assert target.isfinite().all()

@@ -70,7 +70,10 @@ def test_a_nested_target_is_named_by_its_path():
 
     callback = FANoise(target="heads.main")
     fit(Wrapped(), [callback], max_steps=1)
-    with pytest.raises(ValueError, match=r"target='heads\.side' names no module of Wrapped.*'net', 'heads'"):
+    with pytest.raises(
+        ValueError,
+        match=r"target='heads\.side' names no module of Wrapped.*'net' \(Linear\), 'heads' \(ModuleDict\)",
+    ):
         fit(Wrapped(), [FANoise(target="heads.side")], max_steps=1)
 
 
@@ -91,11 +94,14 @@ def test_two_loss_modules_are_listed():
         fit(module, [FANoise()], max_steps=1)
 
 
-def test_a_target_that_is_never_called_ends_the_run_after_the_first_batch():
+def test_a_target_that_is_never_called_is_warned_of_after_the_first_batch_and_at_the_end():
     module = PlainModule()
     module.unused_loss = InfoNCE()
-    with pytest.raises(RuntimeError, match="unused_loss was not called"):
+    with pytest.warns(UserWarning, match="added no noise in") as warned:
         fit(module, [FANoise(target="unused_loss")])
+    messages = [str(w.message) for w in warned if "added no noise" in str(w.message)]
+    assert "the first training batch: 'unused_loss' was not called" in messages[0]
+    assert "any of 6 training batches: 'unused_loss' was not called" in messages[1]
 
 
 def test_a_loss_without_two_feature_matrices_is_named():
@@ -103,7 +109,7 @@ def test_a_loss_without_two_feature_matrices_is_named():
         def compute_loss(self, batch):
             return self.criterion(self.embed(batch[0])[0], self.embed(batch[1])[0])
 
-    with pytest.raises(ValueError, match="Recorder was called with 0 of them"):
+    with pytest.raises(ValueError, match="found none in a call of Recorder"):
         fit(Vectors(Recorder()), [FANoise()], max_steps=1)
 
 
@@ -134,10 +140,6 @@ def test_a_callback_can_be_copied_pickled_and_used_again():
     fit(first, [callback])
     fit(second, [callback])
     assert first.losses == second.losses
-
-
-def test_two_instances_have_their_own_state():
-    assert FANoise(sides=["query"]).state_key != FANoise(sides=["target"]).state_key
 
 
 @pytest.mark.parametrize("where", ["module", "loss"])

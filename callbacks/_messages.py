@@ -1,0 +1,51 @@
+"""What FANoise tells the user."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from fanoise_lightning.noise import row_norm
+
+
+def tell_what_gets_noise(path: str, law: str, names: dict[str, list[str]]) -> None:
+    """One line: the loss module, and side to the names of its arguments that get noise."""
+    listed = " and ".join(f"`{'`, `'.join(arguments)}` ({side})" for side, arguments in names.items())
+    rank_zero_info(f"FANoise: {law}, on {listed} of '{path}'")
+
+
+def warn_of_row_norms(features: dict[str, Tensor], noise: dict[str, Tensor], alpha: float) -> None:
+    """Warn of the first side whose rows are far from unit length."""
+    for side, x in features.items():
+        norm = float(row_norm(x))
+        if not 0.5 <= norm <= 2:
+            angle = math.degrees(math.atan(float(row_norm(noise[side])) / norm))
+            rank_zero_warn(
+                f"FANoise: alpha is meant for rows of unit length, but the {side} features have a root mean "
+                f"square row norm of {norm:.3g}: alpha={alpha} turns them by {angle:.2g} degrees. Pass "
+                "FANoise(relative=True), or normalise the features before the loss"
+            )
+            return
+
+
+def warn_of_no_noise(path: str, batches: str) -> None:
+    """Warn that the loss module was not called."""
+    rank_zero_warn(
+        f"FANoise added no noise in {batches}: '{path}' was not called with gradients. Name the module that "
+        'is, FANoise(target="path.to.loss")'
+    )
+
+
+def warn_of_skipped(skipped: int, trainer: Trainer | None) -> None:
+    """Warn of training batches that had to stay without noise, on every rank: each has its own."""
+    where = f" on rank {trainer.global_rank}" if trainer and trainer.world_size > 1 else ""
+    warnings.warn(
+        f"FANoise left {skipped} training batches without noise so far{where}: their features were not "
+        "finite, empty, all zero or missing, or their decomposition did not converge. The count is logged as "
+        "`fanoise/skipped_batches`.",
+        stacklevel=2,
+    )
