@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    Picture = Image | np.ndarray[Any, Any] | str | os.PathLike[str]
 
 __all__ = ["Collate", "Pair", "Sample"]
 
@@ -23,20 +27,37 @@ class Sample:
 
     Args:
         text: the text; ``""`` for none.
-        image: the picture, decoded to RGB, or a tuple of several; ``None`` for none.
+        image: a picture, or a list or tuple of several; ``None`` for none. A picture is a Pillow image, an
+            array of 8-bit values, (H, W) grey or (H, W, 3) RGB or (H, W, 4) RGBA, or the path of a file,
+            which is decoded to upright RGB. Kept as one Pillow image or a tuple of them.
 
     Raises:
-        ValueError: if there is neither a text nor a picture.
+        TypeError: if the text is not a string, or a picture none of the above.
+        ValueError: if there is neither a text nor a picture, if an array has another shape or other values,
+            or if a file is no picture.
+        FileNotFoundError: if there is no such file.
 
     Example:
         >>> Sample(text="a red apple").images
         ()
+        >>> Sample(image=np.zeros((20, 30, 3), np.uint8)).image.size
+        (30, 20)
     """
 
     text: str = ""
     image: Image | tuple[Image, ...] | None = None
 
+    if TYPE_CHECKING:
+        # what is accepted is wider than what is kept
+        def __init__(self, text: str = "", image: Picture | Sequence[Picture] | None = None) -> None: ...
+
     def __post_init__(self) -> None:
+        _check_text(self.text)
+        if isinstance(self.image, list | tuple):
+            pictures = tuple(_to_picture(image, f"`image[{i}]`") for i, image in enumerate(self.image))
+            object.__setattr__(self, "image", pictures)
+        elif self.image is not None:
+            object.__setattr__(self, "image", _to_picture(self.image, "`image`"))
         if not self.text and not self.images:
             raise ValueError("`Sample` needs a text, a picture or both, got neither")
 
@@ -57,8 +78,13 @@ class Pair:
         target: what should be found.
         negatives: hard negatives: samples that must not be found.
         subset: the name of the subset that the pair comes from.
-        target_id: pairs of a batch with the same number have the same target, and are not each other's
-            negatives; -1 is like no other.
+        target_id: targets and hard negatives with the same number are the same, and none that is the same as
+            the target is a negative; -1 is like no other.
+        negative_ids: the numbers of the hard negatives; none if they are like no other.
+        query_id: of queries with the same number, the target of each is right for all; -1 is like no other.
+        mask_pairs: if false, only hard negatives that are right answers are no negatives, whereas the targets
+            of other pairs are.
+        origin: where the data set that made the pair has its row.
     """
 
     query: Sample
@@ -66,6 +92,57 @@ class Pair:
     negatives: tuple[Sample, ...] = ()
     subset: str = ""
     target_id: int = -1
+    negative_ids: tuple[int, ...] = ()
+    query_id: int = -1
+    mask_pairs: bool = True
+    origin: tuple[Any, ...] = ()
+
+
+def _check_text(text: Any) -> None:
+    if not isinstance(text, str):
+        hint = " (`''` is a sample without a text)" if text is None else ""
+        raise TypeError(f"the `text` of a `Sample` is a string, got {_kind(text)}{hint}")
+
+
+def _to_picture(image: Any, name: str) -> Image:
+    """A Pillow image of whatever holds one picture; `name` is what to call it in messages."""
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, np.ndarray):
+        grey, colours = image.ndim == 2, image.ndim == 3 and image.shape[2] in (3, 4)
+        if image.dtype != np.uint8 or not (grey or colours) or not image.size:
+            raise ValueError(
+                f"{name} is an array of {image.dtype} and of shape {image.shape}; expected 8-bit values "
+                "(uint8) of shape (H, W), (H, W, 3) or (H, W, 4); several pictures come as a list of arrays"
+            )
+        return Image.fromarray(image)
+    if isinstance(image, str | os.PathLike):
+        return _open(image, name)
+    raise TypeError(
+        f"{name} of a `Sample` is {_kind(image)}; expected a Pillow image, an array of 8-bit values, the "
+        "path of a file, or a list of these"
+    )
+
+
+def _open(path: str | os.PathLike[str], name: str) -> Image:
+    from fanoise_lightning.pixels import open_picture, upright_rgb
+
+    try:
+        with open_picture(path) as file:
+            picture = upright_rgb(file)
+            picture.load()
+            return picture
+    except FileNotFoundError:  # names the file
+        raise
+    except Exception as error:  # decoders raise almost anything on broken files
+        cause = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{name} of a `Sample`, the file {os.fspath(path)!r}: {cause}") from error
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
 
 
 Collate = Callable[[Sequence[Sample]], dict[str, Tensor]]

@@ -1,4 +1,4 @@
-"""The one place that decodes a picture: to upright RGB, within limits, wherever its bytes come from."""
+"""Pictures of rows, decoded to upright RGB within limits, wherever their bytes come from."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import UnidentifiedImageError
+
+from fanoise_lightning.pixels import open_picture, upright_rgb
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from fanoise_lightning.data.embedded import EmbeddedPictures
     from fanoise_lightning.data.image_roots import ImageRoot
 
-__all__ = ["LEAVES_ROOT", "MAX_BYTES", "MAX_PIXELS", "PictureError", "Pictures", "check_size", "decode"]
+__all__ = ["LEAVES_ROOT", "MAX_BYTES", "PictureError", "Pictures", "check_size", "decode"]
 
-MAX_PIXELS = 89_478_485  # Pillow's own limit, there a warning only: 256 MiB decoded
 MAX_BYTES = 256 * 2**20  # of one picture file: a zip member of a few kB can unpack to gigabytes
 
 # absolute, a drive letter, or a `..` between separators of either kind; RE2 and `re` both read it
@@ -78,7 +81,7 @@ def decode(data: bytes, name: str, decode_size: int | None = None) -> Image.Imag
     """Decode the bytes of a picture file.
 
     Args:
-        data: JPEG, PNG, or whatever Pillow reads.
+        data: JPEG, PNG, or another of `fanoise_lightning.pixels.FORMATS`.
         name: what to call the picture in messages.
         decode_size: decode a JPEG at the smallest of the scales 1, 1/2, 1/4 and 1/8 at which its shorter side
             is still at least so many pixels. The decoder leaves out what the scale does not show, which saves
@@ -86,20 +89,19 @@ def decode(data: bytes, name: str, decode_size: int | None = None) -> Image.Imag
             come in full; ``None``: all do.
 
     Returns:
-        An RGB picture, turned upright by its EXIF orientation, transparency laid on white.
+        An RGB picture, see `fanoise_lightning.pixels.upright_rgb`.
 
     Raises:
         PictureError: whatever is wrong with it; the message has `name` and the cause.
     """
     try:
         check_size(len(data))
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise PictureError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
+        with open_picture(io.BytesIO(data)) as image:
             if decode_size is not None:
                 image.draft(None, (decode_size, decode_size))
-            ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
+            rgb = upright_rgb(image)
+            rgb.load()
+            return rgb
     except Exception as error:  # decoders raise almost anything on broken bytes
         raise _named(name, error) from error
 
@@ -115,17 +117,6 @@ def check_size(size: int) -> None:
 
 
 def _named(name: str, error: Exception) -> PictureError:
-    if isinstance(error, UnidentifiedImageError):  # its own text has an address, another at each try
-        cause = "it is no picture, or of a format that Pillow does not read"
-    else:
-        cause = str(error) if isinstance(error, PictureError) else f"{type(error).__name__}: {error}"
+    is_told = isinstance(error, (PictureError, UnidentifiedImageError, ValueError))
+    cause = str(error) if is_told else f"{type(error).__name__}: {error}"
     return PictureError(f"picture {name}: {cause}")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bit: Pillow would clip to 255 instead of scaling
-        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")

@@ -4,37 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from fanoise_lightning.encoders.families import Family
+from fanoise_lightning.pixels import upright_rgb
 
 __all__ = ["RESOLUTIONS", "ImageSize", "configure_pictures", "resize", "square_side", "upright_rgb"]
 
 ImageSize = int | Literal["low", "high"]
 RESOLUTIONS = {"low": 336, "high": 1344}
-
-_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
-
-
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """The picture turned by its EXIF orientation, in RGB; transparency is laid on white.
-
-    Raises:
-        ValueError: if its values are no 8-bit colours: nobody but the user knows their range.
-    """
-    if image.getexif().get(_ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB":
-        return image
-    if image.mode[0] in "IF":
-        raise ValueError(
-            f"a picture of mode {image.mode!r} ({image.width}x{image.height}) has no fixed range of values: "
-            "scale it to 0..255 and convert it to RGB first"
-        )
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
 
 
 def square_side(image_size: ImageSize | None) -> int | None:
