@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fanoise_lightning import distributed
+from fanoise_lightning.known_right import Identities, KnownRight
 
 __all__ = ["ContrastiveBatch"]
 
@@ -18,23 +19,26 @@ __all__ = ["ContrastiveBatch"]
 class ContrastiveBatch:
     """Pairs of this rank, what their queries are contrasted with, and what they are not contrasted with.
 
-    The logits of two ranks with two pairs each; rank 0 holds one hard negative, rank 1 none. ``x`` marks the
-    column of a row's own target (:attr:`own`), ``=`` another pair with the same target, left out by
-    :meth:`mask_`::
+    The logits of two ranks with two pairs each; rank 0 holds one hard negative, rank 1 none. Queries 1 and 3
+    are the same, targets 0 and 2 too, and the hard negative is the same as target 3. ``x`` marks the column
+    of a row's own target (:attr:`own`), ``=`` what is known to be right as well, left out by :meth:`mask_`::
 
-                      target 0   target 1   target 2   target 3   negative
-        rank 0 query 0    x          .          =          .          .
-               query 1    .          x          .          .          .
-        rank 1 query 2    =          .          x          .          .
-               query 3    .          .          .          x          .
+                        target 0   target 1   target 2   target 3   negative
+        rank 0 query 0      x          .          =          .          .
+               query 1      .          x          .          =          =
+        rank 1 query 2      =          .          x          .          .
+               query 3      .          =          .          x          =
+
+    A candidate is known to be right for a query if it is the same as the target of any pair, on any rank,
+    with the same query. Nothing else is known: pairs are not read backwards, and where two queries share a
+    target, no other target of the one is taken to be right for the other.
 
     Args:
         query: (B, D), float32, of this rank.
         target: (B, D), float32, of this rank.
         candidates: (N, D), float32: the targets of all ranks, then the hard negatives of all ranks.
         own: (B,), which candidate belongs to each row.
-        ids: (B,), the target's number in each row; ``None`` if no rank has any.
-        all_ids: (W * B,), those of all ranks, -1 for none; ``None`` if no rank has any.
+        known: what is right besides; ``None`` if no rank has any numbers.
         gather: whether there are other ranks to contrast with.
     """
 
@@ -42,8 +46,7 @@ class ContrastiveBatch:
     target: Tensor
     candidates: Tensor
     own: Tensor
-    ids: Tensor | None
-    all_ids: Tensor | None
+    known: KnownRight | None
     gather: bool
 
     @classmethod
@@ -53,8 +56,10 @@ class ContrastiveBatch:
         query: Tensor,
         target: Tensor,
         negatives: Tensor | None,
-        target_ids: Tensor | None,
+        ids: Identities,
         gather: bool,
+        *,
+        may_be_alone: bool = False,
     ) -> ContrastiveBatch:
         """Check the arguments of a loss and, over several ranks, gather the candidates.
 
@@ -63,55 +68,56 @@ class ContrastiveBatch:
             query: (B, D).
             target: (B, D).
             negatives: (M, D); M may differ between ranks.
-            target_ids: (B,), integers; may be missing on some ranks.
+            ids: their numbers; may be missing on some ranks.
             gather: over all ranks, if there are several.
+            may_be_alone: a query may have its own target as its only candidate.
 
         Raises:
             ValueError: if the shapes do not fit, or there is nothing to contrast with; on every rank if B is
                 not the same on all of them, before anything else is exchanged.
         """
-        _check_shapes(name, query, target, negatives, target_ids)
+        _check_shapes(name, query, target, negatives)
         # Where there are none they must still be part of the graph, as zeros would not: the other ranks would
         # wait for this one in the backward pass.
         negatives = target[:0] if negatives is None else negatives
+        ids.check(name, len(query), len(negatives))
         gather = gather and distributed.world_size() > 1
-        mine = (len(query), len(negatives), int(target_ids is not None))
+        mine = (len(query), len(negatives), int(ids.there))
         sizes = distributed.exchange(mine) if gather else [mine]
         what = f"The batch size of {name} (unless `gather=False`)"
         distributed.raise_unless_equal([size[:1] for size in sizes], what)
-        _check_contrast(name, len(query), sum(rows + hard for rows, hard, _ in sizes))
+        if not may_be_alone:
+            _check_contrast(name, len(query), sum(rows + hard for rows, hard, _ in sizes))
 
         query, target = query.float(), target.float()
         candidates = distributed.gather_with_grad(target) if gather else target
-        if any(hard for _, hard, _ in sizes):
-            hard = _gather_ragged(negatives.float(), [hard for _, hard, _ in sizes])
-            candidates = torch.cat([candidates, hard])
+        counts = [hard for _, hard, _ in sizes]
+        if any(counts):
+            candidates = torch.cat([candidates, _gather_ragged(negatives.float(), counts)])
         own = torch.arange(len(query), device=query.device)
         if gather:
             own += len(query) * distributed.rank()
-        ids = all_ids = None
-        if any(has_ids for _, _, has_ids in sizes):
-            ids = own.new_full(own.shape, -1) if target_ids is None else target_ids.to(own)
-            all_ids = distributed.gather(ids) if gather else ids
-        return cls(query, target, candidates, own, ids, all_ids, gather)
+        known = None
+        if any(there for _, _, there in sizes):
+            known = KnownRight.gather(ids, len(query), counts, own)
+        return cls(query, target, candidates, own, known, gather)
 
-    def all_queries(self) -> Tensor:
-        """The queries of all ranks, (W * B, D): the candidates of targets."""
-        return distributed.gather_with_grad(self.query) if self.gather else self.query
+    def reversed(self) -> ContrastiveBatch:
+        """The other direction: the targets of this rank, contrasted with the queries of all ranks."""
+        queries = distributed.gather_with_grad(self.query) if self.gather else self.query
+        known = None if self.known is None else self.known.reversed()
+        return ContrastiveBatch(self.target, self.query, queries, self.own, known, self.gather)
 
     def mask_(self, logits: Tensor, rows: slice) -> Tensor:
-        """Leave other pairs with the same target out: their logits become minus infinity, in place.
+        """Leave out what is known to be right besides the own target: minus infinity, in place.
 
         Args:
-            logits: (b, N), of some rows with all candidates, or with the queries of all ranks.
+            logits: (b, N), of some rows with all candidates.
             rows: which rows of this rank these are.
         """
-        if self.ids is None or self.all_ids is None:
+        if self.known is None:
             return logits
-        ids = self.ids[rows, None]
-        columns = F.pad(self.all_ids, (0, logits.shape[1] - len(self.all_ids)), value=-1)  # hard negatives
-        same = (ids == columns).logical_and_(ids >= 0).scatter_(1, self.own[rows, None], False)
-        return logits.masked_fill_(same, -math.inf)
+        return logits.masked_fill_(self.known.of(self.own[rows], rows), -math.inf)
 
 
 def _gather_ragged(x: Tensor, sizes: list[int]) -> Tensor:
@@ -125,9 +131,7 @@ def _gather_ragged(x: Tensor, sizes: list[int]) -> Tensor:
     return torch.cat([rows[:size] for rows, size in zip(padded.split(largest), sizes)])
 
 
-def _check_shapes(
-    name: str, query: Tensor, target: Tensor, negatives: Tensor | None, target_ids: Tensor | None
-) -> None:
+def _check_shapes(name: str, query: Tensor, target: Tensor, negatives: Tensor | None) -> None:
     if query.ndim != 2 or query.shape != target.shape:
         raise ValueError(
             f"{name} needs `query` and `target` of the same shape (B, D), got "
@@ -136,11 +140,6 @@ def _check_shapes(
     if negatives is not None and (negatives.ndim != 2 or negatives.shape[1] != query.shape[1]):
         raise ValueError(
             f"{name} needs `negatives` of shape (M, {query.shape[1]}), got {tuple(negatives.shape)}"
-        )
-    if target_ids is not None and (target_ids.shape != query.shape[:1] or target_ids.is_floating_point()):
-        raise ValueError(
-            f"{name} needs `target_ids` of shape ({len(query)},) and an integer dtype, got "
-            f"{tuple(target_ids.shape)} and {target_ids.dtype}"
         )
 
 

@@ -3,6 +3,10 @@
 With several processes the candidates of a query are the targets and hard negatives of all ranks, gathered
 with their gradients, and each rank computes the rows of its own pairs. The mean over the ranks, of the losses
 and of the gradients as DDP takes it, is that of one process with the joined batch.
+
+A loss that is told which targets, hard negatives and queries are the same takes no right answer for a
+negative; :class:`~fanoise_lightning.candidates.ContrastiveBatch` draws the matrix. Without such numbers every
+candidate but the own target is a negative.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fanoise_lightning.candidates import ContrastiveBatch
+from fanoise_lightning.known_right import Identities
 from fanoise_lightning.tiled import sum_of_blocks
 
 __all__ = ["FeatureTap", "InfoNCE", "SigmoidLoss"]
@@ -78,6 +83,9 @@ class InfoNCE(nn.Module):
         target: Tensor,
         negatives: Tensor | None = None,
         target_ids: Tensor | None = None,
+        negative_ids: Tensor | None = None,
+        query_ids: Tensor | None = None,
+        mask_pairs: Tensor | None = None,
     ) -> Tensor:
         """The mean loss over the pairs of this rank.
 
@@ -85,8 +93,12 @@ class InfoNCE(nn.Module):
             query: (B, D).
             target: (B, D); row i belongs to query i, those of other pairs are its negatives.
             negatives: (M, D), hard negatives: further candidates of every query. M may differ between ranks.
-            target_ids: (B,), integers. Pairs with the same number have the same target and are not each
-                other's negatives; -1 is like no other. They may be missing on some ranks.
+            target_ids: (B,), integers: targets with the same number are the same, and what is the same as the
+                own target is no negative. -1 is like no other. Numbers may be missing on some ranks.
+            negative_ids: (M,), integers, by which hard negatives are compared with targets.
+            query_ids: (B,), integers: of queries with the same number, the target of each is right for all.
+            mask_pairs: (B,), bool: in a row of False only hard negatives are left out that are known to be
+                right, and no targets or queries; all True by default.
 
         Returns:
             0-d, float32.
@@ -97,13 +109,15 @@ class InfoNCE(nn.Module):
         """
         with torch.autocast(query.device.type, enabled=False):
             name = type(self).__name__
-            batch = ContrastiveBatch.build(name, query, target, negatives, target_ids, self.gather)
-            cross_entropy = partial(_cross_entropy, batch)
-            loss = sum_of_blocks(cross_entropy, batch.query, batch.candidates, self.scale)
+            ids = Identities(target_ids, negative_ids, query_ids, mask_pairs)
+            batch = ContrastiveBatch.build(name, query, target, negatives, ids, self.gather)
+            loss = self._one_way(batch)
             if self.symmetric:
-                backward = sum_of_blocks(cross_entropy, batch.target, batch.all_queries(), self.scale)
-                loss = (loss + backward) / 2
+                loss = (loss + self._one_way(batch.reversed())) / 2
             return loss / len(query)
+
+    def _one_way(self, batch: ContrastiveBatch) -> Tensor:
+        return sum_of_blocks(partial(_cross_entropy, batch), batch.query, batch.candidates, self.scale)
 
     def extra_repr(self) -> str:
         return (
@@ -158,6 +172,9 @@ class SigmoidLoss(nn.Module):
         target: Tensor,
         negatives: Tensor | None = None,
         target_ids: Tensor | None = None,
+        negative_ids: Tensor | None = None,
+        query_ids: Tensor | None = None,
+        mask_pairs: Tensor | None = None,
     ) -> Tensor:
         """The loss of the queries of this rank.
 
@@ -165,8 +182,12 @@ class SigmoidLoss(nn.Module):
             query: (B, D).
             target: (B, D); row i belongs to query i, those of other pairs do not.
             negatives: (M, D), hard negatives: belong to no query. M may differ between ranks.
-            target_ids: (B,), integers. Where two pairs have the same number, the query of one and the target
-                of the other are left out of the sum; -1 is like no other. They may be missing on some ranks.
+            target_ids: (B,), integers: targets with the same number are the same, and what is the same as the
+                own target is left out of the sum. -1 is like no other. Numbers may be missing on some ranks.
+            negative_ids: (M,), integers, by which hard negatives are compared with targets.
+            query_ids: (B,), integers: of queries with the same number, the target of each is right for all.
+            mask_pairs: (B,), bool: in a row of False only hard negatives are left out that are known to be
+                right, and no targets; all True by default.
 
         Returns:
             0-d, float32.
@@ -176,7 +197,8 @@ class SigmoidLoss(nn.Module):
         """
         with torch.autocast(query.device.type, enabled=False):
             name = type(self).__name__
-            batch = ContrastiveBatch.build(name, query, target, negatives, target_ids, self.gather)
+            ids = Identities(target_ids, negative_ids, query_ids, mask_pairs)
+            batch = ContrastiveBatch.build(name, query, target, negatives, ids, self.gather)
             sigmoid = partial(_sigmoid, batch)
             return sum_of_blocks(sigmoid, batch.query, batch.candidates, self.scale, self.bias) / len(query)
 

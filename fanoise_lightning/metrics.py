@@ -13,11 +13,11 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
 
-__all__ = ["EmbeddingTable", "Embeddings", "PrecisionAtOne", "SubsetResult", "precision_at_one"]
+__all__ = ["EmbeddingTable", "Embeddings", "PrecisionAtOne", "SubsetResult", "precision_at_one", "share_won"]
 
 # Two float32 roundings of one unit vector give cosines about 1e-7 apart. Without a tolerance rounding
 # picks the winners of a collapsed encoder.
-_TIE = 1e-6
+TIE = 1e-6
 
 # Queries are scored in blocks of about this many candidates, so that memory is bounded by (candidates, D).
 _CANDIDATES_PER_BLOCK = 2**14
@@ -71,9 +71,24 @@ def precision_at_one(scores: Tensor, mask: Tensor | None = None, name: str = "",
             f"{int(broken.any(dim=1).nonzero()[0])}): the encoder returned NaN or infinity. Look at the "
             "learning rate, the precision, and the inputs of that row"
         )
-    scores = scores.masked_fill(~mask, -torch.inf)
+    return share_won(
+        scores.masked_fill(~mask, -torch.inf), torch.zeros_like(mask[:, 0], dtype=torch.long), atol
+    )
+
+
+def share_won(scores: Tensor, own: Tensor, atol: float) -> Tensor:
+    """The rule of :func:`precision_at_one`, with the ground truth in any column.
+
+    Args:
+        scores: (Q, C), minus infinity where there is no candidate.
+        own: (Q,), the column of the ground truth.
+        atol: scores this close to the best are tied with it.
+
+    Returns:
+        (Q,) float32; NaN where a score is.
+    """
     best = scores >= scores.amax(dim=1, keepdim=True) - atol
-    return best[:, 0] / best.sum(dim=1)
+    return best.gather(1, own[:, None])[:, 0] / best.sum(dim=1)
 
 
 class Embeddings:
@@ -124,7 +139,7 @@ class Embeddings:
         )
         if num_queries:
             scores = _score_candidates(self.rows, query_row[kept], candidate_row[kept])
-            outcome = precision_at_one(scores, candidate_row[kept] >= 0, name, atol=_TIE)
+            outcome = precision_at_one(scores, candidate_row[kept] >= 0, name, atol=TIE)
             result["precision"] = float(outcome.double().mean())
             result["num_ties"] = int(((outcome > 0) & (outcome < 1)).sum())
         return result

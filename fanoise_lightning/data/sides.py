@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from fanoise_lightning.data.columns import TEXT
 from fanoise_lightning.data.embedded import KEY_PREFIX
-from fanoise_lightning.data.tables import TEXT
 
-__all__ = ["Side", "Sides", "list_negatives", "target_id", "unique_paths", "unique_sides"]
+__all__ = ["Side", "Sides", "identity", "list_negatives", "unique_paths", "unique_sides"]
 
 
 class Side(NamedTuple):
@@ -30,14 +30,16 @@ class Side(NamedTuple):
     image: str | bytes
 
 
-def target_id(target: Side) -> int:
+def identity(side: Side) -> int:
     """A number from 0 to 2**63 - 1: the same for the same text and picture, in every process and run.
 
+    And in every subset: whatever a text means in each, an encoder embeds it once.
+
     Example:
-        >>> target_id(Side("cat", "")) == target_id(Side("cat", ""))
+        >>> identity(Side("cat", "")) == identity(Side("cat", ""))
         True
     """
-    text, image = (part if isinstance(part, bytes) else part.encode() for part in target)
+    text, image = (part if isinstance(part, bytes) else part.encode() for part in side)
     digest = blake2b(text + b"\0" + image, digest_size=8).digest()
     return int.from_bytes(digest, "big") & (2**63 - 1)
 

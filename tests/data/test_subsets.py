@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fanoise_lightning.data.subsets import Subset, check_names, read_subsets
+from fanoise_lightning.data.subsets import Subset, check_names, read_meta_tasks, read_subsets
 
 GOOD = {"name": "cars", "meta_task": "vqa", "distribution": "OOD", "floors": {"chance": 0.05}}
 
@@ -24,6 +24,13 @@ def test_reads_entries_in_order(tmp_path: Path) -> None:
     assert subsets["boats"].floors == {}
 
 
+def test_an_entry_without_a_distribution_is_of_a_training_subset_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "subsets.json", [GOOD, {"name": "boats", "meta_task": "classification"}])
+    assert list(read_subsets(path)) == ["cars"]
+    assert read_meta_tasks(path) == {"cars": "vqa", "boats": "classification"}
+    assert read_meta_tasks(path, trained=True) == {"boats": "classification"}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -36,6 +43,10 @@ def test_reads_entries_in_order(tmp_path: Path) -> None:
         ([{**GOOD, "name": "../cars"}], "`name`"),
         ([{**GOOD, "floors": {"chance": 5}}], "floor `chance`.*5"),
         ([GOOD, GOOD], "`cars` is listed twice"),
+        ([GOOD, {"name": "cars", "meta_task": "vqa"}], "entry 1.*`cars` is listed twice"),
+        ([{"name": "a/b", "meta_task": "vqa"}], "`name`"),
+        ([{"name": "boats", "meta_task": "chess"}], "`boats`.*`meta_task`.*'chess'"),
+        ([{"name": "boats", "meta_task": "vqa", "floors": {}}], "`distribution` is missing"),
     ],
 )
 def test_bad_tables_name_file_and_entry(tmp_path: Path, content: Any, message: str) -> None:
