@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = [
     "all_reduce_sum",
@@ -21,6 +21,7 @@ __all__ = [
     "gather_with_grad",
     "raise_unless_equal",
     "rank",
+    "reach_all",
     "world_size",
 ]
 
@@ -121,6 +122,31 @@ def gather_with_grad(x: Tensor) -> Tensor:
         torch.Size([2, 3])
     """
     return x if world_size() == 1 else _gather_with_grad(x)
+
+
+def reach_all(outputs: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """The outputs, with a backward pass that reaches each of these parameters, used or not.
+
+    DDP waits for every parameter. It now hears of those that the outputs do not depend on, without a search
+    (``find_unused_parameters``), and not before the gradients of all outputs are there. So on every rank what
+    the loss exchanges in its backward pass comes first, and then what DDP does.
+
+    Args:
+        outputs: tensors of any shapes.
+        parameters: all that are trained before the outputs.
+    """
+    return list(_ReachAll.apply(len(outputs), *outputs, *parameters))
+
+
+class _ReachAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.others = len(tensors) - count
+        return tuple(output.clone() for output in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *gradients, *[None] * ctx.others)
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:

@@ -100,6 +100,8 @@ class _EmbedInChunks(torch.autograd.Function):
             for chunk, state, part in zip(chunks, random, gradient.split(sizes)):
                 with torch.enable_grad(), _replayed(ctx.device, state), torch.autocast(kind, dtype, enabled):
                     embeddings = ctx.embed(chunk)
+                if not embeddings.requires_grad:  # frozen parts alone
+                    continue
                 if ctx.sharded:
                     torch.autograd.backward(embeddings, part)
                 else:

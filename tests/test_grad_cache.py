@@ -52,6 +52,21 @@ def test_gradients_are_those_of_the_whole_batch_with_the_same_dropout(dropout):
         torch.testing.assert_close(actual[name], expected[name], rtol=1e-6, atol=1e-9)
 
 
+def test_chunks_that_only_frozen_parts_embed_have_no_gradient_to_give():
+    torch.manual_seed(0)
+    towers, loss = nn.ModuleDict({"text": ToyEncoder(), "image": ToyEncoder()}), InfoNCE(0.1)
+    towers["text"].requires_grad_(False)
+    chunks = [[(("text", "image")[i % 2], x) for i, x in enumerate(side)] for side in sides()]
+
+    def embed(chunk: tuple[str, Tensor]) -> Tensor:
+        return unit(towers[chunk[0]], chunk[1])
+
+    expected, actual = (gradients(towers, embed, chunks, loss, chunked) for chunked in (False, True))
+    for name, gradient in expected.items():
+        assert (gradient is None) == name.startswith("0.text")
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-6, atol=1e-9)
+
+
 def test_the_replay_leaves_the_random_numbers_where_they_were():
     encoder = ToyEncoder(nn.Dropout(0.5))
     embedded = embed_in_chunks(partial(unit, encoder), sides(), list(encoder.parameters()))

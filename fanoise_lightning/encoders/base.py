@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from fanoise_lightning.sample import Collate
+from fanoise_lightning.sample import Collate, Sample
 
 __all__ = ["Encoder"]
 
@@ -14,6 +15,9 @@ class Encoder(nn.Module):
 
     A family sets two attributes and writes :meth:`forward`. Every constructor argument is kept as an
     attribute of the same name, so that a checkpoint can say how to build the encoder again.
+
+    An encoder that runs some of its modules for some batches alone, such as a picture tower, also writes
+    :meth:`parts` and :meth:`add_row`. With sharded parameters (FSDP2) every rank must run the same modules.
 
     Attributes:
         collate: turns B samples into the keyword arguments of :meth:`forward`. It is picklable, holds no
@@ -27,3 +31,25 @@ class Encoder(nn.Module):
     def forward(self, **batch: Tensor) -> Tensor:
         """Embeddings (B, D), one row a sample; whoever compares them normalises them."""
         raise NotImplementedError
+
+    def parts(self, batch: dict[str, Tensor]) -> tuple[bool, ...]:
+        """Which of the optional parts of the network a collated batch runs; ``{}``, no batch, runs none.
+
+        By default there are no such parts: every batch runs every module.
+        """
+        return ()
+
+    def add_row(self, batch: dict[str, Tensor], parts: tuple[bool, ...]) -> dict[str, Tensor]:
+        """A collated batch with one row more, at its end, as small as can be.
+
+        Args:
+            batch: of B samples; ``{}`` for none.
+            parts: the optional parts that the new row must run. `batch` runs none of them.
+
+        Returns:
+            The arguments of :meth:`forward` for B + 1 samples, the first B as they were.
+        """
+        if batch:
+            raise NotImplementedError(f"{type(self).__name__} has `parts`, but no `add_row`")
+        with torch.inference_mode(False):
+            return self.collate([Sample("a")])

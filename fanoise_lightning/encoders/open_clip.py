@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL.Image import Image
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch.utils.data import default_collate
 
 from fanoise_lightning.encoders.adapters import LoraOptions, add_lora
 from fanoise_lightning.encoders.linear_attention import use_linear_attention
+from fanoise_lightning.encoders.open_clip_tags import create_model
+from fanoise_lightning.encoders.plain_text import PlainTexts
 from fanoise_lightning.encoders.towers import TowerCollate, TwoTowers
 
 __all__ = ["OpenClipEncoder"]
@@ -34,8 +36,9 @@ class OpenClipEncoder(TwoTowers):
     A sample with a text and a picture is embedded as the sum of both towers' unit vectors. A text longer than
     the tower takes is cut, as open_clip does (after 77 tokens for CLIP); the number is printed once.
 
-    Training over several GPUs: where a whole batch may come without texts, or without pictures, take
-    Lightning's strategy ``ddp_find_unused_parameters_true``.
+    Weights need the pictures and the activation that they were trained with. A tag brings both. The path of
+    a checkpoint takes what all of the architecture's tags have in common; where they differ, `quick_gelu` and
+    the ``image_...`` options must say. What is used is printed once.
 
     Args:
         model: a name from ``open_clip.list_models()``, ``"emoji-resnet"`` (a small one for the embedded
@@ -46,9 +49,18 @@ class OpenClipEncoder(TwoTowers):
         lora: settings of a fresh adapter, see :class:`LoraOptions`; ``{}`` for the paper's. By default it is
             put on the attention and the MLP of every block of both towers; ResNets and Hugging Face text
             towers stay frozen unless ``targets`` names their layers.
+        image_mean: the mean of the three colours, in 0..1, that is subtracted from a picture.
+        image_std: their standard deviation, by which it is divided.
+        image_interpolation: ``"bicubic"`` or ``"bilinear"``.
+        image_resize_mode: ``"shortest"`` scales a picture by its shorter side and cuts out the middle,
+            ``"longest"`` by its longer side and fills up with black, ``"squash"`` gives up its aspect ratio.
+        quick_gelu: whether the blocks have OpenAI's QuickGELU for an activation.
+        split_special_tokens: read the names of special tokens in texts, such as ``<end_of_text>``, as text;
+            ``False`` lets them act.
 
     Raises:
-        ValueError: if the model is unknown, with the nearest names; or the JSON config is not one.
+        ValueError: if the model is unknown, with the nearest names; the JSON config is not one; an option has
+            no such value; or the tags of the architecture differ in an option that a checkpoint's path needs.
         FileNotFoundError: if ``model`` is the path of a config that is not there.
 
     Example:
@@ -64,6 +76,12 @@ class OpenClipEncoder(TwoTowers):
         pretrained: str | None = None,
         gradient_checkpointing: bool = False,
         lora: LoraOptions | None = None,
+        image_mean: tuple[float, float, float] | None = None,
+        image_std: tuple[float, float, float] | None = None,
+        image_interpolation: Literal["bicubic", "bilinear"] | None = None,
+        image_resize_mode: Literal["shortest", "longest", "squash"] | None = None,
+        quick_gelu: bool | None = None,
+        split_special_tokens: bool = True,
     ) -> None:
         super().__init__()
         import open_clip
@@ -71,7 +89,17 @@ class OpenClipEncoder(TwoTowers):
         name = _register(model)
         self.model, self.pretrained = model, pretrained
         self.gradient_checkpointing, self.lora = gradient_checkpointing, lora
-        self.clip, _, transform = open_clip.create_model_and_transforms(name, pretrained=pretrained)
+        self.image_mean, self.image_std = image_mean, image_std
+        self.image_interpolation, self.image_resize_mode = image_interpolation, image_resize_mode
+        self.quick_gelu, self.split_special_tokens = quick_gelu, split_special_tokens
+        options = {
+            "image_mean": image_mean,
+            "image_std": image_std,
+            "image_interpolation": image_interpolation,
+            "image_resize_mode": image_resize_mode,
+            "quick_gelu": quick_gelu,
+        }
+        self.clip, transform = create_model(name, pretrained, options)
         self.embedding_dim = open_clip.get_model_config(name)["embed_dim"]
         if lora is not None:
             use_linear_attention(self.clip)
@@ -79,7 +107,10 @@ class OpenClipEncoder(TwoTowers):
         self.freeze(self.clip, _UNUSED)
         if gradient_checkpointing:
             self.clip.set_grad_checkpointing(True)
+        _refuse_code(model, open_clip.get_model_config(name))
         tokenizer = open_clip.get_tokenizer(name)
+        if split_special_tokens:
+            _read_as_text(tokenizer)
         self.collate = _OpenClipCollate(transform, tokenizer)
         self.report(model, tokenizer.context_length)
         self.train()  # as open_clip hands models out, but for what is frozen
@@ -107,6 +138,28 @@ class _OpenClipCollate(TowerCollate):
     def transform(self, images: list[Image]) -> dict[str, Tensor]:
         # in a worker stacked in shared memory
         return {"pixel_values": default_collate([self.preprocess(image) for image in images])}
+
+
+def _read_as_text(tokenizer: Any) -> None:
+    """Let one of open_clip's tokenizers read the names of its special tokens as text."""
+    import open_clip
+    import regex
+
+    if isinstance(tokenizer, open_clip.SimpleTokenizer):
+        names = "|".join(tokenizer.decoder[number] for number in tokenizer.all_special_ids)
+        words = tokenizer.pat.pattern.removeprefix(f"{names}|")
+        tokenizer.pat = regex.compile(words, regex.IGNORECASE)
+    else:
+        tokenizer.tokenizer = PlainTexts(tokenizer.tokenizer)
+
+
+def _refuse_code(model: str, config: dict[str, Any]) -> None:
+    """A model's config comes with it, and open_clip hands these arguments on to transformers."""
+    if config["text_cfg"].get("tokenizer_kwargs", {}).get("trust_remote_code"):
+        raise ValueError(
+            f"the open_clip config of {model!r} asks to run the Python code that comes with its tokenizer, "
+            "which is never done: take a model with a tokenizer of transformers' own"
+        )
 
 
 def _register(model: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL.Image import Image
 
-from fanoise_lightning.encoders.families import Family
+from fanoise_lightning.encoders.plain_text import short
 from fanoise_lightning.sample import Sample
 
 __all__ = ["cut", "write_prompt"]
@@ -15,7 +15,7 @@ __all__ = ["cut", "write_prompt"]
 _PLACE = re.compile(r"<\|image_(\d+)\|>")
 
 
-def write_prompt(sample: Sample, family: Family, marker: str) -> tuple[str, list[Image]]:
+def write_prompt(sample: Sample, marker: str) -> tuple[str, list[Image]]:
     """A sample's text with the family's markers, and its pictures in the order in which they stand there.
 
     ``<|image_1|>``, ``<|image_2|>``, ... in the text are the places of the pictures, in any order, each at
@@ -23,37 +23,28 @@ def write_prompt(sample: Sample, family: Family, marker: str) -> tuple[str, list
 
     Args:
         sample: a text, pictures, or both.
-        family: for the texts that it reserves.
         marker: what stands for a picture; ``{i}`` is its number, from 1.
 
     Raises:
-        ValueError: if a place has no picture or a picture no place, or if the text holds one of the family's
-            own markers.
+        ValueError: if a place has no picture or a picture no place.
 
     Example:
-        >>> from fanoise_lightning.encoders.families import FAMILIES
-        >>> write_prompt(Sample("a cat"), FAMILIES["llava_next"], "<image>")
+        >>> write_prompt(Sample("a cat"), "<image>")
         ('a cat', [])
     """
     text, images = sample.text, sample.images
-    for token in family.reserved:
-        if token in text:
-            raise ValueError(
-                f"the text {_short(text)} holds {token!r}, by which {family.name} knows a picture's place: "
-                "write <|image_1|> for it, or remove it"
-            )
     places = [int(number) for number in _PLACE.findall(text)]
     if not places:
         places = list(range(1, len(images) + 1))
         text = " ".join([*(f"<|image_{place}|>" for place in places), *([text] if text else [])])
     elif missing := sorted(set(places) - set(range(1, len(images) + 1))):
         raise ValueError(
-            f"the text {_short(text)} has a place <|image_{missing[0]}|>, but the sample has {len(images)} "
+            f"the text {short(text)} has a place <|image_{missing[0]}|>, but the sample has {len(images)} "
             "picture(s): remove it, or add the picture"
         )
     elif unplaced := sorted(set(range(1, len(images) + 1)) - set(places)):
         raise ValueError(
-            f"picture {unplaced[0]} of {len(images)} has no place in the text {_short(text)}, where others "
+            f"picture {unplaced[0]} of {len(images)} has no place in the text {short(text)}, where others "
             f"have one: add <|image_{unplaced[0]}|>, or remove all places to put the pictures first"
         )
     # numbered as they stand: processors hand out the pictures in that order
@@ -70,7 +61,7 @@ def cut(text: str, limit: int, tokenizer: Any) -> str:
     """
     room = limit - tokenizer.num_special_tokens_to_add()
     if room < 1:
-        raise ValueError(f"a maximum length of {limit} leaves no room for a text, got {_short(text)}")
+        raise ValueError(f"a maximum length of {limit} leaves no room for a text, got {short(text)}")
     if len(text.encode()) < room:  # a token covers a byte at least
         return text
     spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
@@ -79,7 +70,3 @@ def cut(text: str, limit: int, tokenizer: Any) -> str:
     while room > 1 and spans[room][0] < spans[room - 1][1]:  # within a character of several tokens
         room -= 1
     return text[: spans[room - 1][1]]
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from PIL.Image import Image
+from PIL.Image import Image, new
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fanoise_lightning.encoders.adapters import train_only_what_trains
 from fanoise_lightning.encoders.base import Encoder
 from fanoise_lightning.encoders.pictures import upright_rgb
+from fanoise_lightning.encoders.plain_text import short
 from fanoise_lightning.sample import Sample
 
 __all__ = ["TowerCollate", "TwoTowers"]
@@ -21,7 +25,8 @@ __all__ = ["TowerCollate", "TwoTowers"]
 HAS_TEXT, HAS_IMAGE = 1, 2
 
 _TEXT_INPUTS = ("input_ids", "attention_mask")
-_PLACE = re.compile(r"\s*<\|image_\d+\|>\s*")
+_TEXT_NAMES = (*_TEXT_INPUTS, "text_index", "text_rows")
+_PLACE = re.compile(r"\s*<\|image_(\d+)\|>\s*")
 _STRIP = 16  # times as long as wide: no photograph
 
 
@@ -45,6 +50,7 @@ class TwoTowers(Encoder):
         text_index: Tensor | None = None,
         text_rows: Tensor | None = None,
         image_rows: Tensor | None = None,
+        stand_in: Tensor | None = None,
         **inputs: Tensor,
     ) -> Tensor:
         """Embed a collated batch of B samples, of which T hold a text and P a picture.
@@ -54,6 +60,7 @@ class TwoTowers(Encoder):
             text_index: (T,), which of the U different texts each is.
             text_rows: (T,), the row of each text.
             image_rows: (P,), the row of each picture.
+            stand_in: is there if the picture is none of the batch: batch norm does not learn from it.
             inputs: ``input_ids`` and, for some families, ``attention_mask``, both (U, L); and what the
                 picture tower takes: ``pixel_values`` (P, 3, H, W), or SigLIP 2's patches, mask and grid.
 
@@ -66,12 +73,32 @@ class TwoTowers(Encoder):
         if text_index is not None and text_rows is not None:
             parts.append((text_rows, F.normalize(self.encode_text(**text).float(), dim=1)[text_index]))
         if image_rows is not None:
-            parts.append((image_rows, F.normalize(self.encode_image(**image).float(), dim=1)))
+            with nullcontext() if stand_in is None else _fixed_statistics(self):
+                parts.append((image_rows, F.normalize(self.encode_image(**image).float(), dim=1)))
         first = parts[0][1]
         out = first.new_zeros(len(kind), first.shape[1])
         for rows, vectors in parts:
             out = out.index_add(0, rows, vectors)
         return out
+
+    def parts(self, batch: dict[str, Tensor]) -> tuple[bool, ...]:
+        """Whether the text tower and the picture tower run."""
+        return "text_rows" in batch, "image_rows" in batch
+
+    def add_row(self, batch: dict[str, Tensor], parts: tuple[bool, ...]) -> dict[str, Tensor]:
+        text, image = parts
+        kind = batch.get("kind", torch.empty(0, dtype=torch.uint8))
+        last = torch.tensor([len(kind)])
+        row = self._smallest_sample | {"text_rows": last, "image_rows": last}
+        del row["kind"]
+        wanted = {n: v.to(kind.device) for n, v in row.items() if (text if n in _TEXT_NAMES else image)}
+        kind = torch.cat([kind, kind.new_tensor([HAS_TEXT * text + HAS_IMAGE * image])])
+        return {**batch, "kind": kind, **wanted} | ({"stand_in": last} if image else {})
+
+    @cached_property
+    def _smallest_sample(self) -> dict[str, Tensor]:
+        with torch.inference_mode(False):  # an evaluation may be the first to ask, and training the next
+            return self.collate([Sample("a", new("RGB", (8, 8)))])
 
     def train(self, mode: bool = True) -> TwoTowers:
         """Train mode for whatever holds trainable weights; frozen parts stay in eval mode."""
@@ -99,6 +126,20 @@ class TwoTowers(Encoder):
         )
 
 
+@contextmanager
+def _fixed_statistics(encoder: nn.Module) -> Iterator[None]:
+    """Batch norm as in evaluation; but a synchronised one would leave the other ranks waiting."""
+    norms = [part for part in encoder.modules() if isinstance(part, _BatchNorm) and part.training]
+    norms = [part for part in norms if not isinstance(part, nn.SyncBatchNorm)]
+    for part in norms:
+        part.eval()
+    try:
+        yield
+    finally:
+        for part in norms:
+            part.train()
+
+
 class TowerCollate:
     """Samples to the arguments of :meth:`TwoTowers.forward`; equal texts are tokenised and encoded once.
 
@@ -124,8 +165,8 @@ class TowerCollate:
         """Collate B samples.
 
         Raises:
-            ValueError: if there are none, if one has several pictures, a place without a picture, or a
-                picture whose values are no 8-bit colours.
+            ValueError: if there are none, if one has several pictures, a place without a picture or several
+                places, or a picture whose values are no 8-bit colours.
         """
         if not samples:
             raise ValueError("there are no samples to collate")
@@ -155,13 +196,21 @@ class TowerCollate:
 def _without_places(sample: Sample) -> str:
     if "<|image_" not in sample.text:
         return sample.text
-    text = _PLACE.sub(" ", sample.text).strip()
-    if not sample.images and text != sample.text:
+    places = _PLACE.findall(sample.text)
+    if not places:
+        return sample.text
+    if not sample.images:
         raise ValueError(
-            f"the text {sample.text[:60]!r} has a place for a picture, but the sample has none: remove the "
+            f"the text {short(sample.text)} has a place for a picture, but the sample has none: remove the "
             "place, or add the picture"
         )
-    return text
+    if places != ["1"]:
+        names = ", ".join(f"<|image_{place}|>" for place in places)
+        raise ValueError(
+            f"the text {short(sample.text)} has {names}, but a two-tower encoder sees the one picture of a "
+            "sample once: leave a single <|image_1|>, or no place at all"
+        )
+    return _PLACE.sub(" ", sample.text).strip()
 
 
 def _without_ends(image: Image) -> Image:

@@ -14,6 +14,7 @@ from torch.utils.data import default_collate
 
 from fanoise_lightning.encoders.adapters import LoraOptions, add_lora
 from fanoise_lightning.encoders.loading import check_keys
+from fanoise_lightning.encoders.plain_text import PlainTexts
 from fanoise_lightning.encoders.saved_adapters import load_lora
 from fanoise_lightning.encoders.towers import TowerCollate, TwoTowers
 
@@ -135,9 +136,6 @@ class TwoTowerEncoder(TwoTowers):
       whose gradients are then not those of the whole batch. With ``lora`` or ``adapter`` the picture tower is
       frozen and uses its stored statistics, as in evaluation.
 
-    Training over several GPUs: where a whole batch may come without texts, or without pictures, take
-    Lightning's strategy ``ddp_find_unused_parameters_true``.
-
     Args:
         model: a hub id or a folder.
         lora: settings of a fresh adapter, see :class:`LoraOptions`; ``{}`` for the paper's. By default it is
@@ -147,6 +145,8 @@ class TwoTowerEncoder(TwoTowers):
         gradient_checkpointing: trade a second forward pass for memory.
         dtype: of the frozen weights; an adapter stays in float32. With ``"bfloat16"`` train in Lightning's
             ``precision: bf16-mixed``.
+        split_special_tokens: read the names of special tokens in texts, such as ``[SEP]``, as text; ``False``
+            lets them act.
 
     Raises:
         ValueError: if the model type is unknown, if weights or adapter weights do not all load, or both
@@ -167,6 +167,7 @@ class TwoTowerEncoder(TwoTowers):
         adapter: str | None = None,
         gradient_checkpointing: bool = False,
         dtype: Literal["float32", "bfloat16"] = "float32",
+        split_special_tokens: bool = True,
     ) -> None:
         super().__init__()
         if lora is not None and adapter is not None:
@@ -175,6 +176,7 @@ class TwoTowerEncoder(TwoTowers):
             )
         self.model, self.lora, self.adapter = model, lora, adapter
         self.gradient_checkpointing, self.dtype = gradient_checkpointing, dtype
+        self.split_special_tokens = split_special_tokens
         self._family = _find_family(model)
         self.network = _load_network(model, self._family, dtype)
         self.embedding_dim = _read(self.network.config, self._family.dim)
@@ -188,7 +190,10 @@ class TwoTowerEncoder(TwoTowers):
             add_lora(self.network, lora, self._family.lora_targets)
         self.freeze(self.network, self._family.unused)
         self.collate: _ProcessorCollate = _ProcessorCollate(
-            model, _read(self.network.config, self._family.positions), self._family.siglip
+            model,
+            _read(self.network.config, self._family.positions),
+            self._family.siglip,
+            split_special_tokens,
         )
         self.report(model, self.collate.context_length)
         self.eval()  # as transformers hands models out; a fresh adapter's dropout is on
@@ -204,7 +209,7 @@ class TwoTowerEncoder(TwoTowers):
 class _ProcessorCollate(TowerCollate):
     """The tokenizer and the picture processor that come with a checkpoint."""
 
-    def __init__(self, model: str, positions: int, siglip: bool) -> None:
+    def __init__(self, model: str, positions: int, siglip: bool, split_special_tokens: bool) -> None:
         from transformers import AutoProcessor
 
         processor = AutoProcessor.from_pretrained(model)
@@ -216,9 +221,10 @@ class _ProcessorCollate(TowerCollate):
         # a tokenizer may know a shorter limit; without one it says 1e30
         self.context_length = min(positions, self.tokenizer.model_max_length)
         self.siglip = siglip
+        self.read = PlainTexts(self.tokenizer) if split_special_tokens else self.tokenizer
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
-        tokens = self.tokenizer(
+        tokens = self.read(
             # SigLIP 2 at a fixed resolution comes with a tokenizer that keeps capitals
             [text.lower() for text in texts] if self.siglip else texts,
             padding="max_length" if self.siglip else True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -12,6 +14,7 @@ from fanoise_lightning.encoders.adapters import LoraOptions, add_lora, train_onl
 from fanoise_lightning.encoders.base import Encoder
 from fanoise_lightning.encoders.loading import load_network
 from fanoise_lightning.encoders.pictures import ImageSize
+from fanoise_lightning.encoders.placeholders import append_prompt, smallest_picture_prompt
 from fanoise_lightning.encoders.pooling import Pooling, last_token, mean_token
 from fanoise_lightning.encoders.saved_adapters import load_lora
 from fanoise_lightning.encoders.vision_language_collate import VisionLanguageCollate
@@ -27,9 +30,7 @@ class VisionLanguageEncoder(Encoder):
     come first.
 
     With ``lora`` or ``adapter`` the adapter alone is trained; without, everything is (the language part alone
-    with ``freeze_vision``). Full training over several GPUs needs Lightning's strategy
-    ``ddp_find_unused_parameters_true``: a batch without pictures leaves the vision tower without gradients,
-    and LLaVA-NeXT never uses the last layer of its own.
+    with ``freeze_vision``).
 
     Args:
         model: a hub id or a folder.
@@ -55,6 +56,8 @@ class VisionLanguageEncoder(Encoder):
         attn_implementation: ``"sdpa"``, ``"eager"``, ``"flash_attention_2"``; ``None`` is transformers' own.
         load_in_4bit: hold the frozen weights in 4 bits; needs bitsandbytes, a GPU and an adapter.
         trust_remote_code: run the Python code of a checkpoint whose model type is unknown here.
+        split_special_tokens: read the names of special tokens in texts, such as ``<|im_end|>``, as text;
+            ``False`` lets them act, for texts that hold a chat template.
 
     Raises:
         ValueError: if the model type is unknown, if weights or adapter weights do not all load, or options
@@ -87,6 +90,7 @@ class VisionLanguageEncoder(Encoder):
         attn_implementation: str | None = None,
         load_in_4bit: bool = False,
         trust_remote_code: bool = False,
+        split_special_tokens: bool = True,
     ) -> None:
         super().__init__()
         _check_options(pooling, positions, lora, adapter, load_in_4bit)
@@ -97,6 +101,7 @@ class VisionLanguageEncoder(Encoder):
         self.gradient_checkpointing, self.dtype = gradient_checkpointing, dtype
         self.attn_implementation, self.load_in_4bit = attn_implementation, load_in_4bit
         self.trust_remote_code = trust_remote_code
+        self.split_special_tokens = split_special_tokens
         self.collate: VisionLanguageCollate = VisionLanguageCollate(
             model,
             image_size=image_size,
@@ -107,6 +112,7 @@ class VisionLanguageEncoder(Encoder):
             append_eos=pooling == "eos",
             bare_markers=positions == "vlm2vec",
             trust_remote_code=trust_remote_code,
+            split_special_tokens=split_special_tokens,
         )
         self.network = load_network(
             model,
@@ -136,6 +142,28 @@ class VisionLanguageEncoder(Encoder):
                     parameter.requires_grad_(False)
         if self.gradient_checkpointing:
             self.network.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Save what transformers and this encoder load: an adapter alone, else all weights and the processor.
+
+        The encoder drops the language head, which takes no part in an embedding. Here it is read again from
+        the checkpoint that the encoder was built from. ``encoder.network.save_pretrained`` leaves it out: in
+        what loads that to write texts, a head that is not tied to the token embeddings would be random.
+
+        Args:
+            folder: where to; it is made if it is not there.
+        """
+        if self.lora is not None or self.adapter is not None:
+            self.network.save_pretrained(folder)
+            return
+        source = load_network(self.model, dtype=self.dtype, trust_remote_code=not self.collate.family.marker)
+        without, self.network.lm_head = self.network.lm_head, source.lm_head
+        try:
+            self.network.tie_weights()
+            self.network.save_pretrained(folder)
+        finally:
+            self.network.lm_head = without
+        self.collate.processor.save_pretrained(folder)
 
     def _report(self) -> None:
         side = self.collate.side
@@ -176,6 +204,20 @@ class VisionLanguageEncoder(Encoder):
         if self.pooling == "eos":
             attention_mask = attention_mask * (input_ids == self.collate.processor.tokenizer.eos_token_id)
         return last_token(hidden, attention_mask).float()
+
+    def parts(self, batch: dict[str, Tensor]) -> tuple[bool, ...]:
+        """Whether the vision tower runs."""
+        return ("pixel_values" in batch,)
+
+    def add_row(self, batch: dict[str, Tensor], parts: tuple[bool, ...]) -> dict[str, Tensor]:
+        if not any(parts):
+            return super().add_row(batch, parts)
+        row = self._smallest_picture
+        return append_prompt(batch, row, self.collate.processor.tokenizer) if batch else dict(row)
+
+    @cached_property
+    def _smallest_picture(self) -> dict[str, Tensor]:
+        return smallest_picture_prompt(self.collate)
 
 
 def _check_options(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -15,10 +18,22 @@ from fanoise_lightning.encoders.pictures import (
     square_side,
     upright_rgb,
 )
+from fanoise_lightning.encoders.plain_text import PlainTexts, short
 from fanoise_lightning.encoders.prompts import cut, write_prompt
 from fanoise_lightning.sample import Sample
 
 __all__ = ["VisionLanguageCollate"]
+
+_STRIP = 50  # times as long as wide: processors may refuse it
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A processor, with what stands for a picture and for the end of a prompt in the texts that it reads."""
+
+    processor: Any
+    marker: str
+    end: str
 
 
 class VisionLanguageCollate:
@@ -44,6 +59,7 @@ class VisionLanguageCollate:
         append_eos: bool = False,
         bare_markers: bool = False,
         trust_remote_code: bool = False,
+        split_special_tokens: bool = True,
     ) -> None:
         from transformers import AutoProcessor
 
@@ -62,6 +78,8 @@ class VisionLanguageCollate:
         self.end = self.processor.tokenizer.eos_token if append_eos else ""
         if self.end is None:
             raise ValueError(f"the tokenizer of {model!r} has no EOS token: take `pooling='last'`")
+        self.split_special_tokens = split_special_tokens
+        self.texts = PlainTexts(self.processor.tokenizer, also=self.family.reserved)
         if self.side and max_length and (tokens := self.picture_tokens(self.side, self.side)) >= max_length:
             raise ValueError(
                 f"a picture of {self.side}x{self.side} has {tokens} tokens: `max_length={max_length}` would "
@@ -76,38 +94,84 @@ class VisionLanguageCollate:
         """
         if not samples:
             raise ValueError("there are no samples to collate")
+        named = {row: name for row, sample in enumerate(samples) if (name := self.texts.find(sample.text))}
+        reader = self._reader(samples, named)
         prompts: list[str] = []
         pictures: list[Image.Image] = []
         for row, sample in enumerate(samples):
             try:
-                prompt, images = self._prompt(sample)
+                prompt, images = self._prompt(sample, reader)
             except ValueError as error:
                 raise ValueError(f"row {row} of the batch: {error}") from error
             prompts.append(prompt)
             pictures += images
-        batch = self._process(prompts, pictures)
+        batch = self._process(prompts, pictures, reader)
         self._check_lengths(samples, batch)
         return batch
 
+    def check(self, sample: Sample) -> None:
+        """Find out, for less than a batch of it costs, whether a sample can be encoded.
+
+        Raises:
+            ValueError: if it cannot; what depends on its number of tokens only shows when it is collated.
+        """
+        name = self.texts.find(sample.text)
+        self._prompt(sample, self._reader([sample], {0: name} if name else {}))
+
     def picture_tokens(self, width: int, height: int) -> int:
         """How many tokens a picture of this size in pixels becomes."""
-        prompt, images = self._prompt(Sample(image=Image.new("RGB", (width, height))))
-        ids = self._process([prompt], images)["input_ids"]
+        reader = self._reader([], {})
+        prompt, images = self._prompt(Sample(image=Image.new("RGB", (width, height))), reader)
+        ids = self._process([prompt], images, reader)["input_ids"]
         return int(((ids == getattr(self.processor, "image_token_id", None)) | (ids < 0)).sum())
 
-    def _prompt(self, sample: Sample) -> tuple[str, list[Image.Image]]:
-        prompt, images = write_prompt(sample, self.family, self.marker)
+    def _reader(self, samples: Sequence[Sample], named: dict[int, str]) -> _Reader:
+        """Who reads the batch, given the rows whose texts name a special token."""
+        if named and self.split_special_tokens:
+            if self.family.marker and self.processor.tokenizer.is_fast:
+                return self._plain_reader
+            row, name = next(iter(named.items()))
+            raise ValueError(
+                f"row {row} of the batch: the text {short(samples[row].text)} holds {name!r}, a special "
+                f"token that the processor of {self.family.name} cannot read as text: remove it, or pass "
+                "`split_special_tokens=False` to let it act"
+            )
+        for row, sample in enumerate(samples if named else ()):
+            for token in self.family.reserved:
+                if token in sample.text:
+                    raise ValueError(
+                        f"row {row} of the batch: the text {short(sample.text)} holds {token!r}, by which "
+                        f"{self.family.name} knows a picture's place: write <|image_1|> for it, or remove it"
+                    )
+        return _Reader(self.processor, self.marker, self.end)
+
+    @property
+    def _plain_reader(self) -> _Reader:
+        """The processor around a tokenizer whose special tokens have names that no text holds."""
+        processor = copy.copy(self.processor)
+        processor.tokenizer = self.texts.plain
+        for name in ("image_token", "video_token", "audio_token"):
+            if (token := getattr(processor, name, None)) is not None:
+                setattr(processor, name, self.texts.rename(token))
+        return _Reader(processor, self.texts.rename(self.marker), self.texts.rename(self.end))
+
+    def _prompt(self, sample: Sample, reader: _Reader) -> tuple[str, list[Image.Image]]:
+        prompt, images = write_prompt(sample, reader.marker)
         images = [upright_rgb(image) for image in images]
         if self.side is not None:
             images = [resize(image, self.side) for image in images]
+        for image in images:
+            if max(image.size) > _STRIP * min(image.size):  # before the batch is processed for nothing
+                self._check_picture(image)
         if not images and self.max_text_length is not None:
-            tokenizer = self.processor.tokenizer
-            prompt = cut(prompt, self.max_text_length - bool(self.end), tokenizer)
-        return prompt + self.end, images
+            tokenizer = reader.processor.tokenizer
+            prompt = cut(prompt, self.max_text_length - bool(reader.end), tokenizer)
+        return prompt + reader.end, images
 
-    def _process(self, prompts: list[str], pictures: list[Image.Image]) -> dict[str, Tensor]:
+    def _process(self, prompts: list[str], pictures: list[Image.Image], reader: _Reader) -> dict[str, Tensor]:
+        images = pictures or None
         try:
-            batch = self.processor(text=prompts, images=pictures or None, padding=True, return_tensors="pt")
+            batch = reader.processor(text=prompts, images=images, padding=True, return_tensors="pt")
         except Exception as error:  # of many kinds; none says which picture it was
             for picture in pictures:
                 self._check_picture(picture)

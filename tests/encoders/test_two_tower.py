@@ -293,6 +293,18 @@ def test_places_of_a_picture_are_not_read_as_text(tiny, family):
         encoder.collate([Sample("<|image_1|> what is it")])
 
 
+@pytest.mark.parametrize(
+    "text", ["<|image_1|> or <|image_2|>", "<|image_2|> what", "<|image_1|> <|image_1|>"]
+)
+def test_places_that_a_tower_cannot_fill_are_refused(tiny, text):
+    collate = TwoTowerEncoder(tiny("clip")).collate
+    with pytest.raises(
+        ValueError, match=r"has <\|image_.*sees the one picture of a sample once: leave a single"
+    ):
+        collate([Sample("fine"), Sample(text, SAMPLES[1].image)])
+    assert "pixel_values" not in collate([Sample(" a <|image_x|> b ")])  # no place
+
+
 def test_what_trains_and_where_texts_are_cut_is_printed(tiny, caplog):
     with caplog.at_level(logging.INFO):
         TwoTowerEncoder(tiny("clip"), lora={"r": 1})
