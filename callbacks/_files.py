@@ -17,6 +17,34 @@ def output_folder(trainer: Trainer, path: str | Path | None) -> Path:
     return Path(path if path is not None else trainer.log_dir or trainer.default_root_dir)
 
 
+def refuse_a_used_folder(trainer: Trainer, folder: Path) -> None:
+    """Refuse a fit that would leave its results beside another run's checkpoints. Call it on all ranks.
+
+    Args:
+        trainer: as it is in a callback's ``on_train_start``, or before a fit that resumes nothing.
+        folder: where the results go; its ``checkpoints/`` and wherever this run saves count too.
+
+    Raises:
+        ValueError: if one of them holds checkpoints, and the fit neither resumes one nor wrote them.
+    """
+    savers = trainer.checkpoint_callbacks
+    saved = any(
+        getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", "") for saver in savers
+    )
+    if trainer.ckpt_path is not None or saved or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return
+    folders = [folder / "checkpoints", *(Path(path) for s in savers if (path := getattr(s, "dirpath", None)))]
+    if (folder / "scores.json").exists():
+        folders.append(folder)
+    found = [file for place in folders for file in sorted(place.glob("[!.]*.ckpt"))]
+    used = trainer.strategy.broadcast(found[0] if found else None)  # or one rank might wait for the others
+    if used is not None:
+        raise ValueError(
+            f"{used} is another run's, and the results of this one would lie beside it. Continue that run "
+            "with `ckpt_path` ('last', or the file), or choose another folder, or remove it"
+        )
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of ``path`` when all went well.

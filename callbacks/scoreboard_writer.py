@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from fanoise_lightning.callbacks._files import output_folder, write_json
+from fanoise_lightning.callbacks._files import output_folder, refuse_a_used_folder, write_json
 
 if TYPE_CHECKING:
     from fanoise_lightning.scoreboard import Scoreboard
@@ -34,7 +34,8 @@ class ScoreboardWriter(Callback):
             On some of the subsets, a mean is shown where the scores of all of them were published.
 
     Raises:
-        ValueError: if the backbone is another; if the LightningModule has no attribute ``scoreboard``.
+        ValueError: if the backbone is another; if the LightningModule has no attribute ``scoreboard``; if a
+            fit that resumes nothing starts in a folder with another run's checkpoints.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -53,6 +54,10 @@ class ScoreboardWriter(Callback):
                 f"ScoreboardWriter reads `scoreboard`, which {type(pl_module).__name__} does not have: use a "
                 "ContrastiveModule, or keep a fanoise_lightning.scoreboard.Scoreboard there after validation"
             )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # not before: only now is it known whether the fit is resumed
+        refuse_a_used_folder(trainer, output_folder(trainer, self.path))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         board: Any = pl_module.scoreboard

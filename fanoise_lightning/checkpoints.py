@@ -1,19 +1,20 @@
-"""Checkpoint files that are either whole or not there."""
+"""Checkpoint files that are either whole or not there, and read as data."""
 
 from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
+from lightning.fabric.utilities.cloud_io import _is_local_file_protocol, _load
+from lightning.pytorch.core.saving import load_hparams_from_tags_csv, load_hparams_from_yaml
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-__all__ = ["AtomicCheckpointIO", "naming_the_file"]
+__all__ = ["AtomicCheckpointIO", "naming_the_file", "read_hyperparameters"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -23,6 +24,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     move to the checkpoint's place is a copy, and a kill leaves half of one. What a killed write leaves here
     is ``<name>.ckpt.tmp``, which nothing takes for a checkpoint, and which the next write of that name
     overwrites. Paths that are not of a local file system go Lightning's way.
+
+    It unpickles nothing but tensors and plain data unless ``weights_only=False`` is asked for, wherever a
+    checkpoint comes from: Lightning's own runs what is pickled in one that has a URL.
 
     The ``fanoise`` command uses it wherever Lightning would use its own.
 
@@ -50,9 +54,43 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         finally:
             unfinished.unlink(missing_ok=True)
 
-    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         with naming_the_file(path):
-            return super().load_checkpoint(path, *args, **kwargs)
+            return super().load_checkpoint(path, map_location, weights_only is None or weights_only)
+
+
+def read_hyperparameters(
+    path: Any, hparams_file: Any = None, weights_only: bool = True, key: str = "hyper_parameters"
+) -> dict[str, Any]:
+    """What a checkpoint says of how its module was built; of the weights, nothing is read.
+
+    Args:
+        path: a path, URL or open file.
+        hparams_file: a YAML or CSV file that says it in the checkpoint's stead.
+        weights_only: unpickle nothing but tensors and plain data.
+        key: under which the checkpoint has it.
+
+    Raises:
+        ValueError: if the checkpoint cannot be read, or has it in a form in which arguments could be hidden.
+    """
+    if hparams_file is not None:
+        if str(hparams_file).lower().endswith(".csv"):
+            return load_hparams_from_tags_csv(hparams_file)
+        return load_hparams_from_yaml(hparams_file, use_omegaconf=False)
+    start = path.tell() if hasattr(path, "tell") else None
+    with naming_the_file(path):
+        checkpoint = _load(path, map_location="meta", weights_only=weights_only)
+    if start is not None:
+        path.seek(start)
+    # names that Lightning reads arguments from, too; it has written none of them since version 0.8
+    if old := [name for name in ("hparams", "module_arguments") if checkpoint.get(name)]:
+        raise ValueError(f"the checkpoint {path} has hyperparameters under {old[0]!r}, which are not read")
+    found = checkpoint.get(key) or {}
+    if not isinstance(found, Mapping):
+        raise ValueError(f"the checkpoint {path} has {key}={found!r}, which is no dict")
+    return dict(found)
 
 
 @contextmanager

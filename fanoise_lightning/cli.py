@@ -11,13 +11,16 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from fanoise_lightning.callbacks import FANoise, ScoreboardWriter, SpectrumMonitor
-from fanoise_lightning.checkpoints import AtomicCheckpointIO, naming_the_file
+from fanoise_lightning.callbacks._files import output_folder, refuse_a_used_folder
+from fanoise_lightning.checkpoints import AtomicCheckpointIO, read_hyperparameters
 from fanoise_lightning.data import download
 from fanoise_lightning.module import ContrastiveModule
+from fanoise_lightning.trust import check_arguments, named_classes, own_arguments
 
 __all__ = ["FANoiseCLI", "main"]
 
@@ -51,15 +54,30 @@ class FANoiseCLI(LightningCLI):
         )
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning lets a checkpoint's description of the encoder replace the config's: not in trust."""
-        trusted = self._trusts_remote_code()
-        with naming_the_file(self.config.get(f"{self.config.get('subcommand')}.ckpt_path")):
-            super()._parse_ckpt_path()
-        if self._trusts_remote_code() and not trusted:
-            path = self.config[self.config.subcommand].ckpt_path
+        """As Lightning's, let what a checkpoint describes replace the config's, but only what is allowed."""
+        subcommand = self.config.get("subcommand")
+        path = self.config[subcommand].get("ckpt_path") if subcommand else None
+        if not path or not Path(path).is_file():
+            return
+        options = self.config[subcommand]
+        described = own_arguments(ContrastiveModule, read_hyperparameters(path))
+        if subcommand != "fit":  # the weights are all that is asked for
+            described = {key: described[key] for key in described if key not in ("optimizer", "lr_scheduler")}
+        word = [options.allow] if isinstance(options.allow, str) else options.allow or []
+        allow = [*word, *named_classes(options.model.as_dict())]  # a config is the user's word, too
+        check_arguments(ContrastiveModule, described, allow)
+        trusted = _models_with_code(options.model.as_dict())
+        try:
+            self.config = self.parser.parse_object({subcommand: {"model": described}}, self.config)
+        except SystemExit:
+            sys.stderr.write(f"this is how the checkpoint {path} describes its module\n")
+            raise
+        merged = _models_with_code(self.config[subcommand].model.as_dict())
+        if others := (merged | _models_with_code(described)) - trusted:
             raise ValueError(
-                f"the checkpoint {path} asks to run the Python code that comes with its model. Read it, then "
-                "pass `--model.encoder.init_args.trust_remote_code=true`"
+                f"the checkpoint {path} asks to run the Python code that comes with its model "
+                f"{min(others)!r}. Read it, then pass "
+                "`--model.encoder.init_args.trust_remote_code=true` and that `model`"
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -70,22 +88,41 @@ class FANoiseCLI(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        """Keep the metrics of a run that goes on in its folder."""
+        """Refuse another run's folder, before the loggers touch it."""
+        # a requeued job is resumed unasked; the callback knows later
+        if not self.config.fit.get("ckpt_path") and not SLURMEnvironment.detect():
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, ScoreboardWriter):
+                    refuse_a_used_folder(self.trainer, output_folder(self.trainer, callback.path))
+        self.before_validate()
+
+    def before_validate(self) -> None:
+        """Keep the metrics of a run that is continued in its folder."""
         for logger in self.trainer.loggers:
             if isinstance(logger, CSVLogger):
                 _set_aside(Path(logger.log_dir) / "metrics.csv")
 
-    before_validate = before_test = before_predict = before_fit
-
-    def _trusts_remote_code(self) -> bool:
-        subcommand = self.config.get("subcommand")
-        key = f"{subcommand}.model.encoder.init_args.trust_remote_code"
-        return bool(subcommand and self.config.get(key))
+    before_test = before_predict = before_validate
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--allow",
+            type=list[str] | str | None,
+            default=None,
+            help="Packages, modules or classes (dotted paths) that a checkpoint may name, besides this "
+            "package's and torch's modules, optimisers and schedules, and the classes that the config names.",
+        )
         parser.add_lightning_class_args(FANoise, "noise")
         parser.add_lightning_class_args(ScoreboardWriter, "scoreboard")
         parser.add_lightning_class_args(SpectrumMonitor, "spectrum")
+
+
+def _models_with_code(config: Any) -> set[str]:
+    """The models whose Python code a config says to run."""
+    if isinstance(config, dict):
+        own = {str(config.get("model"))} if config.get("trust_remote_code") else set()
+        return own.union(*map(_models_with_code, config.values()))
+    return set().union(*map(_models_with_code, config)) if isinstance(config, (list, tuple)) else set()
 
 
 @rank_zero_only

@@ -6,6 +6,8 @@ import functools
 import inspect
 from typing import Any
 
+from fanoise_lightning.trust import Described
+
 __all__ = ["describe"]
 
 _PLAIN = (str, int, float, bool, type(None))
@@ -27,6 +29,8 @@ def describe(obj: object) -> dict[str, Any] | None:
         >>> describe(InfoNCE(temperature=0.07))["init_args"]["temperature"]
         0.07
     """
+    if isinstance(obj, Described):  # as the checkpoint says that it came from
+        return obj.description
     if isinstance(obj, functools.partial):
         cls, arguments = obj.func, dict(obj.keywords)
         if not isinstance(cls, type) or obj.args:

@@ -13,13 +13,19 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
 from fanoise_lightning._lightning import should_log
+from fanoise_lightning.accuracy import batch_accuracy
+from fanoise_lightning.checkpoints import read_hyperparameters
 from fanoise_lightning.describe import describe
+from fanoise_lightning.distributed import reach_all
 from fanoise_lightning.encoders.base import Encoder
 from fanoise_lightning.encoders.families import refuse_remote_code
 from fanoise_lightning.grad_cache import embed_in_chunks
+from fanoise_lightning.known_right import Identities
+from fanoise_lightning.lockstep import Padded, embed_own_rows, is_sharded, largest, same_calls, same_parts
 from fanoise_lightning.losses import InfoNCE
 from fanoise_lightning.metrics import EmbeddingTable
 from fanoise_lightning.resume import ResumableModule
@@ -28,6 +34,7 @@ from fanoise_lightning.schedules import LinearWarmup
 from fanoise_lightning.scoreboard import Scoreboard
 from fanoise_lightning.scores import SubsetScore
 from fanoise_lightning.sharding import average_gradients, shard
+from fanoise_lightning.trust import described_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,8 +53,8 @@ class ContrastiveModule(ResumableModule):
     Embeddings are normalised here, right before the loss; noise is none of its business (add
     :class:`~fanoise_lightning.callbacks.FANoise` to the trainer).
 
-    Logged in training: ``train/loss``, and at the trainer's log interval ``train/accuracy`` (the share of
-    queries whose own target is the nearest in the batch), ``train/logit_scale`` (1 / temperature) and
+    Logged in training: ``train/loss``, and at the trainer's log interval ``train/accuracy`` (precision@1
+    among the loss's candidates, but those known to be right), ``train/logit_scale`` (1 / temperature) and
     ``train/pairs_per_second`` (over all ranks). In validation and test: ``val/precision_at_1/...`` and
     ``test/precision_at_1/...`` for each subset and mean; the whole board is in :attr:`scoreboard`.
 
@@ -108,22 +115,50 @@ class ContrastiveModule(ResumableModule):
 
     @classmethod
     def load_from_checkpoint(
-        cls, checkpoint_path: Any, *args: Any, trust_remote_code: bool = False, **kwargs: Any
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        *,
+        allow: Sequence[str] = (),
+        trust_remote_code: bool = False,
+        **kwargs: Any,
     ) -> ContrastiveModule:
-        """Build the module again from a checkpoint alone, as Lightning does.
+        """Build the module again from a checkpoint alone.
+
+        A checkpoint is data: the encoder and the loss that it describes are built if they are this package's
+        or torch's, or allowed. Optimiser and schedule are built, under the same rule, when the module is
+        trained again, and not before.
 
         Args:
             checkpoint_path: a path, URL or open file.
-            args: as Lightning's.
+            map_location: as Lightning's.
+            hparams_file: a file that describes the module in the checkpoint's stead, under the same rule.
+            strict: as Lightning's.
+            weights_only: ``False`` runs whatever code is pickled in the file, from a URL too.
+            allow: packages, modules or classes, as dotted paths, that the checkpoint may name besides.
             trust_remote_code: run the Python code of an encoder whose checkpoint brings its own. What the
                 checkpoint itself says of it does not count.
-            kwargs: as Lightning's; ``encoder=...`` and the like replace what the checkpoint describes.
+            kwargs: ``encoder=...`` and the like replace what the checkpoint describes.
 
         Raises:
-            ValueError: if the encoder needs remote code and it is not trusted.
+            ValueError: if the checkpoint names a class that is not allowed, or the encoder needs remote code
+                that is not trusted.
         """
+        safe = weights_only is not False
+        described = described_arguments(
+            cls,
+            read_hyperparameters(checkpoint_path, hparams_file, safe),
+            given=kwargs,
+            allow=allow,
+            objects=not safe and hparams_file is None,
+        )
         with nullcontext() if trust_remote_code else refuse_remote_code():
-            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+            return super().load_from_checkpoint(
+                checkpoint_path, map_location, None, strict, safe, **described | kwargs
+            )
 
     @property
     def collate(self) -> Collate:
@@ -132,7 +167,7 @@ class ContrastiveModule(ResumableModule):
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """Unit embeddings (B, D), float32 or the autocast dtype, of a collated batch of B samples."""
-        return F.normalize(self.encoder(**inputs), dim=1)
+        return F.normalize(embed_own_rows(self.encoder, inputs, self.device), dim=1)
 
     # Training
 
@@ -154,39 +189,57 @@ class ContrastiveModule(ResumableModule):
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        query, target, *negatives = self._embed_sides([batch[side] for side in SIDES if side in batch])
+        sides = self._embed_sides([batch[side] for side in SIDES if side in batch])
+        if isinstance(self.trainer.strategy.model, DistributedDataParallel):
+            sides = reach_all(sides, [p for p in self.encoder.parameters() if p.requires_grad])
+        query, target, *negatives = sides
         loss = self.loss(query, target, *negatives, **self._loss_options(batch))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(query))
         self._pairs += len(query)
         if should_log(self.trainer):
-            self._log_statistics(query.detach(), target.detach())
+            self._log_statistics([query, target, *negatives], batch)
         return loss
 
     def _loss_options(self, batch: Batch) -> dict[str, Tensor]:
-        known = "target_ids" in inspect.signature(self.loss.forward).parameters
-        return {"target_ids": batch["target_id"]} if known and "target_id" in batch else {}
+        """What the loss wants to know of the identities of a batch."""
+        ids = _identities(batch)
+        loss = getattr(self.loss, "_orig_mod", self.loss)  # a compiled module hides its signature
+        known = inspect.signature(loss.forward).parameters
+        if "mask_pairs" not in known and ids.target_ids is not None and ids.mask_pairs is not None:
+            ids = ids._replace(target_ids=ids.target_ids.masked_fill(~ids.mask_pairs, -1))
+        return {name: x for name, x in ids._asdict().items() if x is not None and name in known}
 
     def _embed_sides(self, sides: list[Any]) -> list[Tensor]:
         """Unit embeddings (B, D) of queries, targets and, if there are any, hard negatives."""
         if self.chunk_size is None:
-            return [self(side) for side in sides]
-        if not all(isinstance(side, list) for side in sides):
+            sides = [[side] for side in sides]
+        elif not all(isinstance(side, list) for side in sides):
             raise TypeError(
                 f"with chunk_size={self.chunk_size} each side of a batch must be a list of collated chunks: "
                 "use MMEBDataModule or PairDataModule, or collate as "
                 "fanoise_lightning.data.datasets.PairCollate does"
             )
-        return embed_in_chunks(self._embed_chunk, sides, list(self.encoder.parameters()))
+        own = len(sides)
+        if is_sharded(self.encoder):
+            sides = same_calls(self.encoder, sides)
+        if self.chunk_size is None:
+            embedded = [self(inputs) for (inputs,) in sides]
+        else:
+            embedded = embed_in_chunks(self._embed_chunk, sides, list(self.encoder.parameters()))
+        if len(embedded) > own:  # a side of other ranks alone: no rows here, but part of the graph
+            embedded = [*embedded[: own - 1], torch.cat(embedded[own - 1 :])]
+        return embedded
 
     def _embed_chunk(self, inputs: dict[str, Tensor]) -> Tensor:
         # here, and not with the batch: the inputs of a large batch may be larger than all else on the device
-        return self({name: value.to(self.device, non_blocking=True) for name, value in inputs.items()})
+        moved = {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
+        return self(Padded(moved) if isinstance(inputs, Padded) else moved)
 
-    def _log_statistics(self, query: Tensor, target: Tensor) -> None:
-        own = torch.arange(len(query), device=query.device)
-        # by blocks of rows: the similarities of a large batch are larger than all that the step needs
-        nearest = torch.cat([(rows @ target.T).argmax(dim=1) for rows in query.split(1024)])
-        accuracy = (nearest == own).float().mean()
+    def _log_statistics(self, sides: list[Tensor], batch: Batch) -> None:
+        query, target, *hard = sides
+        # all ranks log at the same steps, and can gather; somebody else's loss may know nothing of ranks
+        gather = getattr(self.loss, "gather", False) is True
+        accuracy = batch_accuracy(query, target, *hard, ids=_identities(batch), gather=gather)
         self.log("train/accuracy", accuracy, prog_bar=True, batch_size=len(query))
         scale = getattr(self.loss, "scale", None)
         if scale is not None:
@@ -269,9 +322,10 @@ class ContrastiveModule(ResumableModule):
         self.eval()
         try:
             parts = [torch.empty(0, self.encoder.embedding_dim)]
-            for start in range(0, len(samples), batch_size):
-                inputs = self.collate(samples[start : start + batch_size])
-                parts.append(self({k: v.to(self.device) for k, v in inputs.items()}).float().cpu())
+            most = largest(len(samples)) if is_sharded(self.encoder) else len(samples)
+            for start in range(0, most, batch_size):
+                some = samples[start : start + batch_size]
+                parts.append(self._embed_inputs(self.collate(some) if len(some) else {}).float().cpu())
             return torch.cat(parts)
         finally:
             for part, training in modes.items():
@@ -283,9 +337,24 @@ class ContrastiveModule(ResumableModule):
 
     def _embed_batch(self, batch: Batch) -> Tensor:
         """Unit embeddings (n, D) of a batch of sides, also if every picture of it was broken."""
-        if not len(batch["index"]):
-            return torch.empty(0, self.encoder.embedding_dim, device=self.device)
-        return self(batch["inputs"])
+        return self._embed_inputs(batch["inputs"] if len(batch["index"]) else {})
+
+    def _embed_inputs(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Unit embeddings (n, D) of a collated batch, or of none, ``{}``; with shards called on all ranks."""
+        if not is_sharded(self.encoder):
+            return self._embed_chunk(inputs) if inputs else self._no_embeddings()
+        (inputs,) = same_parts(self.encoder, [inputs])
+        # the first pass makes the buffers of whole parameters: training cannot use those of inference mode
+        with torch.inference_mode(False), torch.no_grad():
+            return self._embed_chunk(inputs) if inputs else self._no_embeddings()
+
+    def _no_embeddings(self) -> Tensor:
+        return torch.empty(0, self.encoder.embedding_dim, device=self.device)
+
+
+def _identities(batch: Batch) -> Identities:
+    names = ("target_id", "negative_id", "query_id", "mask_pairs")
+    return Identities(*(batch.get(name) for name in names))
 
 
 def _suite(loader: Any) -> Any:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from fanoise_lightning import ContrastiveModule
+from fanoise_lightning.checkpoints import AtomicCheckpointIO
 from fanoise_lightning.cli import FANoiseCLI, main
 
 CONFIGS = sorted((Path(__file__).parents[1] / "examples" / "configs").glob("*.yaml"))
@@ -93,6 +97,155 @@ def test_predict_writes_embeddings_with_the_embedding_writer(run, tmp_path):
     (written,) = tmp_path.rglob("renderer.safetensors")
     embeddings = load_file(written)["embeddings"]
     assert torch.allclose(embeddings.norm(dim=1), torch.ones(len(embeddings)), atol=1e-4)
+
+
+def with_description(run: Path, folder: Path, **parts: Any) -> str:
+    """The option of the run's checkpoint, with other descriptions in it."""
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"] |= parts
+    torch.save(checkpoint, folder / "changed.ckpt")
+    return f"--ckpt_path={folder / 'changed.ckpt'}"
+
+
+@pytest.fixture
+def imported(tmp_path, monkeypatch) -> Path:
+    """A file that is there when the package ``their_code`` has been imported."""
+    (tmp_path / "their_code.py").write_text(
+        f"open({str(tmp_path / 'imported')!r}, 'w')\n"
+        "from fanoise_lightning import InfoNCE\nfrom torch.optim import SGD\n"
+        "class Loss(InfoNCE): pass\nclass Rate(SGD): pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path / "imported"
+    sys.modules.pop("their_code", None)
+
+
+@pytest.fixture
+def built(tmp_path, monkeypatch):
+    """The module that a command builds, and then stops."""
+
+    class Built(Exception):
+        pass
+
+    def stop(cli: FANoiseCLI) -> None:
+        raise Built(cli.model)
+
+    def build(command: str, *more: str) -> ContrastiveModule:
+        monkeypatch.setattr(FANoiseCLI, f"before_{command}", stop)
+        with pytest.raises(Built) as stopped:
+            main(arguments(OFFLINE[0], command, tmp_path, *more))
+        return stopped.value.args[0]
+
+    return build
+
+
+OWN = {"class_path": "their_code.Loss", "init_args": {"temperature": 0.3}}
+
+
+@pytest.mark.parametrize(
+    ("command", "key"), [("fit", "loss"), ("validate", "encoder"), ("test", "loss"), ("predict", "loss")]
+)
+def test_a_checkpoint_names_no_class_of_others(run, tmp_path, imported, command, key):
+    with pytest.raises(ValueError, match=rf"`{key}` is refused.*'their_code\.Loss'.*`--allow=their_code`"):
+        main(arguments(OFFLINE[0], command, tmp_path, with_description(run, tmp_path, **{key: OWN})))
+    assert not imported.exists()
+
+
+@pytest.mark.parametrize(
+    "word", ["--allow=their_code", "--allow=[os, their_code.Loss]", "--model.loss=their_code.Loss"]
+)
+@pytest.mark.usefixtures("imported")
+def test_with_the_users_word_it_does(run, tmp_path, built, word):
+    module = built("validate", with_description(run, tmp_path, loss=OWN), word)
+    assert (type(module.loss).__name__, module.loss.temperature) == ("Loss", 0.3)
+
+
+@pytest.mark.parametrize(("key", "path"), [("optimizer", "os.system"), ("lr_scheduler", "their_code.Rate")])
+def test_optimiser_and_schedule_are_checked_for_a_fit_and_passed_by_without(
+    run, tmp_path, imported, built, key, path
+):
+    part = {"class_path": path, "init_args": {"command": f"touch {tmp_path / 'ran'}"}}
+    checkpoint = with_description(run, tmp_path, **{key: part})
+    with pytest.raises(ValueError, match=f"`{key}` is refused.*{path}"):
+        built("fit", checkpoint)
+    module = built("validate", checkpoint)
+    optimizer = module._optimizer(module.parameters())
+    assert isinstance(optimizer, torch.optim.AdamW)  # the config's
+    assert type(module._lr_scheduler(optimizer)).__name__ == "LinearWarmup"
+    assert not imported.exists()
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.usefixtures("imported")
+def test_a_fit_is_resumed_with_an_allowed_optimiser(run, tmp_path, built):
+    rate = {"class_path": "their_code.Rate", "init_args": {"lr": 1}}
+    module = built("fit", with_description(run, tmp_path, optimizer=rate), "--allow=their_code")
+    optimizer = module._optimizer([torch.nn.Parameter(torch.zeros(1))])
+    assert (type(optimizer).__name__, optimizer.defaults["lr"]) == ("Rate", 1)
+
+
+@pytest.mark.parametrize("place", ["encoder", "loss", "a list in the loss"])
+def test_a_checkpoint_cannot_bring_its_code_in_anywhere(run, tmp_path, place):
+    asking = {"model": "evil/model", "trust_remote_code": True}
+    part = {"class_path": "fanoise_lightning.VisionLanguageEncoder", "init_args": asking}
+    if place.startswith("a list"):
+        part, place = {"class_path": "torch.nn.ModuleList", "init_args": {"modules": [part]}}, "loss"
+    checkpoint = with_description(run, tmp_path, **{place: part})
+    with pytest.raises(
+        ValueError, match="asks to run the Python code that comes with its model 'evil/model'"
+    ):
+        main(arguments(OFFLINE[0], "validate", tmp_path, checkpoint))
+
+
+def test_trust_in_the_code_of_one_model_is_none_in_anothers(run, tmp_path):
+    part = {"class_path": "fanoise_lightning.VisionLanguageEncoder"}
+    part["init_args"] = {"model": "evil/model", "trust_remote_code": True}
+    trusting = ["--model.encoder=fanoise_lightning.VisionLanguageEncoder", "--model.encoder.model=good/model"]
+    trusting += ["--model.encoder.trust_remote_code=true", with_description(run, tmp_path, encoder=part)]
+    with pytest.raises(ValueError, match="code that comes with its model 'evil/model'"):
+        main(arguments(OFFLINE[0], "validate", tmp_path, *trusting))
+
+
+def test_pickled_code_does_not_run_from_a_url(monkeypatch):
+    asked = []
+    monkeypatch.setattr("lightning.fabric.plugins.io.torch_io.get_filesystem", lambda path: Path())
+    monkeypatch.setattr(Path, "exists", lambda self, *args: True)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *args, **options: asked.append(options))
+    AtomicCheckpointIO().load_checkpoint("https://example.org/last.ckpt")
+    AtomicCheckpointIO().load_checkpoint("https://example.org/last.ckpt", weights_only=False)
+    assert [options["weights_only"] for options in asked] == [True, False]
+
+
+# The folder of a run
+
+
+def fixed(folder: Path, *more: str) -> list[str]:
+    """A run into one and the same folder: that of the fixture, where it is in `folder`."""
+    place = ["--trainer.logger.init_args.version=0", "--trainer.max_steps=2", "--trainer.limit_val_batches=0"]
+    return arguments(OFFLINE[0], "fit", folder, *place, *more)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_used_folder_is_refused_and_left_as_it_is(run):
+    before = contents(run)
+    with pytest.raises(ValueError, match=r"\.ckpt is another run's.*`ckpt_path`"):
+        main(fixed(run.parents[1]))
+    assert contents(run) == before
+
+
+def test_a_used_folder_is_continued_in(run, tmp_path):
+    shutil.copytree(run, tmp_path / "emoji" / "version_0")
+    main(fixed(tmp_path, "--ckpt_path=last", "--trainer.max_steps=3"))
+    checkpoints = (tmp_path / "emoji" / "version_0" / "checkpoints").glob("*.ckpt")
+    assert 3 in {torch.load(path, weights_only=True)["global_step"] for path in checkpoints}
+
+
+def test_a_folder_for_checkpoints_alone_is_refused_too(run, tmp_path):
+    with pytest.raises(ValueError, match=r"\.ckpt is another run's"):
+        main(fixed(tmp_path, f"--trainer.callbacks.dirpath={run / 'checkpoints'}"))
 
 
 def test_one_override_gives_the_baseline(tmp_path):

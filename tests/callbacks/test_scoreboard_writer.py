@@ -100,6 +100,43 @@ def test_the_history_survives_a_resume(tmp_path: Path) -> None:
     assert [entry["step"] for entry in read(tmp_path / "scores.json")["history"]] == [2, 4]
 
 
+def fit(root: Path, folder: Path | None = None, path: Path | None = None, **options: Any) -> None:
+    keep = ModelCheckpoint(folder, save_last=True)
+    trainer(root, ScoreboardWriter(path), keep, enable_checkpointing=True, max_epochs=1).fit(
+        Scored(), loader(), loader(), **options
+    )
+
+
+@pytest.mark.parametrize("place", ["the root", "a folder", "beside the scores"])
+def test_a_fit_leaves_no_scores_beside_another_runs_checkpoints(tmp_path: Path, place: str) -> None:
+    folder = None if place == "the root" else tmp_path / "kept"
+    path = tmp_path / "kept" if place == "beside the scores" else None
+    fit(tmp_path, folder, path)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(ValueError, match=r"\.ckpt is another run's"):
+        fit(tmp_path, folder, path)
+    if path is not None:  # nor where they are the scores' neighbours alone
+        with pytest.raises(ValueError, match=r"\.ckpt is another run's"):
+            fit(tmp_path, tmp_path / "elsewhere", path)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_a_folder_is_used_again_by_the_run_that_used_it(tmp_path: Path) -> None:
+    fit(tmp_path)
+    fit(tmp_path, ckpt_path="last", weights_only=True)
+    twice = trainer(tmp_path / "twice", ScoreboardWriter(), enable_checkpointing=True, max_epochs=1)
+    twice.fit(Scored(), loader(), loader())
+    twice.fit_loop.max_epochs = 2
+    twice.fit(Scored(), loader(), loader())
+    assert read(tmp_path / "twice" / "scores.json")["step"] == 4
+
+
+def test_an_evaluation_may_write_to_the_folder_of_a_run(tmp_path: Path) -> None:
+    fit(tmp_path)
+    trainer(tmp_path, ScoreboardWriter()).validate(Scored(), loader(), verbose=False)
+    trainer(tmp_path, ScoreboardWriter()).test(Scored(), loader(), verbose=False)
+
+
 def test_the_sanity_check_shows_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Unlucky(Scored):
         def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
