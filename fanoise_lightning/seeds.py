@@ -15,11 +15,12 @@ import torch
 __all__ = ["derive_seed", "run_seed"]
 
 
-def run_seed() -> int:
-    """The seed of ``seed_everything``, else a random one."""
-    known = os.environ.get("PL_GLOBAL_SEED")
+def run_seed(default: int | None = None) -> int:
+    """The seed of ``seed_everything``, else `default`, else a random one."""
+    if known := os.environ.get("PL_GLOBAL_SEED"):
+        return int(known)
     # a generator of its own: torch.seed() would seed the global one
-    return int(known) if known else torch.Generator().seed() % 2**63
+    return torch.Generator().seed() % 2**63 if default is None else default
 
 
 def derive_seed(*key: int) -> int:

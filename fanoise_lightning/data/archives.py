@@ -9,12 +9,15 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fanoise_lightning.data.images import PictureError, check_size
+from fanoise_lightning.data.names import ambiguous, folded, same_letters
 
 __all__ = ["Archive"]
 
@@ -29,11 +32,13 @@ _ENTRY = np.dtype(
     ]
 )
 _HEADER = struct.Struct("<4s22xHH")  # of a member: signature, ..., lengths of its name and of extra fields
-_ENCRYPTED = 0x1
+_ENCRYPTED, _UTF8 = 0x1, 0x800
 
 
 class Archive:
     """The files in a zip archive, by their names.
+
+    A name that differs from that of a file in capitals, Unicode normal form or slashes alone stands for it.
 
     It holds no open file, so that it can be pickled, forked and used by threads.
 
@@ -55,27 +60,40 @@ class Archive:
         except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
             # the directory stands at the end: a download that was cut off has none
             raise ValueError(f"`{path}` is no zip archive, or one that ends early ({error})") from error
-        keys = np.array([_key(member.filename) for member in members], np.uint64)
-        if len(np.unique(keys)) != len({member.filename for member in members}):
+        names = [_name(member) for member in members]
+        keys = np.array([_key(folded(name)) for name in names], np.uint64)
+        if len(np.unique(keys)) != len({folded(name) for name in names}):
             raise ValueError(f"two names in `{path}` have the same 64-bit hash: unpack it")
         order = np.argsort(keys, kind="stable")
         self._keys = keys[order]
         self._entries = np.array([_entry(member) for member in members], _ENTRY)[order]
-        self.example = members[0].filename if members else ""
+        self._variants = _variants(self._keys, [names[at] for at in order])
+        self.example = names[0] if names else ""
 
     def __contains__(self, name: str) -> bool:
-        return self._find(name) is not None
+        return any(self._place(spelling) is not None for spelling in (name, _utf8(name)))
+
+    def _place(self, name: str) -> int | None:
+        """Where a file is that has this name, or one that differs in spelling alone."""
+        key = np.uint64(_key(folded(name)))
+        at = (
+            int(np.searchsorted(self._keys, key, side="right")) - 1
+        )  # of several of one name the last is valid
+        return at if at >= 0 and self._keys[at] == key else None
 
     def _find(self, name: str) -> np.void | None:
-        key = np.uint64(_key(name))
-        at = np.searchsorted(self._keys, key, side="right") - 1  # of several by one name the last is valid
-        return self._entries[at] if at >= 0 and self._keys[at] == key else None
+        for spelling in (name, _utf8(name)):
+            if (at := self._place(spelling)) is not None:
+                variants = self._variants.get(int(self._keys[at]))
+                return self._entries[at if variants is None else _choose(spelling, variants)]
+        return None
 
     def read(self, name: str) -> bytes:
         """The bytes of a file.
 
         Raises:
-            PictureError: if it is missing, encrypted, packed by an unknown method, too large, or broken.
+            PictureError: if it is missing, or several files differ from the name in spelling alone; if it is
+                encrypted, packed by an unknown method, too large, or broken.
             OSError: if the archive cannot be read.
         """
         if (entry := self._find(name)) is None:
@@ -102,6 +120,36 @@ class Archive:
         if len(data) != size or zlib.crc32(data) != crc:
             raise PictureError("the archive is broken, size or checksum (CRC) of the member are wrong")
         return data
+
+
+def _name(member: zipfile.ZipInfo) -> str:
+    """The name; Macs write it in UTF-8 without saying so, and `zipfile` then takes it for code page 437."""
+    return member.filename if member.flag_bits & _UTF8 else _utf8(member.filename)
+
+
+def _utf8(name: str) -> str:
+    """What UTF-8 says that was read as code page 437; the name as it stands, if it was not."""
+    try:
+        return name if name.isascii() else name.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return name
+
+
+def _variants(keys: NDArray[np.uint64], names: Sequence[str]) -> dict[int, dict[str, int]]:
+    """Names that differ in spelling alone, and where the last of each is, by their key."""
+    found: dict[int, dict[str, int]] = {}
+    for at in np.flatnonzero(keys[1:] == keys[:-1]).tolist():
+        for place in (at, at + 1):
+            found.setdefault(int(keys[at]), {})[names[place]] = place
+    return {key: places for key, places in found.items() if len(places) > 1}
+
+
+def _choose(name: str, variants: Mapping[str, int]) -> int:
+    if name in variants:
+        return variants[name]
+    if len(same := same_letters(name, variants)) == 1:
+        return variants[same[0]]
+    raise PictureError(ambiguous(variants))
 
 
 def _key(name: str) -> int:

@@ -14,18 +14,24 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CUDAAccelerator
 from torch.utils.data import DataLoader
 
+from fanoise_lightning.checkpoints import read_hyperparameters
 from fanoise_lightning.data.datasets import EvalDataset, EvalSuite, PairCollate, SideCollate, TrainDataset
 from fanoise_lightning.data.image_roots import ImageRoot
 from fanoise_lightning.data.images import Pictures
 from fanoise_lightning.data.loader import ResumableLoader
 from fanoise_lightning.data.mixing import BatchSubsets, MixingSampler, Sampling
 from fanoise_lightning.data.records import EvalRows, TrainRows
+from fanoise_lightning.data.refusals import SkipRefused
 from fanoise_lightning.data.skipped import SkipLog
 from fanoise_lightning.data.stream_loader import StreamDataset, StreamLoader, StreamSampler
 from fanoise_lightning.data.streaming import TrainStream
 from fanoise_lightning.sample import Collate
+from fanoise_lightning.seeds import run_seed
+from fanoise_lightning.trust import described_arguments
 
-__all__ = ["ContrastiveDataModule", "MaskSameTarget"]
+__all__ = ["DEFAULT_SEED", "ContrastiveDataModule", "MaskSameTarget"]
+
+DEFAULT_SEED = 42  # of runs without one, and of what is the same in all runs: splits and samples
 
 MaskSameTarget = Literal["classification", "all", "none"]
 """In which subsets the pairs of a batch that have the same target are not each other's negatives."""
@@ -38,6 +44,8 @@ class ContrastiveDataModule(LightningDataModule):
     an evaluation batch ``{"index": (n,), "inputs": inputs}``, where inputs are what `collate` returns.
     """
 
+    blind = False
+
     def __init__(
         self,
         *,
@@ -48,7 +56,7 @@ class ContrastiveDataModule(LightningDataModule):
         shuffle_block: int = 1000,
         mask_same_target: MaskSameTarget = "none",
         num_workers: int,
-        seed: int,
+        seed: int | None,
         max_skipped: float,
         decode_size: int | None = None,
         collate: Collate | None,
@@ -60,6 +68,7 @@ class ContrastiveDataModule(LightningDataModule):
             ("num_workers", num_workers, 0),
             ("shuffle_block", shuffle_block, 1),
             ("decode_size", decode_size, 1),
+            ("seed", seed, 0),
         ):
             if value is not None and value < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {value}")
@@ -81,6 +90,29 @@ class ContrastiveDataModule(LightningDataModule):
         self.eval_suite: EvalSuite | None = None
         self._skips: dict[str, SkipLog] = {}
         self._pass: tuple[SkipLog, str] | None = None
+        self._run_seed: int | None = None
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        weights_only: bool | None = None,
+        *,
+        allow: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> ContrastiveDataModule:
+        """As Lightning's, but what the file names is built only if it is in ``allow``; see SECURITY.md."""
+        key, safe = cls.CHECKPOINT_HYPER_PARAMS_KEY, weights_only is not False
+        described = described_arguments(
+            cls,
+            read_hyperparameters(checkpoint_path, hparams_file, safe, key),
+            given=kwargs,
+            allow=allow,
+            objects=not safe and hparams_file is None,
+        )
+        return super().load_from_checkpoint(checkpoint_path, map_location, None, safe, **described | kwargs)
 
     @abstractmethod
     def read_train(self) -> list[TrainRows] | list[TrainStream]:
@@ -96,25 +128,30 @@ class ContrastiveDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read the rows that `stage` needs, once."""
+        self._run_seed = None  # of an earlier run
         if self.train_set is None and stage in (None, "fit"):
             rows = self.read_train()
-            self._skips["train"] = SkipLog("training rows", sum(map(len, rows)), self.max_skipped)
-            allowed = self._skips["train"].allowed
+            sizes = {subset.name: len(subset) for subset in rows}
+            log = self._skips["train"] = SkipLog("training rows", sizes, self.max_skipped)
             self._streams = [stream for stream in rows if isinstance(stream, TrainStream)]
             if self._streams:
                 images = Pictures(self.images("train"), decode_size=self.decode_size)
-                self.train_set = StreamDataset(self._streams, images, allowed)
+                self.train_set = StreamDataset(self._streams, images, log.allowed, log.in_subsets)
             else:
                 tables = [subset for subset in rows if isinstance(subset, TrainRows)]
-                self.train_set = TrainDataset(tables, self._pictures("train", tables), allowed)
+                images = self._pictures("train", tables)
+                self.train_set = TrainDataset(tables, images, log.allowed, log.in_subsets)
         if self.eval_sets is None:
             subsets = self.read_eval()
             images = self._pictures("eval", subsets)
             self.eval_sets = [EvalDataset(rows, images) for rows in subsets]
             self.eval_suite = EvalSuite(self.eval_sets)
             # a side that several subsets share is read once in validation, but for each of them in prediction
-            for name, total in (("eval", len(self.eval_suite)), ("predict", sum(map(len, self.eval_sets)))):
-                self._skips[name] = SkipLog("evaluation sides", total, self.max_skipped)
+            for name, sizes in (
+                ("eval", self.eval_suite.sizes),
+                ("predict", {sides.subset.name: len(sides) for sides in self.eval_sets}),
+            ):
+                self._skips[name] = SkipLog("evaluation sides", sizes, self.max_skipped)
 
     def _pictures(self, part: Literal["train", "eval"], rows: Sequence[TrainRows | EvalRows]) -> Pictures:
         """What opens the pictures of `rows`; the archives that they need are opened before workers start."""
@@ -147,7 +184,7 @@ class ContrastiveDataModule(LightningDataModule):
             "sampling": self.sampling,
             "batch_subsets": self.batch_subsets,
             "batch_size": self.batch_size,
-            "seed": self.seed,
+            "seed": self.order_seed(),
             "rank": trainer.global_rank if trainer is not None else 0,
             "world_size": trainer.world_size if trainer is not None else 1,
         }
@@ -162,14 +199,33 @@ class ContrastiveDataModule(LightningDataModule):
             loader, sampler = ResumableLoader, MixingSampler(self.train_set, sizes, names, **options)
         # chunks for GradCache are collated one by one
         chunk_size = getattr(trainer.lightning_module if trainer is not None else None, "chunk_size", None)
+        collate = self._collate()
+        pairs = PairCollate(collate, chunk_size, mask=self.mask_same_target != "none", blind=self.blind)
         return loader(
             self.train_set,
             sampler=sampler,
             batch_size=None,
-            collate_fn=PairCollate(self._collate(), chunk_size),  # type: ignore[arg-type]
+            collate_fn=SkipRefused(collate, pairs, self.train_set),  # type: ignore[arg-type]
             persistent_workers=self.num_workers > 0,
             **self._loading(),
         )
+
+    def order_seed(self) -> int:
+        """The `seed`, or else the run's: equal on all ranks, which must ask together, and after a resume."""
+        if self.seed is not None:
+            return self.seed
+        if self._run_seed is None:
+            seed = run_seed(DEFAULT_SEED)
+            self._run_seed = seed if self.trainer is None else int(self.trainer.strategy.broadcast(seed))
+        return self._run_seed
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seed of the order, for a resumed run."""
+        return {"seed": self._run_seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the order of the run that was saved, if `seed` is ``None``."""
+        self._run_seed = state_dict["seed"]
 
     def val_dataloader(self) -> DataLoader:
         """One loader over the `EvalSuite` of all evaluation subsets."""
@@ -188,7 +244,7 @@ class ContrastiveDataModule(LightningDataModule):
         return [self._eval_loader(sides) for sides in self.eval_sets]
 
     def _eval_loader(self, sides: EvalDataset | EvalSuite) -> DataLoader:
-        collate = SideCollate(self._collate())
+        collate = SideCollate(self._collate(), sides)
         return DataLoader(sides, batch_size=self.eval_batch_size, collate_fn=collate, **self._loading())
 
     def _loading(self) -> dict[str, Any]:
@@ -196,7 +252,7 @@ class ContrastiveDataModule(LightningDataModule):
             "num_workers": self.num_workers,
             "pin_memory": self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator),
             # seeds of workers come from here: drawn from the global generator, they would shift dropout
-            "generator": torch.Generator().manual_seed(self.seed),
+            "generator": torch.Generator().manual_seed(self.order_seed()),
             "worker_init_fn": start_worker,
         }
 

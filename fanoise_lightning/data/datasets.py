@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,40 +13,59 @@ from torch.utils.data import Dataset
 from fanoise_lightning.data.images import PictureError, Pictures
 from fanoise_lightning.data.mixing import Batch
 from fanoise_lightning.data.records import EvalRows, TrainRows
-from fanoise_lightning.data.sides import Side, target_id, unique_sides
-from fanoise_lightning.data.skipped import check_limit
+from fanoise_lightning.data.refusals import Refusal, refusals
+from fanoise_lightning.data.sides import Side, identity, unique_sides
+from fanoise_lightning.data.skipped import Skipped, check_limit
+from fanoise_lightning.data.stand_ins import repeat, walk
 from fanoise_lightning.sample import Collate, Pair, Sample
 
 __all__ = ["EvalDataset", "EvalSuite", "PairCollate", "SideCollate", "TrainDataset"]
 
 
 def _sample(side: Side, images: Pictures) -> Sample:
-    return Sample(side.text, images.open(side.image) if side.image else None)
+    return Sample(side.text, images.open(side.image) if side.image != "" else None)
 
 
 def open_pair(
     query: Side, target: Side, negatives: Sequence[Side], images: Pictures, *, subset: str, mask: bool
 ) -> Pair:
-    """Open the pictures of a pair; with `mask`, pairs of the same target are not each other's negatives."""
+    """Open the pictures of a pair; with `mask`, other pairs that are known to be right are no negatives."""
     opened = [_sample(side, images) for side in (query, target, *negatives)]
-    number = target_id(target) if mask else -1
-    return Pair(opened[0], opened[1], tuple(opened[2:]), subset, number)
+    return Pair(
+        opened[0],
+        opened[1],
+        tuple(opened[2:]),
+        subset,
+        target_id=identity(target),
+        negative_ids=tuple(map(identity, negatives)),
+        query_id=identity(query),
+        mask_pairs=mask,
+    )
 
 
 class TrainDataset(Dataset):
     """The training pairs, read by whole batches.
 
-    A pair with a picture that cannot be read is replaced by the next row of its subset, so that the batches
-    of all processes stay equal in size.
+    A pair with a picture that cannot be read is replaced by another row of its subset, drawn at random, so
+    that the batches of all processes stay equal in size. No row is drawn that the batch has already; where no
+    other can be read, one of its pairs is repeated, and the two are not each other's negatives.
 
     Args:
         subsets: the rows of each subset.
         images: opens their pictures.
         allowed: how many rows may be skipped before the run stops.
+        in_subsets: how many of each subset, by its name.
     """
 
-    def __init__(self, subsets: Sequence[TrainRows], images: Pictures, allowed: int) -> None:
-        self.subsets, self.images, self.allowed = list(subsets), images, allowed
+    def __init__(
+        self,
+        subsets: Sequence[TrainRows],
+        images: Pictures,
+        allowed: int,
+        in_subsets: Mapping[str, int] | None = None,
+    ) -> None:
+        self.subsets, self.images = list(subsets), images
+        self.allowed, self.in_subsets = allowed, in_subsets
 
     def __len__(self) -> int:
         return sum(map(len, self.subsets))
@@ -53,21 +73,69 @@ class TrainDataset(Dataset):
     def __getitem__(self, batch: Batch) -> tuple[list[Pair], list[str]]:
         """The pairs at ``[(subset index, row index), ...]``, and a line about each row that was skipped."""
         skipped: list[str] = []
-        return [self._pair(self.subsets[subset], row, skipped) for subset, row in batch], skipped
+        pairs = [self._open(subset, row, skipped) for subset, row in batch]
+        return self._fill(pairs, batch, skipped, None), skipped
 
-    def _pair(self, rows: TrainRows, first: int, skipped: list[str]) -> Pair:
-        for step in range(len(rows)):
-            row = (first + step) % len(rows)
-            try:
-                sides = rows.queries[row], rows.targets[row], rows.negatives(row)
-                return open_pair(*sides, self.images, subset=rows.name, mask=rows.mask_same_target)
-            except PictureError as error:
-                skipped.append(f"{rows.where(row)}: {error}")
-                # a wrong root breaks every row: do not walk through all of them
-                check_limit(skipped, self.allowed, "training rows")
-        raise PictureError(
-            f"subset `{rows.name}`: not one row has pictures that can be read; the last: {skipped[-1]}"
-        )
+    def replace(
+        self, pairs: Sequence[Pair], refused: Mapping[int, str], skipped: list[str], refusal: Refusal
+    ) -> list[Pair]:
+        """Put other pairs in the places of those that an encoder `refused`.
+
+        Args:
+            pairs: of a batch.
+            refused: why, by their places in the batch.
+            skipped: gets a line about each.
+            refusal: says why the encoder refuses a pair, ``""`` if it does not.
+        """
+        batch = [pair.origin for pair in pairs]
+        for place, why in refused.items():
+            subset, row = batch[place]
+            self._skip(subset, row, why, skipped)
+        left = [None if place in refused else pair for place, pair in enumerate(pairs)]
+        return self._fill(left, batch, skipped, refusal)
+
+    def _fill(
+        self, pairs: list[Pair | None], batch: Batch, skipped: list[str], refusal: Refusal | None
+    ) -> list[Pair]:
+        """Draw rows for the gaps."""
+        tried = set(batch)
+        for place, (subset, _) in enumerate(batch):
+            if pairs[place] is not None:
+                continue
+            size = len(self.subsets[subset])
+            for row in walk(size, place, *chain.from_iterable(batch)):
+                if (subset, row) in tried:
+                    continue
+                tried.add((subset, row))
+                pair = self._open(subset, row, skipped)
+                if pair is not None and refusal is not None and (why := refusal(pair)):
+                    self._skip(subset, row, why, skipped)
+                    pair = None
+                if pair is not None:
+                    pairs[place] = pair
+                    break
+        subsets = [self.subsets[subset].name for subset, _ in batch]
+        if missing := set(subsets) - {pair.subset for pair in pairs if pair is not None}:
+            raise PictureError(
+                f"subset `{min(missing)}`: not one row has pictures that can be used; the last: {skipped[-1]}"
+            )
+        return repeat(pairs, subsets)
+
+    def _open(self, subset: int, row: int, skipped: list[str]) -> Pair | None:
+        rows = self.subsets[subset]
+        try:
+            sides = rows.queries[row], rows.targets[row], rows.negatives(row)
+            pair = open_pair(*sides, self.images, subset=rows.name, mask=rows.mask_same_target)
+            return replace(pair, origin=(subset, row))
+        except PictureError as error:
+            self._skip(subset, row, str(error), skipped)
+            return None
+
+    def _skip(self, subset: int, row: int, why: str, skipped: list[str]) -> None:
+        rows = self.subsets[subset]
+        skipped.append(Skipped(rows.name, f"{rows.where(row)}: {why}"))
+        # a wrong root breaks every row: do not walk through all of them
+        check_limit(skipped, self.allowed, "training rows", self.in_subsets)
 
 
 class EvalDataset(Dataset):
@@ -96,7 +164,12 @@ class EvalDataset(Dataset):
         try:
             return index, _sample(self.sides[index], self.images)
         except PictureError as error:
-            return index, f"subset `{self.subset.name}`, side {index}: {error}"
+            return index, self.skip(index, str(error))
+
+    def skip(self, index: int, why: str) -> Skipped:
+        """The line about a side that cannot be used."""
+        name = self.subset.name
+        return Skipped(name, f"subset `{name}`, side {index}: {why}")
 
 
 class EvalSuite(Dataset):
@@ -130,20 +203,36 @@ class EvalSuite(Dataset):
         number, side = self._home[index].tolist()
         return index, self.subsets[number][side][1]
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many sides each subset has, those that several share counted for the first."""
+        counts = self._home[:, 0].bincount(minlength=len(self.subsets)).tolist()
+        return {sides.subset.name: count for sides, count in zip(self.subsets, counts)}
+
+    def skip(self, index: int, why: str) -> Skipped:
+        """The line about a side that cannot be used."""
+        number, side = self._home[index].tolist()
+        return self.subsets[number].skip(side, why)
+
 
 @dataclass(frozen=True)
 class PairCollate:
-    """What `TrainDataset` reads -> ``{"query", "target", "negatives" (if any), "target_id", "skipped"}``.
+    """What `TrainDataset` reads -> ``{"query", "target", "negatives" (if any), "skipped"}``, and the numbers
+    ``{"query_id", "target_id", "negative_id" (if any), "mask_pairs"}``, which losses tell right answers by.
 
     Args:
         collate: of the encoder.
         chunk_size: pairs in a chunk, or one number for the queries and one for targets and negatives. Each
             chunk is collated by itself, so that a side is a list of inputs: those of some encoders cannot be
             cut apart afterwards.
+        mask: tell what is the same. If false, -1 for all but pairs with `mask_pairs`.
+        blind: queries lost their pictures, and that they look the same says nothing.
     """
 
     collate: Collate
     chunk_size: int | tuple[int, int] | None = None
+    mask: bool = True
+    blind: bool = False
 
     def __call__(self, read: tuple[list[Pair], list[str]]) -> dict[str, Any]:
         pairs, skipped = read
@@ -154,9 +243,24 @@ class PairCollate:
         }
         if negatives := [sample for pair in pairs for sample in pair.negatives]:
             batch["negatives"] = self._collate(negatives, sizes[1])
-        # There on every rank, whatever it holds: the loss gathers it.
-        batch["target_id"] = torch.tensor([pair.target_id for pair in pairs])
-        return {**batch, "skipped": skipped}
+        return {**batch, **self._numbers(pairs), "skipped": skipped}
+
+    def _numbers(self, pairs: list[Pair]) -> dict[str, torch.Tensor]:
+        target: list[int] = []
+        query: list[int] = []
+        hard: list[int] = []
+        for pair in pairs:
+            told = self.mask or pair.mask_pairs
+            target.append(pair.target_id if told else -1)
+            query.append(pair.query_id if told and not self.blind else -1)
+            hard += pair.negative_ids if told and pair.negative_ids else [-1] * len(pair.negatives)
+        mask_pairs = torch.tensor([pair.mask_pairs for pair in pairs])
+        numbers = {
+            "query_id": torch.tensor(query),
+            "target_id": torch.tensor(target),
+            "mask_pairs": mask_pairs,
+        }
+        return {**numbers, "negative_id": torch.tensor(hard)} if hard else numbers
 
     def _collate(self, samples: list[Sample], size: int | None) -> Any:
         if size is None:
@@ -166,14 +270,28 @@ class PairCollate:
 
 @dataclass(frozen=True)
 class SideCollate:
-    """What evaluation data sets read -> ``{"index": (n,), "inputs", "skipped"}``, without broken sides."""
+    """What evaluation data sets read -> ``{"index": (n,), "inputs", "skipped"}``, without broken sides.
+
+    Args:
+        collate: of the encoder.
+        sides: the data set, which names the sides that the encoder refuses; without it they are an error.
+    """
 
     collate: Collate
+    sides: EvalDataset | EvalSuite | None = None
 
     def __call__(self, read: Sequence[tuple[int, Sample | str]]) -> dict[str, Any]:
         good = [(index, sample) for index, sample in read if isinstance(sample, Sample)]
-        return {
-            "index": torch.tensor([index for index, _ in good], dtype=torch.long),
-            "inputs": self.collate([sample for _, sample in good]) if good else {},
-            "skipped": [line for _, line in read if isinstance(line, str)],
-        }
+        skipped = [line for _, line in read if isinstance(line, str)]
+        inputs: dict[str, Any] | None = None
+        while good and inputs is None:
+            try:
+                inputs = self.collate([sample for _, sample in good])
+            except Exception as error:  # of any kind: whatever processors raise
+                if self.sides is None:
+                    raise
+                refused = refusals(self.collate, [[sample] for _, sample in good], error)
+                skipped += [self.sides.skip(good[place][0], why) for place, why in refused.items()]
+                good = [side for place, side in enumerate(good) if place not in refused]
+        index = torch.tensor([index for index, _ in good], dtype=torch.long)
+        return {"index": index, "inputs": inputs or {}, "skipped": skipped}

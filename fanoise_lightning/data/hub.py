@@ -1,7 +1,7 @@
 """A data set repository: on the Hugging Face hub, or a folder with the same files.
 
 Nothing is ever lost in silence: shards are counted against their names, and rows against the card.
-`huggingface_hub` and `datasets` are imported on first use.
+`huggingface_hub` is imported on first use.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fanoise_lightning.data.columns import Columns
 from fanoise_lightning.data.hub_errors import HubError, attempt, hub_errors
+from fanoise_lightning.data.hub_rows import HubRows
+from fanoise_lightning.data.images import LEAVES_ROOT
+from fanoise_lightning.data.shards import FileRows
 from fanoise_lightning.data.subsets import check_names
 
-if TYPE_CHECKING:
-    from datasets import IterableDataset
-
-__all__ = ["HUB", "HubError", "Repository", "hub_errors", "open_stream"]
+__all__ = ["HUB", "HubError", "Repository", "hub_errors"]
 
 HUB = "hf://datasets/"
 CARD = "README.md"
-STREAM_RETRIES = 3  # `datasets` tries 20 times by default: half an hour for a hub that is down
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(-[0-9a-f]+)?\.parquet$")
 
@@ -54,21 +54,24 @@ class Repository:
         return f"`{self.location}`"
 
     @cached_property
-    def _listing(self) -> tuple[str, list[str]]:
-        """The commit and the files of a repository on the hub."""
+    def _listing(self) -> tuple[str, dict[str, int | None]]:
+        """The commit and the files of a repository on the hub, with their sizes."""
         from huggingface_hub import HfApi
 
-        info = attempt(lambda: HfApi().dataset_info(self.repo_id or ""), str(self))
-        return str(info.sha), sorted(file.rfilename for file in info.siblings or [])
+        info = attempt(lambda: HfApi().dataset_info(self.repo_id or "", files_metadata=True), str(self))
+        files = {file.rfilename: file.size for file in info.siblings or []}
+        return str(info.sha), dict(sorted(files.items()))
 
     def find(self, pattern: str) -> list[str]:
         """The files that match a pattern, relative to the repository, sorted."""
         if self.folder is None:
             return fnmatch.filter(self._listing[1], pattern)
+        if re.search(LEAVES_ROOT, pattern):
+            raise ValueError(f"{self}: `{pattern}` leaves the repository: what it holds lies inside it")
         return sorted(path.relative_to(self.folder).as_posix() for path in self.folder.glob(pattern))
 
     def url(self, file: str) -> str:
-        """A path or URL that `datasets` reads; on the hub that of the commit seen first."""
+        """A path, or on the hub the URL at the commit seen first."""
         if self.folder is not None:
             return str(self.folder / file)
         return f"{self.location}@{self._listing[0]}/{file}"
@@ -108,6 +111,8 @@ class Repository:
             raise ValueError(
                 f"the card of {self} must give `config_name` and `data_files` of each config: {error!r}"
             ) from error
+        except ValueError as error:
+            raise ValueError(f"the card of {self}: {error}") from error
 
     def shards(self, config: str, split: str) -> list[str]:
         """The parquet files of a split, in the order of their names.
@@ -154,7 +159,7 @@ class Repository:
         if self.folder is None and told is not None:
             return told
         shards = self.shards(config, split)
-        counted = sum(_num_rows(self.url(shard)) for shard in shards)
+        counted = sum(map(self._num_rows, shards))
         if told is not None and counted != told:
             raise ValueError(
                 f"{self}, config `{config}`, split `{split}`: its {len(shards)} files hold {counted} rows, "
@@ -171,10 +176,22 @@ class Repository:
                         return entry.get("num_examples")
         return None
 
-    def stream(self, config: str, split: str) -> IterableDataset:
-        """The rows of a split one after the other, never all in memory; see `open_stream`."""
-        files = [self.url(shard) for shard in self.shards(config, split)]
-        return attempt(lambda: open_stream(files), f"{self}, config `{config}`, split `{split}`")
+    def _num_rows(self, file: str) -> int:
+        if self.folder is None:
+            return HubRows({self.url(file): self._listing[1][file]}, {}).num_rows
+        try:
+            return pq.read_metadata(self.folder / file).num_rows
+        except pa.ArrowException as error:
+            raise ValueError(
+                f"`{self.url(file)}` is no whole parquet file: remove it and fetch it again"
+            ) from error
+
+    def stream(self, config: str, split: str, columns: Columns) -> FileRows | HubRows:
+        """The rows of a split in shards, never all in memory."""
+        shards = self.shards(config, split)
+        if self.folder is not None:
+            return FileRows([self.folder / shard for shard in shards], columns)
+        return HubRows({self.url(shard): self._listing[1][shard] for shard in shards}, columns)
 
     def cached(self) -> Repository | None:
         """The folder in the hub's cache that holds what was downloaded before, without asking the hub."""
@@ -225,36 +242,9 @@ def _patterns(data_files: Any) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for entry in entries:
         split, paths = (entry["split"], entry["path"]) if isinstance(entry, dict) else ("train", entry)
-        found.setdefault(split, []).extend([paths] if isinstance(paths, str) else paths)
+        paths = [paths] if isinstance(paths, str) else paths
+        for path in paths:
+            if not isinstance(path, str) or not path or re.search(LEAVES_ROOT, path):
+                raise ValueError(f"{path!r} in `data_files` must be a path inside the repository")
+        found.setdefault(split, []).extend(paths)
     return found
-
-
-def open_stream(files: Sequence[str | Path]) -> IterableDataset:
-    """The rows of parquet or JSON-lines files one after the other, with pictures as they are stored.
-
-    Args:
-        files: paths, or ``hf://`` URLs; each row group of a parquet file is a shard.
-    """
-    import datasets
-
-    datasets.config.STREAMING_OPEN_MAX_RETRIES = datasets.config.STREAMING_READ_MAX_RETRIES = STREAM_RETRIES
-    names = [str(file) for file in files]
-    kind = "json" if names[0].endswith(".jsonl") else "parquet"
-    rows = datasets.load_dataset(kind, data_files={"rows": names}, split="rows", streaming=True)
-    rows = rows.decode(False) if rows.features else rows
-    return rows.reshard()  # one file is one shard else: hardly shuffled, and read by all ranks
-
-
-def _num_rows(url: str) -> int:
-    if not url.startswith(HUB):
-        try:
-            return pq.read_metadata(url).num_rows
-        except pa.ArrowException as error:
-            raise ValueError(f"`{url}` is no whole parquet file: remove it and fetch it again") from error
-    from huggingface_hub import HfFileSystem
-
-    def read() -> int:
-        with HfFileSystem().open(url) as file:
-            return pq.read_metadata(file).num_rows
-
-    return attempt(read, f"`{url}`")

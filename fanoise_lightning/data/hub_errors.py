@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+_LOCK = threading.Lock()
 
 
 class HubError(OSError):
@@ -33,8 +35,8 @@ def attempt(action: Callable[[], T], what: str) -> T:
     """
     for wait in WAITS:
         try:
-            _limit_waiting()
-            return action()
+            with _limited_waiting():
+                return action()
         except Exception as error:
             if not _may_pass(error):
                 raise HubError(_explain(error, what)) from error
@@ -47,27 +49,39 @@ def attempt(action: Callable[[], T], what: str) -> T:
 @contextmanager
 def hub_errors(what: str) -> Iterator[None]:
     """Turn what the libraries raise about the hub into a `HubError` that names `what` and gives advice."""
-    _limit_waiting()
     try:
-        yield
+        with _limited_waiting():
+            yield
     except HubError:
         raise
     except Exception as error:
         raise HubError(_explain(error, what)) from error
 
 
-def _limit_waiting() -> None:
-    """Let no request wait longer than HF_HUB_DOWNLOAD_TIMEOUT seconds for a byte (10 if it is not set).
+@contextmanager
+def _limited_waiting() -> Iterator[None]:
+    """Let no request meanwhile wait longer than HF_HUB_DOWNLOAD_TIMEOUT seconds for a byte (10 by default).
 
     `huggingface_hub` lists files without a limit: a hub that takes the request and stays silent would hang
-    the run for ever.
+    the run for ever. Its client is that of the whole process: it is left as it was found.
     """
     from huggingface_hub.utils import get_session
 
     session = get_session()  # another one after a fork, or after a connection failed
-    hooks = session.event_hooks
-    if _set_timeout not in hooks["request"]:
-        session.event_hooks = {**hooks, "request": [*hooks["request"], _set_timeout]}
+    with _LOCK:
+        session.event_hooks = _with_requests(session, [*session.event_hooks["request"], _set_timeout])
+    try:
+        yield
+    finally:
+        with _LOCK:
+            requests = list(session.event_hooks["request"])
+            if _set_timeout in requests:  # of several threads each takes away one
+                requests.remove(_set_timeout)
+            session.event_hooks = _with_requests(session, requests)
+
+
+def _with_requests(session: Any, hooks: list[Any]) -> dict[str, list[Any]]:
+    return {**session.event_hooks, "request": hooks}
 
 
 def _set_timeout(request: Any) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pyarrow.compute as pc
 
 from fanoise_lightning.data.archives import Archive
 from fanoise_lightning.data.images import LEAVES_ROOT, PictureError, check_size
+from fanoise_lightning.data.names import ambiguous, folded, same_letters
 
 __all__ = ["ImageRoot", "archive_names", "first_paths"]
 
@@ -27,13 +30,14 @@ def archive_names(path: str) -> tuple[str, ...]:
         >>> archive_names("images/A-OKVQA/Train/1.jpg")
         ('images_zip/A-OKVQA.zip', 'images.zip')
     """
-    group = re.sub(_GROUP, r"\1", path)
+    group = re.sub(_GROUP, r"\1", path.replace("\\", "/"))
     return (f"images_zip/{group}.zip", "images.zip") if group else ("images.zip",)
 
 
 def first_paths(paths: pa.Array) -> dict[str, str]:
     """The first of the paths that share the X of their `archive_names`, by that X; ``""`` for none."""
-    groups = pc.replace_substring_regex(paths, _GROUP, r"\1").dictionary_encode()
+    slashed = pc.replace_substring(paths, "\\", "/")
+    groups = pc.replace_substring_regex(slashed, _GROUP, r"\1").dictionary_encode()
     rows = np.unique(groups.indices.to_numpy(), return_index=True)[1]
     return dict(zip(groups.dictionary.to_pylist(), paths.take(pa.array(rows)).to_pylist()))
 
@@ -45,10 +49,12 @@ class ImageRoot:
 
     A path is looked for in a folder as it stands, and with or without ``images/`` in front of it, which is
     how MMEB's repositories tell where to unpack; where it is not unpacked, in ``images_zip/X.zip`` (of paths
-    ``images/X/...``) and ``images.zip`` of the folder. Archives are opened when they are needed.
+    ``images/X/...``) and ``images.zip`` of the folder. Archives are opened when they are needed. Where no
+    file has the very name, one that differs in capitals, Unicode normal form (a Mac's) or backslashes alone
+    is taken, if there is only one.
 
     Args:
-        path: a folder, or a zip archive.
+        path: a folder, or a zip archive; ``~`` is the user's home.
         fetch: for messages: the command that fetches an archive of the folder, its name as ``{archive}``.
 
     Raises:
@@ -60,7 +66,7 @@ class ImageRoot:
     """
 
     def __init__(self, path: str | Path, fetch: str = "") -> None:
-        self.path, self.fetch = Path(path).resolve(), fetch
+        self.path, self.fetch = Path(path).expanduser().resolve(), fetch
         self._archives: dict[str, Archive | None] = {}
         self._is_folder = self.path.is_dir()
         if not self._is_folder:
@@ -82,7 +88,7 @@ class ImageRoot:
             ValueError: if an archive cannot be read.
         """
         for number, (group, path) in enumerate(first_paths(paths).items()):
-            is_there = self._file(path) is not None or self._needed(path) or self._has_folder(group)
+            is_there = self._file(path) or self._needed(path) or self._has_folder(group) or path in self
             if number == 0 and not is_there:  # later ones may be stray paths: broken pictures as any others
                 raise FileNotFoundError(
                     f"subset `{subset}`: its pictures (the first: `{path}`) are not in `{self.path}`, "
@@ -91,13 +97,14 @@ class ImageRoot:
 
     def __contains__(self, path: str) -> bool:
         path = _checked(path)
-        return self._file(path) is not None or self._member(path) is not None
+        return any(find(path) is not None for find in (self._file, self._member, self._similar))
 
     def read(self, path: str) -> bytes:
         """The bytes of a picture.
 
         Raises:
-            PictureError: if there is none at `path`, it lies outside the root, or cannot be read.
+            PictureError: if there is none at `path`, or several in other spellings; if it lies outside the
+                root, or cannot be read.
             ValueError: if an archive that was not prepared cannot be read.
         """
         path = _checked(path)
@@ -106,6 +113,8 @@ class ImageRoot:
         if (member := self._member(path)) is not None:
             archive, name = member
             return archive.read(name)
+        if (file := self._similar(path)) is not None:
+            return _read_file(*file)
         if archives := self._needed(path):
             found = ", ".join(
                 f"`{archive.path.name}` (which has `{archive.example}`)" for archive in archives
@@ -124,27 +133,52 @@ class ImageRoot:
                 return base, file
         return None
 
+    def _similar(self, path: str) -> tuple[Path, str] | None:
+        """As `_file`, of a file whose name differs in spelling alone.
+
+        Raises:
+            PictureError: if there are several.
+        """
+        if not self._is_folder:
+            return None
+        found: dict[str, Path] = {}
+        for name in _spellings(folded(path)):
+            within = name.startswith("images/") and self._unpacked.is_dir()
+            base = self._unpacked if within else self.path
+            found |= dict.fromkeys(_search(base, name.removeprefix("images/") if within else name), base)
+        if len(found) > 1:
+            same = [name for spelling in _spellings(path) for name in same_letters(spelling, found)]
+            found = {name: found[name] for name in same} or found
+        if len(found) > 1:
+            raise PictureError(ambiguous(found))
+        return next(((base, os.path.join(base, name)) for name, base in found.items()), None)
+
     def _member(self, path: str) -> tuple[Archive, str] | None:
         """The archive that has the picture, and its name there."""
         for archive in self._needed(path):
-            for name in _spellings(path):
+            for name in (*_spellings(path), *_spellings(folded(path))):
                 if name in archive:
                     return archive, name
         return None
 
     def _has_folder(self, group: str) -> bool:
         """Whether there is a folder of pictures: a repository has folders of rows with the same names."""
-        folders = [self.path / group, self._unpacked / group] if self._is_folder else []
-        first = (next(os.scandir(folder), None) for folder in folders if folder.is_dir())
-        return any(entry is None or not entry.name.endswith(".parquet") for entry in first)
+        for folder in (self.path / group, self._unpacked / group) if self._is_folder else ():
+            if folder.is_dir():
+                with os.scandir(folder) as entries:
+                    first = next(entries, None)
+                if first is None or not first.name.endswith(".parquet"):
+                    return True
+        return False
 
     def _needed(self, path: str) -> list[Archive]:
         """The archives that may hold the picture, opened now if they were not."""
         names = archive_names(path) if self._is_folder else ("",)
         for name in names:
             if name not in self._archives:
-                file = self.path / name  # may be a link: the hub's cache is made of links
-                self._archives[name] = self._open(file, name) if os.path.isfile(file) else None
+                # may be a link: the hub's cache is made of links
+                files = [name] if os.path.isfile(self.path / name) else _search(self.path, folded(name))
+                self._archives[name] = self._open(self.path / files[0], name) if len(files) == 1 else None
         return [archive for name in names if (archive := self._archives[name]) is not None]
 
     def _open(self, file: Path, name: str) -> Archive:
@@ -172,6 +206,34 @@ def _spellings(path: str) -> tuple[str, str]:
     """The path as it stands, and with or without ``images/``."""
     inside = path.removeprefix("images/")
     return path, f"images/{path}" if inside == path else inside
+
+
+def _search(folder: Path, path: str) -> list[str]:
+    """The files in a folder whose paths are `path` when they are `folded`, relative to it."""
+    found = [""]
+    for name in path.split("/"):
+        found = [
+            os.path.join(start, entry)
+            for start in found
+            for entry in _listing(os.path.join(folder, start)).get(name, ())
+        ]
+    return [name for name in found if os.path.isfile(os.path.join(folder, name))]
+
+
+def _listing(folder: str) -> Mapping[str, list[str]]:
+    """The names in a folder by what they are `folded`."""
+    try:
+        return _list(folder, os.stat(folder).st_mtime_ns)
+    except OSError:  # no folder, or none that may be read
+        return {}
+
+
+@lru_cache(maxsize=8)  # a folder of pictures may be large, and each of them is looked for
+def _list(folder: str, changed: int) -> Mapping[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for name in os.listdir(folder):
+        names.setdefault(folded(name), []).append(name)
+    return names
 
 
 def _read_file(folder: Path, file: str) -> bytes:

@@ -8,19 +8,16 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
-
-import pyarrow.parquet as pq
+from typing import Literal, Protocol
 
 from fanoise_lightning.data.catalog import CATALOG
 from fanoise_lightning.data.download import EVAL_SPLIT, SOURCE, eval_configs, fetch, train_configs
-from fanoise_lightning.data.hub import HUB, Repository, open_stream
+from fanoise_lightning.data.hub import HUB, Repository
 from fanoise_lightning.data.image_roots import ImageRoot
-from fanoise_lightning.data.subsets import Subset, check_names, read_subsets
-from fanoise_lightning.data.tables import find_subsets
-
-if TYPE_CHECKING:
-    from datasets import IterableDataset
+from fanoise_lightning.data.records import TRAIN_COLUMNS
+from fanoise_lightning.data.shards import FileRows, Rows
+from fanoise_lightning.data.subsets import Subset, check_names, read_meta_tasks, read_subsets
+from fanoise_lightning.data.tables import SHARDS, find_subsets
 
 __all__ = ["FolderLayout", "Layout", "Part", "RepositoryLayout", "open_root"]
 
@@ -46,11 +43,11 @@ class Layout(Protocol):
     def files(self, part: Part, name: str) -> list[Path]:
         """The files of a subset's rows, in order."""
 
-    def stream(self, name: str) -> tuple[IterableDataset, int]:
+    def stream(self, name: str) -> tuple[Rows, int]:
         """The rows of a training subset one after the other, and how many there are."""
 
-    def is_classification(self, name: str) -> bool:
-        """Whether a training subset is classification: many of its rows have the same target."""
+    def meta_task(self, name: str) -> str | None:
+        """The meta-task of a training subset, ``None`` if it is not known."""
 
     def images(self, part: Part) -> ImageRoot | None:
         """The root of the pictures, ``None`` if there is none."""
@@ -100,26 +97,39 @@ class FolderLayout:
         names = set(check_names(subsets if chosen is None else chosen, subsets, "evaluation subset"))
         if missing := [name for name in subsets if name in names and name not in files]:
             raise FileNotFoundError(
-                f"`{table}` lists subset `{missing[0]}`, but `{self.root / 'eval'}` lacks it"
+                f"`{table}` lists subset `{missing[0]}`, but `{self.root / 'eval'}` lacks it; an entry of a "
+                "training subset alone has no distribution"
             )
         if chosen is None and (extra := [name for name in files if name not in subsets]):
             raise ValueError(
-                f"`{files[extra[0]]}` has no entry in `{table}`: add its name, meta_task and distribution"
+                f"`{files[extra[0]]}` has no entry in `{table}` with a distribution: add its name, meta_task "
+                "and distribution"
             )
         return [subset for name, subset in subsets.items() if name in names]
 
     def files(self, part: Part, name: str) -> list[Path]:
         path = self._files(part)[name]
-        return sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        return sorted(path.glob(SHARDS)) if path.is_dir() else [path]
 
-    def stream(self, name: str) -> tuple[IterableDataset, int]:
-        files = self.files("train", name)
-        return open_stream(files), sum(map(_num_rows, files))
+    def stream(self, name: str) -> tuple[Rows, int]:
+        rows = FileRows(self.files("train", name), TRAIN_COLUMNS)
+        return rows, rows.num_rows
 
-    def is_classification(self, name: str) -> bool:
+    def meta_task(self, name: str) -> str | None:
+        return self._meta_tasks.get(name)
+
+    @cached_property
+    def _meta_tasks(self) -> dict[str, str]:
         table = self.root / "subsets.json"
-        subset = read_subsets(table).get(name) if table.is_file() else None
-        return subset is not None and subset.meta_task == "classification"
+        if not table.is_file():
+            return {}
+        known = self._files("train")
+        if strays := [name for name in read_meta_tasks(table, trained=True) if name not in known]:
+            raise ValueError(
+                f"`{table}`: subset `{strays[0]}` has no distribution, so it is trained on alone, but "
+                f"`{self.root / 'train'}` lacks it. Add its file, or its distribution if it is evaluated on"
+            )
+        return read_meta_tasks(table)
 
     def images(self, part: Part) -> ImageRoot | None:
         return self._images
@@ -179,14 +189,13 @@ class RepositoryLayout:
         repository.num_rows(name, split := self._split(part))  # compares the files with the card
         return [Path(repository.url(shard)) for shard in repository.shards(name, split)]
 
-    def stream(self, name: str) -> tuple[IterableDataset, int]:
+    def stream(self, name: str) -> tuple[Rows, int]:
         source = self.sources["train"]
-        return source.stream(name, self.split), source.num_rows(name, self.split)
+        return source.stream(name, self.split, TRAIN_COLUMNS), source.num_rows(name, self.split)
 
-    def is_classification(self, name: str) -> bool:
-        return any(
-            entry.meta_task == "classification" for entry in CATALOG.values() if entry.train_name == name
-        )
+    def meta_task(self, name: str) -> str | None:
+        entries = (entry for entry in CATALOG.values() if entry.train_name == name)
+        return next((entry.meta_task for entry in entries), None)
 
     def images(self, part: Part) -> ImageRoot | None:
         repository, source = self._local(part), self.sources[part]
@@ -225,10 +234,3 @@ class RepositoryLayout:
                 f"that are there: `{part}_subsets: [{', '.join(there)}]`"
             )
         return names
-
-
-def _num_rows(file: Path) -> int:
-    if file.suffix == ".parquet":
-        return pq.read_metadata(file).num_rows
-    with file.open("rb") as lines:
-        return sum(bool(line.strip()) for line in lines)

@@ -56,6 +56,9 @@ class ResumableLoader(DataLoader):
                 )
         self.sampler.start = start
         self._at = (epoch, start)
-        for number, batch in enumerate(super().__iter__(), start + 1):
+        for number, batch in enumerate(self._batches(), start + 1):
             self._at = (epoch, number)
             yield batch
+
+    def _batches(self) -> Iterator[Any]:
+        return super().__iter__()

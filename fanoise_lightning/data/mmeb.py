@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +12,9 @@ from typing import Literal
 
 import numpy as np
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from fanoise_lightning.data.datamodule import ContrastiveDataModule, MaskSameTarget
+from fanoise_lightning.data.datamodule import DEFAULT_SEED, ContrastiveDataModule, MaskSameTarget
 from fanoise_lightning.data.image_roots import ImageRoot
 from fanoise_lightning.data.layouts import Layout, Part, open_root
 from fanoise_lightning.data.mixing import BatchSubsets, Sampling
@@ -34,12 +36,13 @@ class MMEBDataModule(ContrastiveDataModule):
       ``MMEB-eval``, rows and archives of pictures, is downloaded into the hub's cache once.
     - a folder with ``MMEB-train/`` and ``MMEB-eval/``, each with the files of that repository, all or some,
       as ``fanoise data --root`` makes it. Archives are read where they are, or unpacked into ``images/``.
-    - a folder with ``subsets.json`` (name, meta-task and distribution of the evaluation subsets),
-      ``train/<subset>.parquet`` and ``eval/<subset>.parquet`` (or ``.jsonl``, or a folder of parquet shards)
-      with MMEB's columns, and the pictures in ``images/`` or ``images.zip``; ``"emoji"`` is such a folder.
+    - a folder with ``subsets.json`` (name, meta-task and distribution of the evaluation subsets; name and
+      meta-task of training subsets with other names), ``train/<subset>.parquet`` and
+      ``eval/<subset>.parquet`` (or ``.jsonl``, or a folder of parquet shards) with MMEB's columns, and the
+      pictures in ``images/`` or ``images.zip``; ``"emoji"`` is such a folder.
 
-    A picture that cannot be read is skipped, counted and reported: in training the next row of its subset
-    takes its place, in evaluation the side is left out.
+    A picture that cannot be read, or that the encoder refuses, is skipped, counted and reported: in training
+    another row of its subset takes its place, in evaluation the side is left out.
 
     Args:
         root: where rows and pictures are.
@@ -58,13 +61,16 @@ class MMEBDataModule(ContrastiveDataModule):
         batch_subsets: batches ``"mixed"`` over subsets, of a ``"single"`` one, or interleaved of blocks of so
             many rows.
         shuffle_block: with `streaming`, how many rows of a subset are shuffled together.
-        mask_same_target: in which subsets pairs with the same target are not each other's negatives:
-            ``"classification"``, where the targets are few, ``"all"`` or ``"none"``.
+        mask_same_target: in which subsets other right answers of the batch, such as the same target in
+            another pair, are no negatives: ``"classification"``, where the targets are few, ``"all"`` or
+            ``"none"``. Hard negatives that are right answers are left out in every subset, except with
+            ``"none"``.
         blind: drop the query pictures in training and evaluation: what can be solved without looking.
         num_workers: processes that decode and tokenise, per loader.
-        seed: of the order, and of a random sample.
+        seed: of the order, and of a random sample; ``None`` for that of the run (``seed_everything``, else
+            42), which leaves the sample the same in all runs.
         max_skipped: share of the training rows, or of the evaluation sides, whose pictures may be unreadable
-            before the run stops.
+            before the run stops; the same of each subset, rounded up.
         decode_size: open JPEG files at the smallest scale (1, 1/2, 1/4, 1/8) whose shorter side still has so
             many pixels: several times as fast for large photographs. At least the size that the encoder
             resizes to; ``None`` opens them in full.
@@ -98,7 +104,7 @@ class MMEBDataModule(ContrastiveDataModule):
         mask_same_target: MaskSameTarget = "classification",
         blind: bool = False,
         num_workers: int = 2,
-        seed: int = 42,
+        seed: int | None = None,
         max_skipped: float = 0.01,
         decode_size: int | None = None,
         collate: Collate | None = None,
@@ -125,6 +131,7 @@ class MMEBDataModule(ContrastiveDataModule):
                 "`sample='random'` takes rows from all over the files, which a stream reads from the start: "
                 "use `streaming=False`, or `sample='first'`"
             )
+        root = Path(root).expanduser() if str(root).startswith("~") else root
         self.root = Path(__file__).with_name("emoji") if root == "emoji" else root
         self.split = split
         self.train_subsets, self.eval_subsets = train_subsets, eval_subsets
@@ -143,6 +150,7 @@ class MMEBDataModule(ContrastiveDataModule):
     def read_train(self) -> list[TrainRows] | list[TrainStream]:
         """Read the training rows of the chosen subsets, or open their streams."""
         names = self._layout.train_names(self.train_subsets)
+        self._say_masks(names)
         if self.streaming:
             with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:  # on the hub mostly a wait for answers
                 return list(pool.map(self._open_stream, names))
@@ -150,8 +158,27 @@ class MMEBDataModule(ContrastiveDataModule):
 
     def _masks(self, name: str) -> bool:
         if self.mask_same_target == "classification":
-            return self._layout.is_classification(name)
+            return self._layout.meta_task(name) == "classification"
         return self.mask_same_target == "all"
+
+    def _say_masks(self, names: list[str]) -> None:
+        """Which mask is in force in each training subset."""
+        masked, others = ([name for name in names if self._masks(name) == on] for on in (True, False))
+        rest = "nothing" if self.mask_same_target == "none" else "hard negatives alone"
+        where = [
+            f"{what} in {', '.join(some)}"
+            for what, some in (("pairs and hard negatives", masked), (rest, others))
+            if some
+        ]
+        rank_zero_info(f"mask_same_target={self.mask_same_target} masks {'; '.join(where)}")
+        unknown = [name for name in names if self._layout.meta_task(name) is None]
+        if unknown and self.mask_same_target == "classification":
+            entry = json.dumps({"name": unknown[0], "meta_task": "classification"})
+            rank_zero_warn(
+                f"`{self.root}`: subsets.json does not say what the training subsets {', '.join(unknown)} "
+                f"are. If one is classification, add an entry such as {entry}: otherwise pairs with the same "
+                "target are each other's negatives"
+            )
 
     def _open_stream(self, name: str) -> TrainStream:
         rows, num_rows = self._layout.stream(name)
@@ -165,7 +192,9 @@ class MMEBDataModule(ContrastiveDataModule):
         if self.num_samples is None or len(rows) <= self.num_samples:
             return rows
         # the name in the seed: another choice of subsets leaves each subset's sample as it is
-        random = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+        random = np.random.default_rng(
+            [DEFAULT_SEED if self.seed is None else self.seed, zlib.crc32(name.encode())]
+        )
         return rows.take(np.sort(random.choice(len(rows), self.num_samples, replace=False)))
 
     def read_eval(self) -> list[EvalRows]:

@@ -7,40 +7,53 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 
-from fanoise_lightning.data.datamodule import ContrastiveDataModule
+from fanoise_lightning.data.datamodule import DEFAULT_SEED, ContrastiveDataModule
 from fanoise_lightning.data.image_roots import ImageRoot
 from fanoise_lightning.data.records import EvalRows, TrainRows, pad_candidates, read_train
 from fanoise_lightning.data.sides import unique_sides
+from fanoise_lightning.data.splits import Pairs, Split, answers_of, count_candidates, hold_out, split
 from fanoise_lightning.data.subsets import Subset
+from fanoise_lightning.data.tables import subset_name
 from fanoise_lightning.sample import Collate
 
-__all__ = ["PairDataModule"]
+__all__ = ["PairDataModule", "draw_candidates", "hold_out", "number_pairs"]
 
 
 class PairDataModule(ContrastiveDataModule):
-    """Fine-tune on pairs of your own: a JSON-lines or parquet file with MMEB's training columns.
+    """Fine-tune on pairs of your own: a ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` file with MMEB's training
+    columns.
 
     Columns: ``qry``, ``qry_image_path``, ``pos_text``, ``pos_image_path``, and for hard negatives
     ``neg_text``, ``neg_image_path`` (a text, or a list). An empty path is no picture.
 
     A part of the pairs is held out, as a retrieval subset ``validation``: each query has to find its target
-    among other targets that were held out. All pairs of a query, and both directions of a pair, are on one
-    side of the split. After ``setup``, ``eval_sets[0]`` holds what was held out.
+    among other targets that were held out. Pairs that are connected by a query, a target or a picture are on
+    one side of the split, and so are both directions of a pair: what is validated on was not trained on.
+    Where a few labels connect most pairs that cannot be, and the pairs of a query are kept together; a
+    warning then says how many of the targets are trained on as well. A validation query that would have its
+    target as the only candidate is left out, with a warning. After ``setup``, ``eval_sets[0]`` holds what was
+    held out.
 
     Args:
         path: the file, or a folder of parquet shards.
-        image_root: folder or zip that the picture paths are relative to; by default the folder of `path`.
+        image_root: folder or zip that the picture paths are relative to; by default the folder of `path`, and
+            of `val_path` for its pairs.
+        val_path: pairs of your own to validate on, with the same columns; then none are held out.
         val_fraction: share of the pairs that is held out.
-        num_candidates: of each validation query, its target included.
+        num_candidates: of each validation query, its target included, if there are so many.
         batch_size: training pairs per process and step.
         eval_batch_size: sides per process and evaluation step.
         blind: drop the query pictures in training and validation.
         mask_same_target: pairs of a batch with the same target are not each other's negatives: in ``"all"``
             batches, or in ``"none"``.
         num_workers: processes that decode and tokenise, per loader.
-        seed: of the split, the candidates and the order.
+        seed: of the order; ``None`` for that of the run (``seed_everything``, else 42).
+        split_seed: of the split and the candidates, which so are the same in runs with other seeds.
         max_skipped: share of the training rows, or of the validation sides, whose pictures may be unreadable
             before the run stops.
         decode_size: open JPEG files at the smallest scale (1, 1/2, 1/4, 1/8) whose shorter side still has so
@@ -50,7 +63,7 @@ class PairDataModule(ContrastiveDataModule):
 
     Raises:
         FileNotFoundError: if the file or the image root is missing (in `setup`).
-        ValueError: for wrong columns or rows, or a split that leaves one part empty (in `setup`).
+        ValueError: for wrong columns or rows, or where no split leaves something to find (in `setup`).
 
     Example:
         >>> data = PairDataModule("pairs.jsonl", image_root="pictures.zip")  # doctest: +SKIP
@@ -68,10 +81,12 @@ class PairDataModule(ContrastiveDataModule):
         blind: bool = False,
         mask_same_target: Literal["all", "none"] = "all",
         num_workers: int = 2,
-        seed: int = 42,
+        seed: int | None = None,
         max_skipped: float = 0.01,
         decode_size: int | None = None,
         collate: Collate | None = None,
+        val_path: str | Path | None = None,
+        split_seed: int = DEFAULT_SEED,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -89,72 +104,119 @@ class PairDataModule(ContrastiveDataModule):
             raise ValueError(
                 f"`num_candidates` must be at least 2 (the target and another), got {num_candidates}"
             )
-        self.path, self.image_root = Path(path), None if image_root is None else Path(image_root)
+        self.path = Path(path).expanduser()
+        self.val_path = None if val_path is None else Path(val_path).expanduser()
+        self.image_root = None if image_root is None else Path(image_root).expanduser()
         self.val_fraction, self.num_candidates, self.blind = val_fraction, num_candidates, blind
-        self._parts: tuple[TrainRows, TrainRows] | None = None
+        self.split_seed = split_seed
+        self._parts: tuple[TrainRows, TrainRows, str] | None = None
 
-    def _split(self) -> tuple[TrainRows, TrainRows]:
-        """The rows to train on and the rows held out."""
+    def _split(self) -> tuple[TrainRows, TrainRows, str]:
+        """The rows to train on, the rows to validate on, and how they came apart."""
         if self._parts is None:
-            masks = self.mask_same_target == "all"
-            rows = read_train(self.path, self.path.stem, blind=self.blind, mask_same_target=masks)
-            _, codes = unique_sides(rows.queries, rows.targets)
-            group_of = group_pairs(codes[: len(rows)], codes[len(rows) :])
-            held_out = hold_out(group_of, self.val_fraction, self.seed)
-            if held_out.all() or not held_out.any():
-                raise ValueError(
-                    f"`{self.path}`: val_fraction={self.val_fraction} of {len(rows)} pairs with "
-                    f"{len(np.unique(group_of))} different queries leaves nothing to "
-                    f"{'train' if held_out.all() else 'validate'} on"
+            rows = self._read(self.path)
+            if self.val_path is not None:
+                self._parts = rows, self._read(self.val_path), f"those of `{self.val_path}`"
+            else:
+                found = self._find_split(rows)
+                train, held_out = (
+                    rows.take(np.flatnonzero(part)) for part in (~found.held_out, found.held_out)
                 )
-            self._parts = rows.take(np.flatnonzero(~held_out)), rows.take(np.flatnonzero(held_out))
+                self._parts = train, held_out, f"split by {found.by}"
         return self._parts
+
+    def _read(self, path: Path) -> TrainRows:
+        masks = self.mask_same_target == "all"
+        return read_train(path, subset_name(path), blind=self.blind, mask_same_target=masks)
+
+    def _find_split(self, rows: TrainRows) -> Split:
+        (pairs,) = number_pairs(rows)
+        wanted = round(self.val_fraction * len(rows))
+        told = f"`{self.path}`: val_fraction={self.val_fraction} of {len(rows)} pairs"
+        if not 0 < wanted < len(rows):
+            raise ValueError(f"{told} leaves nothing to {'train' if wanted else 'validate'} on")
+        if (found := split(pairs, self.val_fraction, self.split_seed)) is None:
+            raise ValueError(
+                f"{told} with {len(np.unique(pairs.queries))} different queries and "
+                f"{len(np.unique(pairs.targets))} different targets: no split leaves something to train on, "
+                "and queries with two candidates; give another `val_fraction`, or a `val_path`"
+            )
+        return found
 
     def read_train(self) -> list[TrainRows]:
         """Read the pairs that are not held out."""
         return [self._split()[0]]
 
     def read_eval(self) -> list[EvalRows]:
-        """Read the pairs that are held out, and draw their candidates."""
-        rows = self._split()[1]
+        """Read the pairs to validate on, and draw their candidates."""
+        train, rows, how = self._split()
+        trained, pairs = number_pairs(train, rows)
+        enough = count_candidates(pairs) > 1
+        if not enough.all():
+            rows = self._leave_out(rows, enough)
+            pairs = pairs.take(enough)
         sides, codes = unique_sides(rows.queries, rows.targets)
         queries, targets = codes[: len(rows)], codes[len(rows) :]
-        candidates = draw_candidates(queries, targets, self.num_candidates, self.seed)
-        floors = {"chance": float((1 / (candidates >= 0).sum(axis=1)).mean())}
-        subset = Subset("validation", "retrieval", "IND", floors)
+        candidates = draw_candidates(queries, targets, self.num_candidates, self.split_seed)
+        counts = (candidates >= 0).sum(axis=1)
+        chance = float((1 / counts).mean())
+        self._describe(
+            trained, pairs, how, f"{counts.min()} to {counts.max()} candidates, chance {chance:.1%}"
+        )
+        subset = Subset("validation", "retrieval", "IND", {"chance": chance})
         return [EvalRows(subset, sides, queries, candidates, rows.embedded)]
+
+    def _leave_out(self, rows: TrainRows, enough: NDArray[np.bool_]) -> TrainRows:
+        """The rows whose queries have two candidates."""
+        alone = np.flatnonzero(~enough)
+        told = (
+            f"{len(alone)} of {len(rows)} validation queries have no candidate but right answers (the first: "
+            f"{rows.queries[int(alone[0])].text!r}, {rows.where(int(alone[0]))})"
+        )
+        if not enough.any():
+            raise ValueError(
+                f"{told}: any model would find them; validate on more, and more different, targets"
+            )
+        rank_zero_warn(f"{told}; they are left out")
+        return rows.take(np.flatnonzero(enough))
+
+    def _describe(self, trained: Pairs, pairs: Pairs, how: str, candidates: str) -> None:
+        seen = pairs.seen(trained)
+        told = ", ".join(f"{count} of {total} {name}" for name, (count, total) in seen.items() if total)
+        say = rank_zero_warn if any(count for count, _ in seen.values()) else rank_zero_info
+        say(
+            f"`{self.path}`: {len(trained)} pairs to train on, {len(pairs)} to validate on ({how}), of which "
+            f"{told} are trained on as well; {candidates}"
+        )
 
     def images(self, part: Literal["train", "eval"]) -> ImageRoot | None:
         """The image root, by default the folder of the pairs."""
-        return self._images
+        own = self.image_root is None and self.val_path is not None and part == "eval"
+        return self._val_images if own else self._images
 
     @cached_property
     def _images(self) -> ImageRoot:  # one for both parts: an archive is opened once
         return ImageRoot(self.path.parent if self.image_root is None else self.image_root)
 
-
-def group_pairs(queries: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Which pairs must stay together: those of one query, and those that are there in both directions."""
-    pairs = set(zip(queries.tolist(), targets.tolist()))
-    group = {query: query for query, _ in pairs}
-
-    def root(query: int) -> int:
-        while group[query] != query:
-            query = group[query] = group[group[query]]
-        return query
-
-    for query, target in sorted(pairs):
-        if (target, query) in pairs:
-            group[root(query)] = root(target)
-    return np.array([root(query) for query in queries.tolist()], dtype=np.int64)
+    @cached_property
+    def _val_images(self) -> ImageRoot:
+        assert self.val_path is not None
+        return ImageRoot(self.val_path.parent)
 
 
-def hold_out(group_of: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Choose whole groups at random until they hold `fraction` of the rows, or a little more."""
-    sizes = np.bincount(group_of)
-    order = np.random.default_rng(seed).permutation(len(sizes))
-    before = np.cumsum(sizes[order]) - sizes[order]
-    return np.isin(group_of, order[before < round(fraction * len(group_of))])
+def number_pairs(*parts: TrainRows) -> list[Pairs]:
+    """Each part with its sides and pictures as numbers, which mean the same in all parts."""
+    groups = [group for rows in parts for group in (rows.queries, rows.targets)]
+    _, sides = unique_sides(*groups)
+    images = pa.concat_arrays([group.images for group in groups])
+    pictures = pc.dictionary_encode(pc.if_else(pc.equal(images, ""), None, images)).indices
+    pictures = pictures.fill_null(-1).to_numpy().astype(np.int64)
+    ends = np.cumsum([len(group) for group in groups])[:-1]
+    columns = zip(*(iter(np.split(numbers, ends)) for numbers in (sides, pictures)))
+    return [
+        Pairs(queries, targets, query_pictures, target_pictures)
+        for (queries, query_pictures), (targets, target_pictures) in zip(columns, columns)
+    ]
 
 
 def draw_candidates(
@@ -163,9 +225,7 @@ def draw_candidates(
     """For each query its target, and at most ``count - 1`` others that are not right answers as well."""
     random = np.random.default_rng(seed)
     pool = np.unique(targets)
-    answers: dict[int, set[int]] = {}
-    for query, target in zip(queries.tolist(), targets.tolist()):
-        answers.setdefault(query, set()).add(target)
+    answers = answers_of(queries, targets)
     rows = []
     for query, target in zip(queries.tolist(), targets.tolist()):
         right = answers[query]

@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 
+from fanoise_lightning.data.columns import LIST, TEXT, Columns, where
 from fanoise_lightning.data.embedded import EmbeddedPictures
 from fanoise_lightning.data.images import LEAVES_ROOT
 from fanoise_lightning.data.sides import Side, Sides, list_negatives, unique_paths, unique_sides
 from fanoise_lightning.data.subsets import Subset
-from fanoise_lightning.data.tables import LIST, TEXT, Columns, as_lists, read_table, where
+from fanoise_lightning.data.tables import as_lists, read_table
 
 __all__ = ["Cleaner", "EvalRows", "TrainRows", "pad_candidates", "read_eval", "read_train", "train_rows"]
 

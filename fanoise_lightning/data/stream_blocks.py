@@ -19,23 +19,19 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import CancelledError
 from dataclasses import KW_ONLY, dataclass, replace
 from threading import Event
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
 
 from fanoise_lightning.data.embedded import EmbeddedPictures, Part
-from fanoise_lightning.data.hub_errors import hub_errors
+from fanoise_lightning.data.hub_errors import HubError
 from fanoise_lightning.data.records import TRAIN_COLUMNS, Cleaner, TrainRows, train_rows
+from fanoise_lightning.data.shards import CHUNK, Rows
 from fanoise_lightning.data.tables import convert
 
-if TYPE_CHECKING:
-    import datasets
-
 __all__ = ["Block", "Position", "StreamBlocks", "TrainStream"]
-
-CHUNK = 64  # rows that are taken from a shard at a time: blocks are made of them
 
 
 @dataclass(frozen=True)
@@ -44,8 +40,8 @@ class TrainStream:
 
     Args:
         name: of the subset.
-        rows: the stream; pictures in it are not decoded. The smaller its shards, the better it is shuffled,
-            and the less is read again when a run goes on: see ``datasets.IterableDataset.reshard``.
+        rows: in shards. The smaller these are, the better the rows are shuffled, and the less is read again
+            when a run goes on.
         num_rows: how many rows it is said to have: its share of an epoch follows from that.
         mask_same_target: pairs of a batch with the same target are not each other's negatives.
         num_samples: take the first `num_samples` rows only, in the order of the shards, which then are not
@@ -57,7 +53,7 @@ class TrainStream:
     """
 
     name: str
-    rows: datasets.IterableDataset
+    rows: Rows
     num_rows: int
     mask_same_target: bool = False
     _: KW_ONLY
@@ -65,6 +61,8 @@ class TrainStream:
     blind: bool = False
 
     def __post_init__(self) -> None:
+        if self.num_rows == 0:
+            raise ValueError(f"subset `{self.name}` is empty: no rows")
         for name, value in (("num_rows", self.num_rows), ("num_samples", self.num_samples)):
             if value is not None and value < 1:
                 raise ValueError(f"subset `{self.name}`: `{name}` must be at least 1, got {value}")
@@ -144,7 +142,8 @@ class StreamBlocks:
                 start = block.end
             if not start.kept:
                 ranks = f" for rank {self.rank} of {self.world_size}" if self.world_size > 1 else ""
-                cause = f"each of its {start.empty} rows has an empty side" if start.empty else "no rows"
+                lacking = f"on each of its {start.empty} rows a side lacks text and picture"
+                cause = lacking if start.empty else "no rows"
                 raise ValueError(f"subset `{self.stream.name}` is empty{ranks}: {cause}")
             start = Position(number=start.number + 1)
 
@@ -161,43 +160,35 @@ class StreamBlocks:
         shards = [*order[:whole][self.rank :: self.world_size], *order[whole:]]
         dealt = start.dealt
         for number in range(start.shard, len(shards)):
-            skip = start.row if number == start.shard else 0
-            for first, table in self._read(int(shards[number]), skip):
-                end = first + len(table)
+            if dealt == self.stream.num_samples:
+                return
+            row = start.row if number == start.shard else 0
+            limit = self.stream.num_samples and self.stream.num_samples - dealt
+            for table in self._read(int(shards[number]), row, limit):
+                row += len(table)
                 if number >= whole // self.world_size:
-                    table = table.slice(0, self.stream.num_samples and self.stream.num_samples - dealt)
                     mine = np.arange((self.rank - dealt) % self.world_size, len(table), self.world_size)
                     dealt, table = dealt + len(table), table.take(mine)
-                yield table, start._replace(shard=number, row=end, dealt=dealt)
-                if dealt == self.stream.num_samples:
-                    return
+                yield table, start._replace(shard=number, row=row, dealt=dealt)
 
-    def _read(self, shard: int, skip: int) -> Iterator[tuple[int, pa.Table]]:
-        """The rows of a shard behind the first `skip`, with their origin, and the number of the first."""
-        first, tables = 0, None
+    def _read(self, shard: int, skip: int, limit: int | None) -> Iterator[pa.Table]:
+        """The rows of a shard behind the first `skip`, at most `limit`."""
+        tables = self.stream.rows.read(shard, skip, limit)
         while True:
             if self.stopped.is_set():
                 raise CancelledError
-            with hub_errors(f"subset `{self.stream.name}`: reading shard {shard} failed behind row {first}"):
-                if tables is None:
-                    rows = self.stream.rows.shard(self.stream.rows.num_shards, shard)
-                    tables = iter(rows.with_format("arrow").iter(batch_size=CHUNK))
+            try:
                 if (table := next(tables, None)) is None:
                     return
-            count, passed = len(table), max(skip - first, 0)
-            if passed < count:
-                numbers = pa.array(np.arange(first, first + count))
-                table = table.append_column("file", pa.repeat(f"shard {shard}", count))
-                yield first + passed, table.append_column("row", numbers).slice(passed)
-            first += count
+            except HubError as error:
+                raise HubError(f"subset `{self.stream.name}`: {error}") from error
+            yield table
 
     def _clean(self, tables: list[pa.Table], start: Position, end: Position) -> Block:
-        # files need not agree on their types, for example where the negatives of one are all missing
-        table = pa.concat_tables(tables, promote_options="permissive")
         parts: list[Part] = []
-        source = f"subset `{self.stream.name}`"
-        columns = convert(table, TRAIN_COLUMNS, source, parts)
-        clean = Cleaner(self.stream.name, pa.table({**columns, "file": table["file"], "row": table["row"]}))
+        # one by one: files need not agree on their types
+        tables = [convert(table, TRAIN_COLUMNS, parts) for table in tables]
+        clean = Cleaner(self.stream.name, pa.concat_tables(tables).combine_chunks())
         rows, empty = train_rows(clean, blind=self.stream.blind)
         lost = np.flatnonzero(empty)
         random = np.random.default_rng([*self._key, start.number, start.block])

@@ -6,21 +6,23 @@ a rank. The sampler hands the workers rows instead of indices.
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from warnings import warn
 
 from torch.utils.data import Dataset
 
+from fanoise_lightning.data.columns import place
 from fanoise_lightning.data.datasets import open_pair
 from fanoise_lightning.data.images import PictureError, Pictures
 from fanoise_lightning.data.loader import ResumableLoader
 from fanoise_lightning.data.mixing import BatchSubsets, MixingSampler
 from fanoise_lightning.data.records import TrainRows
-from fanoise_lightning.data.sides import target_id
-from fanoise_lightning.data.skipped import check_limit
+from fanoise_lightning.data.refusals import Refusal
+from fanoise_lightning.data.skipped import Skipped, check_limit
+from fanoise_lightning.data.stand_ins import repeat
 from fanoise_lightning.data.streaming import Position, StreamReader, StreamRow, TrainStream
 from fanoise_lightning.distributed import exchange
 from fanoise_lightning.sample import Pair
@@ -31,20 +33,27 @@ __all__ = ["StreamDataset", "StreamLoader", "StreamSampler"]
 class StreamDataset(Dataset):
     """Opens the rows that a `StreamSampler` hands out.
 
-    A pair with a picture that cannot be read is replaced by another one of its batch, if there is one of its
-    subset: the next. Both get the same ``target_id``, so that they are not each other's negatives.
+    A pair with a picture that cannot be read is replaced by another one of its batch, of its subset if there
+    is one; the two are not each other's negatives. The `StreamLoader` replaces a batch without one good pair.
 
     Args:
         streams: where the rows come from.
         images: opens their pictures.
         allowed: how many rows may be skipped before the run stops.
+        in_subsets: how many of each subset, by its name.
     """
 
-    def __init__(self, streams: Sequence[TrainStream], images: Pictures, allowed: int) -> None:
+    def __init__(
+        self,
+        streams: Sequence[TrainStream],
+        images: Pictures,
+        allowed: int,
+        in_subsets: Mapping[str, int] | None = None,
+    ) -> None:
         # not the streams themselves: this goes to the workers
         self._subsets = [(stream.name, stream.mask_same_target) for stream in streams]
         self._length = sum(map(len, streams))
-        self.images, self.allowed = images, allowed
+        self.images, self.allowed, self.in_subsets = images, allowed, in_subsets
 
     def __len__(self) -> int:
         return self._length
@@ -64,32 +73,36 @@ class StreamDataset(Dataset):
             self.images.root.prepare(paths, rows.name)
 
     def __getitem__(self, rows: list[StreamRow]) -> tuple[list[Pair], list[str]]:
-        """The pairs of a batch, and a line about each row that was skipped."""
+        """The pairs of a batch, none if none can be read, and a line about each row that was skipped."""
         skipped: list[str] = []
-        pairs = {place: pair for place, row in enumerate(rows) if (pair := self._open(row, skipped))}
-        if not pairs:
-            raise PictureError(f"not one pair of a batch can be read; the last: {skipped[-1]}")
-        place_of = [place if place in pairs else _next_good(place, rows, pairs) for place in range(len(rows))]
-        for place, count in Counter(place_of).items():
-            if count > 1:
-                pairs[place] = replace(pairs[place], target_id=target_id(rows[place].target))
-        return [pairs[place] for place in place_of], skipped
+        pairs = [self._open(row, skipped) for row in rows]
+        return self._fill(pairs, [self._subsets[row.subset][0] for row in rows]), skipped
+
+    def replace(
+        self, pairs: Sequence[Pair], refused: Mapping[int, str], skipped: list[str], refusal: Refusal
+    ) -> list[Pair]:
+        """Put other pairs in the places of those that an encoder `refused`; as `TrainDataset.replace`."""
+        for at, why in refused.items():
+            file, row = pairs[at].origin
+            self._skip(pairs[at].subset, file, row, why, skipped)
+        left = [None if at in refused else pair for at, pair in enumerate(pairs)]
+        return self._fill(left, [pair.subset for pair in pairs])
+
+    def _fill(self, pairs: Sequence[Pair | None], subsets: Sequence[str]) -> list[Pair]:
+        return repeat(pairs, subsets) if any(pair is not None for pair in pairs) else []
 
     def _open(self, row: StreamRow, skipped: list[str]) -> Pair | None:
         name, mask = self._subsets[row.subset]
         try:
-            return open_pair(row.query, row.target, row.negatives, self.images, subset=name, mask=mask)
+            pair = open_pair(row.query, row.target, row.negatives, self.images, subset=name, mask=mask)
+            return replace(pair, origin=(row.file, row.row))
         except PictureError as error:
-            skipped.append(f"subset `{name}`, shard {row.shard}, row {row.row}: {error}")
-            check_limit(skipped, self.allowed, "training rows")
+            self._skip(name, row.file, row.row, str(error), skipped)
             return None
 
-
-def _next_good(place: int, rows: Sequence[StreamRow], good: Iterable[int]) -> int:
-    """The `good` place that stands in for another: the next of its subset, else the next of all."""
-    return min(
-        good, key=lambda other: (rows[other].subset != rows[place].subset, (other - place) % len(rows))
-    )
+    def _skip(self, subset: str, file: str, row: int, why: str, skipped: list[str]) -> None:
+        skipped.append(Skipped(subset, f"subset `{subset}`, {place(file, row)}: {why}"))
+        check_limit(skipped, self.allowed, "training rows", self.in_subsets)
 
 
 class StreamSampler(MixingSampler):
@@ -156,13 +169,18 @@ class StreamSampler(MixingSampler):
         epoch = self.epoch
         order = self._order()[self.start :, :, 0]
         used = [self._readers[subset] for subset in sorted({*order.ravel().tolist()})]
+        # a reader that this part of the epoch does not use may stand elsewhere: its stream stays where it is
+        positions = self.where()
         for reader in used:
-            reader.seek(self.where()[reader.subset])
+            reader.seek(positions[reader.subset])
         done = False
         try:
             for batch in order.tolist():
                 rows = [self._readers[subset].take() for subset in batch]
-                self._ahead.append([reader.position for reader in self._readers])
+                positions = list(positions)
+                for subset in batch:
+                    positions[subset] = self._readers[subset].position
+                self._ahead.append(positions)
                 yield rows
             done = True
         finally:
@@ -189,6 +207,7 @@ class StreamLoader(ResumableLoader):
     """
 
     sampler: StreamSampler
+    dataset: StreamDataset
 
     def state_dict(self) -> dict[str, Any]:
         """That of `ResumableLoader`, and the positions of the streams; all ranks must ask for it together."""
@@ -212,15 +231,40 @@ class StreamLoader(ResumableLoader):
                 f"{sampler.num_replicas}: streams can only go on with the same number of processes"
             )
         for name, now in sampler.identity.items():
-            if saved[name] != now:
+            if saved.get(name) != now:
                 raise ValueError(
-                    f"the checkpoint was written with {name}={saved[name]}, this run has {now}: streams can "
-                    "only go on with the same rows in the same order"
+                    f"the checkpoint was written with {name}={saved.get(name)}, this run has {now}: streams "
+                    "can only go on with the same rows in the same order"
                 )
-        numbers = iter(saved["positions"][sampler.rank])
-        sampler.positions = [Position(*group) for group in zip(*[numbers] * len(Position._fields))]
+        numbers, fields = saved["positions"][sampler.rank], len(Position._fields)
+        if len(numbers) != len(sampler.sizes) * fields:
+            raise ValueError(
+                f"the checkpoint holds {len(numbers)} numbers for the places of {len(sampler.sizes)} "
+                f"streams, expected {fields} for each: it is of another version; load its weights alone"
+            )
+        sampler.positions = [Position(*numbers[at : at + fields]) for at in range(0, len(numbers), fields)]
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         for batch in super().__iter__():
             self.sampler.hand_out()
             yield batch
+
+    def _batches(self) -> Iterator[Any]:
+        """The batches; in place of one without a good pair the next that has some, or else the one before.
+
+        It does not matter then where a resumed run begins.
+        """
+        waiting: list[list[str]] = []  # the skips of batches without a good pair
+        last: dict[str, Any] | None = None
+        for batch in super()._batches():
+            if "query" in batch:
+                yield from ({**batch, "skipped": skipped} for skipped in waiting)
+                yield batch
+                waiting, last = [], batch
+            else:
+                waiting.append(batch["skipped"])
+                lost = [line for skipped in waiting for line in skipped]
+                check_limit(lost, self.dataset.allowed, "training rows", self.dataset.in_subsets)
+        if waiting and last is None:
+            raise PictureError(f"not one pair of an epoch can be used; the last: {waiting[-1][-1]}")
+        yield from ({**(last or {}), "skipped": skipped} for skipped in waiting)

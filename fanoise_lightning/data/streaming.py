@@ -30,7 +30,7 @@ class StreamRow(NamedTuple):
     """A row on its way to a worker, checked, its pictures unopened."""
 
     subset: int
-    shard: int
+    file: str
     row: int
     query: Side
     target: Side
@@ -141,7 +141,7 @@ class StreamReader:
 
         Raises:
             ValueError: if the stream has wrong columns or rows, or none.
-            HubError: if reading it fails; names the subset and the shard.
+            HubError: if reading from the hub fails; names the subset and the file.
         """
         while self._block is None or self._place >= len(self._rows):
             self._begin_block()
@@ -181,10 +181,10 @@ class StreamReader:
 def _list_rows(rows: TrainRows, subset: int) -> list[StreamRow]:
     """The rows of a block for the workers; at once, which is several times as fast as one by one."""
     table, queries, targets = rows.table, rows.queries, rows.targets
-    shards = [int(file.removeprefix("shard ")) for file in table["file"].to_pylist()]
+    origins = table["file"].to_pylist(), table["row"].to_pylist()
     negatives = map(list_negatives, table["neg_text"].to_pylist(), table["neg_image_path"].to_pylist())
     sides = [map(Side, side.texts.to_pylist(), side.images.to_pylist()) for side in (queries, targets)]
-    return list(map(StreamRow, repeat(subset), shards, table["row"].to_pylist(), *sides, negatives))
+    return list(map(StreamRow, repeat(subset), *origins, *sides, negatives))
 
 
 def _with_pictures(row: StreamRow, embedded: EmbeddedPictures) -> StreamRow:

@@ -7,26 +7,33 @@ remembers the file and the row that it came from, so that an error found later c
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from lightning.fabric.utilities.rank_zero import rank_zero_warn
 
+from fanoise_lightning.data.columns import (
+    LIST,
+    TEXT,
+    Columns,
+    Kind,
+    check_columns,
+    is_lines,
+    where,
+    with_origin,
+)
 from fanoise_lightning.data.embedded import EmbeddedPictures, Part, holds_pictures, to_keys
+from fanoise_lightning.data.lines import read_lines
 
-__all__ = ["Columns", "Kind", "as_lists", "find_subsets", "read_table", "where"]
+__all__ = ["as_lists", "convert", "find_subsets", "read_table", "reading_parquet", "subset_name"]
 
-# optional: the column may be missing, and holds one or a list
-Kind = Literal["text", "texts", "optional texts", "picture", "pictures", "optional pictures"]
-Columns = Mapping[str, Kind]
-
-TEXT = pa.large_string()
-LIST = pa.large_list(TEXT)
+SHARDS = "[!.]*.parquet"  # a Mac's ._a.parquet is none
+LINES = 10_000  # of a JSON-lines file that are Python objects at a time
 
 _EXPECTED: Mapping[Kind, str] = {
     "text": "text",
@@ -39,22 +46,45 @@ _EXPECTED: Mapping[Kind, str] = {
 
 
 def find_subsets(folder: Path) -> dict[str, Path]:
-    """The subsets in `folder` by name: ``<name>.parquet``, ``<name>.jsonl`` or a folder ``<name>/`` of
-    parquet.
+    """The subsets in `folder` by name: ``<name>.parquet``, ``<name>.jsonl``, ``<name>.jsonl.gz`` or a folder
+    ``<name>/`` of parquet. What else there is, but for hidden files, is passed over with a warning.
 
     Raises:
         ValueError: if a subset is there in two forms.
     """
     found: dict[str, Path] = {}
+    others: list[str] = []
     for path in sorted(folder.glob("*")):
-        is_shards = path.is_dir() and any(path.glob("*.parquet"))
-        if not is_shards and path.suffix not in (".parquet", ".jsonl"):
+        if path.name.startswith("."):
             continue
-        name = path.name if is_shards else path.stem
+        is_shards = path.is_dir() and any(path.glob(SHARDS))
+        if not is_shards and (path.is_dir() or not (_is_parquet(path) or is_lines(path))):
+            others.append(path.name)
+            continue
+        name = path.name if is_shards else subset_name(path)
         if name in found:
             raise ValueError(f"subset `{name}` is there twice: `{found[name]}` and `{path}`; remove one")
         found[name] = path
+    if others:
+        rank_zero_warn(
+            f"`{folder}`: {', '.join(others)} passed over: a subset is a .parquet, .jsonl or .jsonl.gz file, "
+            "or a folder of .parquet files"
+        )
     return found
+
+
+def subset_name(file: Path) -> str:
+    """The name of a file of rows without its ending.
+
+    Example:
+        >>> subset_name(Path("train/mine.jsonl.gz"))
+        'mine'
+    """
+    return Path(file.stem).stem if is_lines(file) and file.suffix.lower() == ".gz" else file.stem
+
+
+def _is_parquet(file: Path) -> bool:
+    return file.suffix.lower() == ".parquet"
 
 
 def read_table(
@@ -63,8 +93,8 @@ def read_table(
     """Read the `columns` of a file or a folder of shards, and where each row came from.
 
     Args:
-        path: a ``.parquet`` or ``.jsonl`` file, a folder of ``.parquet`` files, read in the order of their
-            names, or files in an order of your own.
+        path: a ``.parquet``, ``.jsonl`` or ``.jsonl.gz`` file, a folder of ``.parquet`` files, read in the
+            order of their names, or files in an order of your own.
         columns: the kind of each column that is wanted.
         limit: read the first `limit` rows only.
 
@@ -82,59 +112,52 @@ def read_table(
     if missing := [file for file in files if not file.exists()]:
         raise FileNotFoundError(f"`{missing[0]}` does not exist")
     if isinstance(path, Path) and path.is_dir():
-        files = sorted(path.glob("*.parquet"))
+        files = sorted(path.glob(SHARDS))
     tables: list[pa.Table] = []
     pictures: list[Part] = []
     left = limit
     for file in files:
-        if file.suffix == ".jsonl":
-            table = _read_lines(file, columns, left)
+        if is_lines(file):
+            parts = list(read_lines(file, columns, size=LINES, limit=left))
         else:
-            table = _read_parquet(file, columns, left, pictures)
-        tables.append(table)
-        left = None if left is None else left - len(table)
+            parts = [convert(_read_parquet(file, columns, left), columns, pictures)]
+        tables += parts
+        left = None if left is None else left - sum(map(len, parts))
         if left == 0:
             break
-    if not tables:
+    if not files:
         raise ValueError(f"`{path}` holds no .parquet file")
     return pa.concat_tables(tables).combine_chunks(), EmbeddedPictures(pictures) if pictures else None
 
 
-def where(table: pa.Table, index: int) -> str:
-    """The file and the row of the file that row `index` of `table` came from, for messages."""
-    file, row = table["file"][index].as_py(), table["row"][index].as_py()
-    return f"`{file}`, {'line' if file.endswith('.jsonl') else 'row'} {row}"
-
-
-def _with_origin(columns: dict[str, pa.Array], file: Path, rows: Any) -> pa.Table:
-    origin = pa.DictionaryArray.from_arrays(pa.array([0] * len(rows), pa.int32()), pa.array([str(file)]))
-    return pa.table({**columns, "file": origin, "row": pa.array(rows, pa.int64())})
-
-
-def _read_parquet(file: Path, columns: Columns, limit: int | None, pictures: list[Part]) -> pa.Table:
+@contextmanager
+def reading_parquet(file: str | Path) -> Iterator[None]:
+    """Turn Arrow's errors about a file on this machine into one that names it."""
     try:
-        names = pq.read_schema(file).names
-        _check_names(names, columns, f"`{file}`")
-        table = pq.read_table(file, columns=[name for name in names if name in columns])
+        yield
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"`{file}` cannot be read as parquet: {error}") from error
-    table = table.slice(0, limit)
-    return _with_origin(convert(table, columns, f"`{file}`", pictures), file, range(len(table)))
 
 
-def convert(table: pa.Table, columns: Columns, source: str, pictures: list[Part]) -> dict[str, pa.Array]:
-    """The `columns` of a table as they came from parquet, in the types that `read_table` returns.
+def _read_parquet(file: Path, columns: Columns, limit: int | None) -> pa.Table:
+    with reading_parquet(file), pq.ParquetFile(file) as opened:
+        names = opened.schema_arrow.names
+        check_columns(names, columns, file)
+        table = opened.read(columns=[name for name in names if name in columns]).slice(0, limit)
+    return with_origin(table, file, range(len(table)))
+
+
+def convert(table: pa.Table, columns: Columns, pictures: list[Part]) -> pa.Table:
+    """The `columns` of a table as they came from one file, in the types that `read_table` returns.
 
     Args:
-        table: whatever columns there are.
+        table: whatever columns there are, ``file`` and ``row`` among them, which are kept.
         columns: the kind of each column that is wanted.
-        source: what to call the table in messages.
         pictures: the pictures that the rows hold are appended here.
 
     Raises:
-        ValueError: for a missing column or a wrong type.
+        ValueError: for a wrong type, or a text that is no Unicode.
     """
-    _check_names(table.column_names, columns, source)
     result: dict[str, pa.Array] = {}
     for name, kind in columns.items():
         if name not in table.column_names:
@@ -142,17 +165,28 @@ def convert(table: pa.Table, columns: Columns, source: str, pictures: list[Part]
             continue
         column = table[name]
         if not _is_kind(column.type, kind):
-            raise ValueError(f"{source}: column `{name}` must hold {_EXPECTED[kind]}, found {column.type}")
+            file = f"`{table['file'][0].as_py()}`: " if len(table) else ""
+            raise ValueError(f"{file}column `{name}` must hold {_EXPECTED[kind]}, found {column.type}")
         # chunk by chunk: bytes of more than 2 GiB do not fit into one
         chunks = column.chunks or [pa.array([], column.type)]
-        result[name] = pa.concat_arrays([_read_chunk(chunk, kind, pictures) for chunk in chunks])
-    return result
+        try:
+            result[name] = pa.concat_arrays([_read_chunk(chunk, kind, pictures) for chunk in chunks])
+        except pa.ArrowInvalid as error:
+            at = _find_broken(table, name)
+            raise ValueError(
+                f"{at}: column `{name}` holds a text that is not UTF-8; repair the row"
+            ) from error
+    return pa.table({**result, "file": table["file"], "row": table["row"]})
 
 
-def _check_names(names: Sequence[str], columns: Columns, source: str) -> None:
-    for name, kind in columns.items():
-        if name not in names and not kind.startswith("optional"):
-            raise ValueError(f"{source}: column `{name}` is missing; the file has {', '.join(names)}")
+def _find_broken(table: pa.Table, name: str) -> str:
+    """The first row with a text in a column that Python cannot read."""
+    for index, value in enumerate(table[name]):
+        try:
+            value.as_py()
+        except UnicodeDecodeError:
+            return where(table, index)
+    return f"`{table['file'][0].as_py()}`"
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -185,6 +219,7 @@ def _read_chunk(column: pa.Array, kind: Kind, pictures: list[Part]) -> pa.Array:
         values, part = to_keys(values)
         pictures.append(part)
     values = pc.fill_null(values.cast(TEXT), "")
+    values.validate(full=True)  # parquet files may call any bytes a text
     if kind in ("text", "picture"):
         return values
     one_each = pa.array(np.ones(len(column), np.int64))
@@ -197,45 +232,3 @@ def as_lists(lengths: pa.Array, values: pa.Array) -> pa.Array:
     """A list column from the length of each list and all their values in a row."""
     ends = pc.cumulative_sum(lengths.cast("int64"))
     return pa.LargeListArray.from_arrays(pa.concat_arrays([pa.array([0], pa.int64()), ends]), values)
-
-
-def _read_lines(file: Path, columns: Columns, limit: int | None) -> pa.Table:
-    values: dict[str, list[Any]] = {name: [] for name in columns}
-    rows: list[int] = []
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if limit is not None and len(rows) == limit:
-                break
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise ValueError("not an object")
-                for name, kind in columns.items():
-                    values[name].append(_checked(record, name, kind))
-            except ValueError as error:
-                raise ValueError(f"`{file}`, line {number}: {error}") from error
-            rows.append(number)
-    arrays = {
-        name: pa.array(values[name], TEXT if kind in ("text", "picture") else LIST)
-        for name, kind in columns.items()
-    }
-    return _with_origin(arrays, file, rows)
-
-
-def _checked(record: dict[str, Any], name: str, kind: Kind) -> str | list[str]:
-    if name not in record and not kind.startswith("optional"):
-        raise ValueError(f"column `{name}` is missing; the row has {', '.join(record)}")
-    value = record.get(name)
-    if kind in ("text", "picture"):
-        if value is None or isinstance(value, str):
-            return value or ""
-        raise ValueError(f"column `{name}` must hold text, got {value!r}")
-    if value is None:
-        return []
-    if kind.startswith("optional") and isinstance(value, str):
-        return [value]
-    if isinstance(value, list) and all(item is None or isinstance(item, str) for item in value):
-        return [item or "" for item in value]
-    raise ValueError(f"column `{name}` must hold a list of texts, got {value!r}")

@@ -113,6 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
         files = self.hub.files(name)
         if what in (None, "revision"):
             siblings = [{"rfilename": file} for file in files]
+            if "blobs=true" in query.lower():
+                siblings = [{**one, "size": self._entry(name, one["rfilename"])["size"]} for one in siblings]
             return {"id": f"{USER}/{name}", "sha": self.hub.commit(name), "siblings": siblings}
         if what == "paths-info":
             wanted = parse_qs(body.decode()).get("paths", [])

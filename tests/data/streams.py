@@ -1,35 +1,45 @@
-"""Streams over numbered rows, as `datasets` makes them."""
+"""Streams over numbered rows, in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import datasets
 import pyarrow as pa
 from data_roots import train_row
 
+from fanoise_lightning.data.columns import with_origin
 from fanoise_lightning.data.records import TrainRows
+from fanoise_lightning.data.shards import CHUNK
 from fanoise_lightning.data.stream_blocks import Block, Position, StreamBlocks
 from fanoise_lightning.data.streaming import TrainStream
 
-FEATURES = datasets.Features(
-    {name: datasets.Value("string") for name in ("qry", "qry_image_path", "pos_text", "pos_image_path")}
-)
+SCHEMA = pa.schema([(name, pa.string()) for name in train_row(0)])
 
 
-def from_shards(
-    shards: Sequence[Sequence[dict[str, Any]]], features: Any = FEATURES
-) -> datasets.IterableDataset:
-    """A stream of these shards, Arrow tables as those of parquet files are."""
-    schema = None if features is None else features.arrow_schema
+class FakeRows:
+    """Shards out of functions that give their rows one by one; file and row are "shard 0", 0 and so on."""
 
-    def tables(shard: list[int]) -> Iterator[tuple[int, pa.Table]]:
-        for number in shard:
-            yield number, pa.Table.from_pylist(list(shards[number]), schema=schema)
+    def __init__(self, shards: Sequence[Callable[[], Iterable[Any]]], schema: Any = SCHEMA) -> None:
+        self.shards, self.schema = shards, schema
+        self.opened: list[int] = []
 
-    examples = datasets.iterable_dataset.ArrowExamplesIterable(tables, {"shard": list(range(len(shards)))})
-    return datasets.IterableDataset(examples, info=datasets.DatasetInfo(features=features))
+    @property
+    def num_shards(self) -> int:
+        return len(self.shards)
+
+    def read(self, shard: int, skip: int = 0, limit: int | None = None) -> Iterator[pa.Table]:
+        self.opened.append(shard)
+        end = None if limit is None else skip + limit
+        rows = itertools.islice(self.shards[shard](), skip, end)
+        while part := list(itertools.islice(rows, CHUNK)):
+            table = pa.Table.from_pylist(part, schema=self.schema)
+            yield with_origin(table, f"shard {shard}", range(skip, skip := skip + len(part)))
+
+
+def from_shards(shards: Sequence[Sequence[dict[str, Any]]], schema: Any = SCHEMA) -> FakeRows:
+    return FakeRows([lambda shard=shard: shard for shard in shards], schema)
 
 
 def numbered(sizes: Sequence[int], base: int = 0, name: str = "s", **options: Any) -> TrainStream:

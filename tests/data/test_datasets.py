@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from data_roots import collate, eval_row, train_row, write_picture, write_rows
 
-from fanoise_lightning.data.datasets import EvalDataset, PairCollate, SideCollate, TrainDataset
+from fanoise_lightning.data.datasets import EvalDataset, PairCollate, SideCollate, TrainDataset, open_pair
 from fanoise_lightning.data.image_roots import ImageRoot
 from fanoise_lightning.data.images import PictureError, Pictures
 from fanoise_lightning.data.records import read_eval, read_train
+from fanoise_lightning.data.sides import Side, identity
 from fanoise_lightning.data.skipped import TooManySkippedError
 from fanoise_lightning.data.subsets import Subset
 
@@ -64,7 +65,7 @@ def test_the_walk_to_a_good_row_ends_at_the_limit(tmp_path: Path, images: Pictur
 def test_train_batches_carry_both_sides_and_the_skips(tmp_path: Path, images: Pictures) -> None:
     data = train_set(tmp_path, images, ["0.png", "bad.png", "2.png"])
     batch = PairCollate(collate)(data[[(0, 0), (0, 1)]])
-    assert set(batch) == {"query", "target", "target_id", "skipped"}
+    assert set(batch) == {"query", "target", "query_id", "target_id", "mask_pairs", "skipped"}
     assert batch["query"]["number"].tolist() == batch["target"]["number"].tolist() == [0, 2]
     assert batch["target"]["grey"].tolist() == [0, 2]
     assert len(batch["skipped"]) == 1
@@ -108,12 +109,39 @@ def test_datasets_survive_pickling(tmp_path: Path, images: Pictures) -> None:
     assert len(evaluation) == 3
 
 
-def test_pairs_of_a_masked_subset_have_the_id_of_their_target(tmp_path: Path, images: Pictures) -> None:
-    rows = [train_row(0), {**train_row(1), "pos_text": "t0"}, train_row(2)]
+def test_pairs_carry_what_losses_tell_right_answers_by(tmp_path: Path, images: Pictures) -> None:
+    rows = [
+        {**train_row(0), "neg_text": ["t1", "7"], "neg_image_path": ["", "1.png"]},
+        {**train_row(1), "qry": "q0"},
+        {**train_row(2), "pos_text": "t0"},
+    ]
     path = write_rows(tmp_path / "m.jsonl", rows)
-    masked = TrainDataset([read_train(path, "m", mask_same_target=True)], images, 0)
-    ids = [pair.target_id for pair in masked[[(0, 0), (0, 1), (0, 2)]][0]]
-    assert ids[0] == ids[1] != ids[2]
-    assert min(ids) >= 0
-    open_pairs = TrainDataset([read_train(path, "m")], images, 0)[[(0, 0), (0, 1)]][0]
-    assert [pair.target_id for pair in open_pairs] == [-1, -1]
+    for mask in (True, False):
+        pairs, skipped = TrainDataset([read_train(path, "m", mask_same_target=mask)], images, 0)[
+            [(0, 0), (0, 1), (0, 2)]
+        ]
+        t0, t1, q0, q2 = (identity(Side(text, "")) for text in ("t0", "t1", "q0", "q2"))
+        batch = PairCollate(collate)((pairs, skipped))
+        assert batch["target_id"].tolist() == [t0, t1, t0]
+        assert batch["negative_id"].tolist() == [t1, identity(Side("7", "1.png"))]
+        assert batch["query_id"].tolist() == [q0, q0, q2]
+        assert batch["mask_pairs"].tolist() == [mask] * 3
+
+
+def test_without_a_mask_nothing_is_told_but_of_pairs_that_ask_for_it(images: Pictures) -> None:
+    sides = Side("q1", ""), Side("t1", ""), [Side("n1", "")]
+    pairs = [open_pair(*sides, images, subset="s", mask=mask) for mask in (False, True)]
+    batch = PairCollate(collate, mask=False)((pairs, []))
+    told = {name: batch[name].tolist() for name in ("target_id", "negative_id", "query_id")}
+    assert told == {
+        "target_id": [-1, pairs[1].target_id],
+        "negative_id": [-1, *pairs[1].negative_ids],
+        "query_id": [-1, pairs[1].query_id],
+    }
+
+
+def test_queries_that_lost_their_pictures_are_not_the_same(images: Pictures) -> None:
+    pairs = [open_pair(Side("q1", ""), Side(f"t{n}", ""), [], images, subset="s", mask=True) for n in (1, 2)]
+    batch = PairCollate(collate, blind=True)((pairs, []))
+    assert batch["query_id"].tolist() == [-1, -1]
+    assert batch["target_id"].tolist() == [pair.target_id for pair in pairs]

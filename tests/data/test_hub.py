@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_roots import train_row, write_rows
-from datasets import Dataset, Features, Image, Value, load_dataset, load_dataset_builder
+from datasets import load_dataset, load_dataset_builder
 
 from fanoise_lightning.data.catalog import TRAIN_NAMES
-from fanoise_lightning.data.hub import HUB, Repository, open_stream
+from fanoise_lightning.data.hub import HUB, Repository
+from fanoise_lightning.data.records import TRAIN_COLUMNS
+from fanoise_lightning.data.shards import FileRows
 
 SHARDS = ["NIGHTS/original-00000-of-00002.parquet", "NIGHTS/original-00001-of-00002.parquet"]
 
@@ -128,32 +131,60 @@ def test_a_hub_address_names_user_and_data_set(location: str) -> None:
         Repository(location)
 
 
+def read(rows: FileRows) -> list[dict[str, Any]]:
+    """The rows as they are stored, without their origin."""
+    tables = [table for shard in range(rows.num_shards) for table in rows.read(shard)]
+    return [row for table in tables for row in table.drop_columns(["file", "row"]).to_pylist()]
+
+
 def test_a_stream_gives_the_rows_that_datasets_gives(snapshot: Path) -> None:
     path = str(snapshot / "MMEB-train")
     expected = load_dataset(path, "CIRR", split="original", streaming=True)
-    assert list(Repository(path).stream("CIRR", "original")) == list(expected)
+    assert read(Repository(path).stream("CIRR", "original", TRAIN_COLUMNS)) == list(expected)
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
-def test_files_of_our_own_stream_as_well(tmp_path: Path, suffix: str) -> None:
-    rows = [train_row(number) for number in range(5)]
-    files = [write_rows(tmp_path / f"{part}{suffix}", rows[part::2]) for part in range(2)]
-    stream = open_stream(files)
-    assert stream.num_shards == 2
-    assert list(stream) == rows[0::2] + rows[1::2]
+@pytest.mark.parametrize(
+    "outside", ["../../outside.parquet", "NIGHTS/../../outside.parquet", "{root}/outside.parquet"]
+)
+@pytest.mark.parametrize("form", ["{path}", "[{path}]", "[{{split: train, path: [{path}]}}]"])
+def test_a_card_cannot_name_rows_outside_the_repository(folder: Path, outside: str, form: str) -> None:
+    path = outside.format(root=folder.parent)
+    for place in (folder.parent, folder.parent.parent):
+        shutil.copy(folder / SHARDS[0], place / "outside.parquet")
+    repository = with_card(folder, f"configs:\n- config_name: other\n  data_files: {form.format(path=path)}")
+    for ask in (repository.shards, repository.num_rows):
+        with pytest.raises(
+            ValueError, match=r"card of .*outside\.parquet' in `data_files` must be a path inside"
+        ):
+            ask("other", "train")
+
+
+@pytest.mark.parametrize("path", ["''", "7", "[null]"])
+def test_a_card_must_name_files_by_paths(folder: Path, path: str) -> None:
+    repository = with_card(folder, f"configs:\n- config_name: other\n  data_files: {path}")
+    with pytest.raises(ValueError, match=r"the card of .*`data_files`"):
+        repository.shards("other", "train")
 
 
 def test_each_row_group_is_a_shard(tmp_path: Path) -> None:
     rows = [train_row(number) for number in range(10)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet", row_group_size=4)
-    stream = open_stream([tmp_path / "rows.parquet"])
-    assert stream.num_shards == 3
-    assert [list(stream.shard(3, shard)) for shard in range(3)] == [rows[:4], rows[4:8], rows[8:]]
-    assert list(stream) == rows
+    files = FileRows([tmp_path / "rows.parquet"], TRAIN_COLUMNS)
+    assert files.num_rows == 10
+    shards = [pa.concat_tables(files.read(shard)) for shard in range(files.num_shards)]
+    assert [table["row"].to_pylist() for table in shards] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert [table["qry"].to_pylist() for table in shards] == [
+        ["q0", "q1", "q2", "q3"],
+        ["q4", "q5", "q6", "q7"],
+        ["q8", "q9"],
+    ]
 
 
-def test_embedded_pictures_come_as_bytes(tmp_path: Path) -> None:
-    row = {"qry": "red", "qry_image_path": {"bytes": b"not decoded", "path": "red.png"}}
-    features = Features({"qry": Value("string"), "qry_image_path": Image()})
-    Dataset.from_list([row], features=features).to_parquet(tmp_path / "rows.parquet")
-    assert list(open_stream([tmp_path / "rows.parquet"])) == [row]
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_any_part_of_a_shard_can_be_read(tmp_path: Path, suffix: str) -> None:
+    files = FileRows(
+        [write_rows(tmp_path / f"rows{suffix}", [train_row(number) for number in range(150)])], TRAIN_COLUMNS
+    )
+    for skip, limit in ((0, None), (64, None), (70, 3), (60, 70), (149, 5), (0, 150), (150, None), (10, 0)):
+        parts = [text for table in files.read(0, skip, limit) for text in table["qry"].to_pylist()]
+        assert parts == [f"q{row}" for row in range(150)][skip : None if limit is None else skip + limit]

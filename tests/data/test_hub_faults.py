@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import huggingface_hub
 import pytest
 from fake_hub import FakeHub, Fault, use
 
-from fanoise_lightning.data.hub import HUB, HubError, Repository, hub_errors
+from fanoise_lightning.data.hub import HUB, HubError, Repository
 from fanoise_lightning.data.hub_errors import attempt
+from fanoise_lightning.data.records import TRAIN_COLUMNS
 
 CONFIG, SPLIT = "NIGHTS", "original"  # of two shards
 SHARD = "*/resolve/*/NIGHTS/original-00001-of-00002.parquet"
@@ -42,13 +44,14 @@ def read(repository: Repository, streaming: bool) -> list[str]:
         shards = repository.shards(CONFIG, SPLIT)
         repository = repository.download(["README.md", *shards])
         assert repository.num_rows(CONFIG, SPLIT) == 12
-    with hub_errors("the rows"):
-        return [row["qry_image_path"] for row in repository.stream(CONFIG, SPLIT)]
+    rows = repository.stream(CONFIG, SPLIT, TRAIN_COLUMNS)
+    tables = [table for shard in range(rows.num_shards) for table in rows.read(shard)]
+    return [path for table in tables for path in table["qry_image_path"].to_pylist()]
 
 
 @pytest.fixture
 def expected(snapshot: Path) -> list[str]:
-    paths = [row["qry_image_path"] for row in Repository(snapshot / "MMEB-train").stream(CONFIG, SPLIT)]
+    paths = read(Repository(snapshot / "MMEB-train"), streaming=True)
     assert len(set(paths)) == 12
     return paths
 
@@ -207,3 +210,34 @@ def test_what_is_there_is_not_downloaded_again(hub: FakeHub, repository: Reposit
     hub.requests.clear()
     repository.download(shards)
     assert not [request for request in hub.requests if "resolve" in request]
+
+
+def test_the_process_keeps_its_settings(hub: FakeHub, repository: Repository) -> None:
+    """A hub's client and the settings of `datasets` are those of the whole process."""
+    session = huggingface_hub.utils.get_session()
+    hooks = {name: list(found) for name, found in session.event_hooks.items()}
+    settings = {name: value for name, value in vars(datasets.config).items() if name.startswith("STREAMING_")}
+    read(repository, streaming=True)
+    read(repository, streaming=False)
+    hub.faults.append(Fault(ANY, 401))
+    with pytest.raises(HubError):
+        read(Repository(repository.location), streaming=True)
+    assert huggingface_hub.utils.get_session() is session
+    assert {name: list(found) for name, found in session.event_hooks.items()} == hooks
+    assert {
+        name: value for name, value in vars(datasets.config).items() if name.startswith("STREAMING_")
+    } == settings
+
+
+def test_a_row_group_that_breaks_goes_on_behind_the_rows_that_came(
+    hub: FakeHub, repository: Repository, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing comes twice: what was given out is skipped when the file is opened anew."""
+    monkeypatch.setattr("fanoise_lightning.data.shards.CHUNK", 2)
+    rows = repository.stream(CONFIG, SPLIT, TRAIN_COLUMNS)
+    found = []
+    for shard in range(rows.num_shards):
+        for table in rows.read(shard):
+            found += table["qry_image_path"].to_pylist()
+            hub.faults[:] = [Fault(f"GET {SHARD}", "drop", times=1)]
+    assert found == expected

@@ -62,7 +62,8 @@ def test_lightning_trains_and_evaluates(
     run, data = trainer(max_epochs=2), MMEBDataModule(root, batch_size=6, eval_batch_size=4, num_workers=0)
     run.fit(recorder, datamodule=data)
     assert [len(batch) for batch in recorder.trained] == [6] * 12
-    assert recorder.keys == {"query", "target", "target_id", "index", "inputs"}  # "skipped" was taken out
+    told = {"query_id", "target_id", "mask_pairs"}  # and "skipped" was taken out
+    assert recorder.keys == {"query", "target", "index", "inputs"} | told
     for call in (run.validate, run.test):
         recorder.evaluated.clear()
         call(recorder, datamodule=data)

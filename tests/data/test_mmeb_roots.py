@@ -13,6 +13,7 @@ import pytest
 from data_roots import Recorder, collate, make_root
 from fake_hub import FakeHub, Fault, use
 from lightning.pytorch import Trainer
+from tqdm import tqdm
 
 from fanoise_lightning.data import MMEBDataModule
 from fanoise_lightning.data.catalog import CATALOG, TRAIN_NAMES, by_train_name
@@ -245,7 +246,7 @@ def test_only_what_the_subsets_need_is_downloaded(hub: FakeHub) -> None:
 
 
 def test_a_stream_reads_the_commit_that_it_was_opened_at(hub: FakeHub) -> None:
-    list(make_data(ROOT, **FEW, streaming=True).read_train()[0].rows)
+    list(make_data(ROOT, **FEW, streaming=True).read_train()[0].rows.read(0))
     got = {request.split("/")[5] for request in hub.requests if request.endswith(".parquet")}
     assert got == {hub.commit("MMEB-train")}
 
@@ -304,3 +305,11 @@ def test_a_hub_that_is_down_stops_the_run_before_it_starts(hub: FakeHub) -> None
     hub.faults.append(Fault("GET *CIRR.zip", 500))
     with pytest.raises(HubError, match=r"CIRR\.zip(?s:.*)try again later"):
         set_up(ROOT, **FEW)
+
+
+def test_streams_are_opened_without_progress_bars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In several threads at once they lose their lock: `thread_map` takes it away when it is done."""
+    data = make_data(make_root(tmp_path / "root", ".parquet", sizes=(12, 12, 12)), streaming=True)
+    monkeypatch.delattr(tqdm, "get_lock")
+    data.setup("fit")
+    assert len(list(data.train_dataloader())) == 6

@@ -47,9 +47,10 @@ def test_a_part_is_held_out_and_has_to_be_found(pairs: Path) -> None:
     assert trained(data) == set(range(40)) - {int(text[1:]) for text in queries}
 
 
-def test_the_split_follows_the_seed(pairs: Path) -> None:
+def test_the_split_has_a_seed_of_its_own(pairs: Path) -> None:
     assert trained(set_up(pairs)) == trained(set_up(pairs))
-    assert trained(set_up(pairs)) != trained(set_up(pairs, seed=1))
+    assert trained(set_up(pairs)) == trained(set_up(pairs, seed=1))
+    assert trained(set_up(pairs)) != trained(set_up(pairs, split_seed=1))
 
 
 def test_the_number_of_candidates_is_bounded(pairs: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fanoise_lightning.data.records import read_eval, read_train
-from fanoise_lightning.data.sides import Side, Sides, target_id, unique_sides
+from fanoise_lightning.data.sides import Side, Sides, identity, unique_sides
 from fanoise_lightning.data.subsets import Subset
 
 SUBSET = Subset("s", "retrieval", "IND")
@@ -200,7 +200,7 @@ def test_rows_survive_pickling(tmp_path: Path) -> None:
     assert copy.where(0).endswith("line 2")
 
 
-def test_target_ids_are_equal_for_equal_sides_alone() -> None:
+def test_identities_are_equal_for_equal_sides_alone() -> None:
     sides = [
         Side("a", ""),
         Side("", "a"),
@@ -209,11 +209,11 @@ def test_target_ids_are_equal_for_equal_sides_alone() -> None:
         Side("ab", ".png"),
         Side("a", b"x"),
     ]
-    numbers = [target_id(side) for side in sides]
+    numbers = [identity(side) for side in sides]
     assert len(set(numbers)) == len(sides)
     assert all(0 <= number < 2**63 for number in numbers)
     digest = hashlib.blake2b("ä\0x.png".encode(), digest_size=8).digest()
-    assert target_id(Side("ä", "x.png")) == int.from_bytes(digest, "big") % 2**63
+    assert identity(Side("ä", "x.png")) == int.from_bytes(digest, "big") % 2**63
 
 
 def test_rows_remember_whether_their_targets_mask(tmp_path: Path) -> None:

@@ -12,21 +12,20 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import torch
 from data_roots import Recorder, collate, make_root, make_trainer, train_row, write_picture
 from lightning.pytorch.callbacks import ModelCheckpoint
 from processes import run_on_ranks
-from streams import FEATURES, from_shards, numbered
+from streams import FakeRows, from_shards, numbered
 
 from fanoise_lightning.data import MMEBDataModule, streaming
 from fanoise_lightning.data.datasets import PairCollate
 from fanoise_lightning.data.hub_errors import HubError
 from fanoise_lightning.data.image_roots import ImageRoot
-from fanoise_lightning.data.images import PictureError, Pictures
+from fanoise_lightning.data.images import Pictures
 from fanoise_lightning.data.loader import ResumableLoader
-from fanoise_lightning.data.sides import Side, target_id
+from fanoise_lightning.data.sides import Side, identity
 from fanoise_lightning.data.skipped import TooManySkippedError
 from fanoise_lightning.data.stream_loader import StreamDataset, StreamLoader, StreamSampler
 from fanoise_lightning.data.streaming import StreamRow, TrainStream
@@ -196,6 +195,9 @@ def test_a_checkpoint_of_something_else_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             make_loader(streams).load_state_dict(state)
+    old = {**state, "streams": {**state["streams"], "positions": [[0] * 14]}}
+    with pytest.raises(ValueError, match="14 numbers for the places of 2 streams, expected 8 for each"):
+        make_loader(make_streams()).load_state_dict(old)
     with pytest.raises(ValueError, match="without streaming"):
         make_loader(make_streams()).load_state_dict({"epoch": 0, "batch": 1, "batches": 5})
     with pytest.raises(ValueError, match="with streaming"):
@@ -236,7 +238,7 @@ def test_batches_are_mixed_as_of_rows_with_an_index() -> None:
 
 
 def stream_row(number: int, subset: int = 0, image: str | bytes = "") -> StreamRow:
-    return StreamRow(subset, 0, number, Side(f"q{number}", image), Side(f"t{number}", ""), [])
+    return StreamRow(subset, "rows.parquet", number, Side(f"q{number}", image), Side(f"t{number}", ""), [])
 
 
 @pytest.fixture
@@ -252,10 +254,12 @@ def test_a_broken_pair_is_replaced_by_the_next_of_its_subset(images: Pictures) -
     pairs, skipped = data[rows]
     assert [pair.query.text for pair in pairs] == ["q0", "q1", "q4", "q3", "q4"]
     assert [pair.subset for pair in pairs] == ["a", "b", "a", "b", "a"]
-    number = target_id(Side("t4", ""))
-    assert [pair.target_id for pair in pairs] == [-1, -1, number, -1, number]
+    assert [pair.mask_pairs for pair in pairs] == [False, False, True, False, True]
+    assert pairs[2].target_id == pairs[4].target_id == identity(Side("t4", ""))
+    ids = PairCollate(collate, mask=False)((pairs, []))["target_id"].tolist()
+    assert ids == [-1, -1, pairs[2].target_id, -1, pairs[2].target_id]
     assert len(skipped) == 1
-    assert "subset `a`, shard 0, row 2: picture `bad.png`" in skipped[0]
+    assert "subset `a`, `rows.parquet`, row 2: picture `bad.png`" in skipped[0]
 
 
 def test_a_broken_pair_alone_of_its_subset_is_replaced_by_another(images: Pictures) -> None:
@@ -264,12 +268,14 @@ def test_a_broken_pair_alone_of_its_subset_is_replaced_by_another(images: Pictur
     assert [pair.query.text for pair in pairs] == ["q0", "q2", "q2", "q3"]
 
 
-def test_a_batch_without_one_good_pair_is_an_error(images: Pictures) -> None:
-    data = StreamDataset([numbered([9])], images, allowed=5)
-    with pytest.raises(PictureError, match="not one pair of a batch"):
-        data[[stream_row(0, 0, "bad.png"), stream_row(1, 0, "none.png")]]
-    with pytest.raises(TooManySkippedError):
+def test_too_many_broken_pairs_stop_the_stream(images: Pictures) -> None:
+    with pytest.raises(TooManySkippedError, match="2 training rows cannot be used"):
         StreamDataset([numbered([9])], images, allowed=1)[[stream_row(n, 0, "bad.png") for n in range(3)]]
+    data = StreamDataset([numbered([9], name="a"), numbered([9], name="b")], images, 9, {"a": 1, "b": 2})
+    rows = [stream_row(number, subset, "bad.png") for number, subset in enumerate((0, 1, 1, 0))]
+    assert data[rows[:3]][0] == []
+    with pytest.raises(TooManySkippedError, match=r"2 training rows of subset `a` cannot.*allows 1"):
+        data[rows]
 
 
 def test_pictures_come_from_the_root_or_the_rows(images: Pictures, tmp_path: Path) -> None:
@@ -286,9 +292,10 @@ def test_pictures_come_from_the_root_or_the_rows(images: Pictures, tmp_path: Pat
 def test_pairs_of_one_target_have_one_id() -> None:
     streams = [numbered([9], name="a", mask_same_target=True), numbered([9], name="b")]
     rows = [stream_row(0), stream_row(0), stream_row(1), stream_row(0, 1)]
-    ids = [pair.target_id for pair in StreamDataset(streams, Pictures(), 0)[rows][0]]
-    assert ids[0] == ids[1] != ids[2] != -1
-    assert ids[3] == -1
+    pairs = StreamDataset(streams, Pictures(), 0)[rows][0]
+    ids = [pair.target_id for pair in pairs]
+    assert ids[0] == ids[1] == ids[3] != ids[2] != -1
+    assert [pair.mask_pairs for pair in pairs] == [True, True, True, False]
 
 
 def test_pictures_that_are_nowhere_are_an_error_at_once(tmp_path: Path) -> None:
@@ -315,17 +322,16 @@ def test_a_worker_that_dies_is_an_error() -> None:
         epoch(loader)
 
 
-def broken(shard: list[int]) -> Any:
+def broken() -> Any:
     yield from (train_row(number) for number in range(300))
-    raise OSError("connection lost")
+    raise HubError("connection lost")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_stream_that_breaks_is_an_error_in_training(workers: int) -> None:
-    rows = datasets.IterableDataset.from_generator(broken, gen_kwargs={"shard": [0]}, features=FEATURES)
     begin = time.monotonic()
-    with pytest.raises(HubError, match="subset `s`: reading shard 0 failed behind row 256: OSError: conn"):
-        epoch(make_loader([TrainStream("s", rows, 1000)], workers, shuffle_block=64))
+    with pytest.raises(HubError, match="subset `s`: connection lost"):
+        epoch(make_loader([TrainStream("s", FakeRows([broken]), 1000)], workers, shuffle_block=64))
     assert time.monotonic() - begin < 20
 
 
@@ -344,20 +350,13 @@ def test_no_thread_outlives_the_iterator() -> None:
     assert not reading("kept")
 
 
-def slow(shard: list[int]) -> Any:
+def slow() -> Any:
     time.sleep(0.5)
     yield from (train_row(number) for number in range(100))
 
 
 def test_twenty_streams_are_opened_together() -> None:
-    streams = [
-        TrainStream(
-            f"s{number}",
-            datasets.IterableDataset.from_generator(slow, gen_kwargs={"shard": [0]}, features=FEATURES),
-            100,
-        )
-        for number in range(20)
-    ]
+    streams = [TrainStream(f"s{number}", FakeRows([slow]), 100) for number in range(20)]
     loader = make_loader(streams, batch_size=40)
     begin = time.monotonic()
     assert len(epoch(loader, 0, 1)) == 1
@@ -367,14 +366,11 @@ def test_twenty_streams_are_opened_together() -> None:
 def test_a_stream_that_hangs_does_not_keep_the_process_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     forever = threading.Event()
 
-    def rows(shard: list[int]) -> Any:
+    def rows() -> Any:
         yield from (train_row(number) for number in range(64))
         forever.wait()
 
-    examples = datasets.IterableDataset.from_generator(
-        lambda shard: rows(shard), gen_kwargs={"shard": [0]}, features=FEATURES
-    )
-    loader = make_loader([TrainStream("hung", examples, 1000)], shuffle_block=64)
+    loader = make_loader([TrainStream("hung", FakeRows([rows]), 1000)], shuffle_block=64)
     assert len(epoch(loader, 0, 3)) == 3
     assert [thread.daemon for thread in reading("hung")] == [True]
     monkeypatch.setattr(streaming, "EXIT_TIMEOUT", 0.2)

@@ -1,0 +1,89 @@
+"""Samples that an encoder cannot take, such as a picture of 3x900 pixels: found, and other pairs taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fanoise_lightning.sample import Collate, Pair, Sample
+
+__all__ = ["Refusal", "SkipRefused", "refusals"]
+
+Refusal = Callable[[Pair], str]
+Read = tuple[list[Pair], list[str]]  # the pairs of a batch, and a line about each that was skipped
+
+
+class PairData(Protocol):
+    """A data set that can replace pairs of a batch that it read."""
+
+    def replace(
+        self, pairs: Sequence[Pair], refused: Mapping[int, str], skipped: list[str], refusal: Refusal
+    ) -> list[Pair]:
+        """See `TrainDataset.replace`."""
+
+
+@dataclass(frozen=True)
+class SkipRefused:
+    """Collates pairs; those that the encoder refuses are replaced, and named as skipped.
+
+    Args:
+        collate: of the encoder.
+        batch: collates pairs with it. A batch without pairs is ``{"skipped": ...}`` alone.
+        data: the data set that read the pairs.
+    """
+
+    collate: Collate
+    batch: Callable[[Read], dict[str, Any]]
+    data: PairData
+
+    def __call__(self, read: Read) -> dict[str, Any]:
+        pairs, skipped = read
+        while pairs:
+            try:
+                return self.batch((pairs, skipped))
+            except Exception as error:  # of any kind: whatever processors raise
+                refused = refusals(self.collate, [_samples(pair) for pair in pairs], error)
+                pairs = self.data.replace(pairs, refused, skipped, self._refusal)
+        return {"skipped": skipped}
+
+    def _refusal(self, pair: Pair) -> str:
+        return next(iter(_refused(self.collate, [_samples(pair)]).values()), "")
+
+
+def refusals(collate: Collate, groups: Sequence[Sequence[Sample]], error: Exception) -> dict[int, str]:
+    """Which of the groups of samples an encoder refuses, and why; some at least.
+
+    Args:
+        collate: of the encoder, which failed on all of them together. If it has a method ``check``, which
+            raises for a sample that it cannot take, that is asked first: it costs less than to collate.
+        groups: the samples of each pair, or of each side.
+        error: what it failed with. It is raised again if no group is at fault, or if all of several are: then
+            it is not the samples.
+    """
+    refused = _refused(collate, groups)
+    if not refused or len(refused) == len(groups) > 1:
+        raise error
+    return refused
+
+
+def _refused(collate: Collate, groups: Sequence[Sequence[Sample]]) -> dict[int, str]:
+    check = getattr(collate, "check", None)
+    found = {} if check is None else _failing(check, groups)
+    return found or _failing(lambda sample: collate([sample]), groups)
+
+
+def _failing(use: Callable[[Sample], Any], groups: Sequence[Sequence[Sample]]) -> dict[int, str]:
+    found = {}
+    for place, group in enumerate(groups):
+        for sample in group:
+            try:
+                use(sample)
+            except Exception as error:
+                found[place] = f"the encoder refuses it: {error}"
+                break
+    return found
+
+
+def _samples(pair: Pair) -> list[Sample]:
+    return [pair.query, pair.target, *pair.negatives]

@@ -1,0 +1,289 @@
+"""What is validated on was not trained on, and where that cannot be, it is said."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from data_roots import collate, train_row, write_picture, write_rows
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch import seed_everything
+
+from fanoise_lightning.data import PairDataModule
+from fanoise_lightning.data.pairs import number_pairs
+from fanoise_lightning.data.records import read_train
+from fanoise_lightning.data.splits import Pairs, connect, count_candidates, split
+
+Row = dict[str, Any]
+
+
+def row(query: str, target: str, query_image: str = "", target_image: str = "") -> Row:
+    return {"qry": query, "qry_image_path": query_image, "pos_text": target, "pos_image_path": target_image}
+
+
+def captions(pictures: int, each: int = 5) -> list[Row]:
+    """Captions that have to find their picture."""
+    return [
+        row(f"caption {picture}.{number}", "", target_image=f"{picture}.png")
+        for picture in range(pictures)
+        for number in range(each)
+    ]
+
+
+def labels(count: int, each: int) -> list[Row]:
+    """Texts that have to find their label."""
+    return [
+        row(f"text {label}.{number}", f"label {label}") for label in range(count) for number in range(each)
+    ]
+
+
+def back(rows: list[Row]) -> list[Row]:
+    names = {"qry": "pos_text", "qry_image_path": "pos_image_path"}
+    names |= {new: old for old, new in names.items()}
+    return [{names[name]: value for name, value in row.items()} for row in rows]
+
+
+def set_up(path: Path, rows: list[Row], **options: Any) -> tuple[PairDataModule, str]:
+    """The data module of these rows, and what it says of the split."""
+    (path / "0.png").touch()  # so that there are pictures
+    file = write_rows(path / "mine.jsonl", rows)
+    data = PairDataModule(file, num_workers=0, batch_size=2, collate=collate, **options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data.setup()
+    return data, "\n".join(str(warning.message) for warning in caught)
+
+
+def sides(data: PairDataModule, name: str, held_out: bool) -> set[tuple[str, str]]:
+    """The different queries or targets of one part."""
+    if held_out:
+        found = data.eval_sets[0]
+        numbers = found.queries if name == "queries" else found.candidates[:, 0]
+        return {(found.sides[i].text, found.sides[i].image) for i in numbers.tolist()}
+    return {tuple(side) for side in getattr(data.train_set.subsets[0], name)}
+
+
+@pytest.mark.parametrize("count", [20, 102])
+def test_five_captions_of_a_picture_stay_together(tmp_path: Path, count: int) -> None:
+    for rows in (captions(count), back(captions(count)), captions(count) + back(captions(count))):
+        data, told = set_up(tmp_path, rows)
+        assert sides(data, "targets", True).isdisjoint(sides(data, "targets", False))
+        assert sides(data, "queries", True).isdisjoint(sides(data, "queries", False))
+        assert told == ""
+        wanted = round(0.1 * len(rows))
+        assert wanted <= len(data.eval_sets[0].queries) <= wanted + 10
+        assert len(data.eval_sets[0].queries) + len(data.train_set) == len(rows)
+
+
+def test_pictures_that_queries_share_stay_together(tmp_path: Path) -> None:
+    rows = [row(f"question {n}", f"answer {n}", query_image=f"{n // 5}.png") for n in range(200)]
+    data, told = set_up(tmp_path, rows)
+    pictures = [{image for _, image in sides(data, "queries", part)} for part in (True, False)]
+    assert len(pictures[0]) >= 4
+    assert pictures[0].isdisjoint(pictures[1])
+    assert told == ""
+
+
+def test_labels_are_split_by_query_and_that_is_said(tmp_path: Path) -> None:
+    for count, each in ((10, 40), (9, 10), (4, 100), (2, 30)):
+        data, told = set_up(tmp_path, labels(count, each), val_fraction=0.2)
+        assert sides(data, "queries", True).isdisjoint(sides(data, "queries", False))
+        found = len(sides(data, "targets", True))
+        assert (
+            f"(split by query), of which 0 of {count * each // 5} queries, {found} of {found} targets" in told
+        )
+        assert ((data.eval_sets[0].candidates >= 0).sum(dim=1) == found).all()
+        assert data.eval_sets[0].subset.floors["chance"] == pytest.approx(1 / found)
+
+
+def test_few_queries_are_split_by_target(tmp_path: Path) -> None:
+    data, told = set_up(tmp_path, back(labels(5, 40)))
+    assert "split by target" in told
+    assert sides(data, "targets", True).isdisjoint(sides(data, "targets", False))
+    assert ((data.eval_sets[0].candidates >= 0).sum(dim=1) > 10).all()
+
+
+def test_labels_in_both_directions_are_split_by_pair(tmp_path: Path) -> None:
+    rows = labels(5, 40) + back(labels(5, 40))
+    data, told = set_up(tmp_path, rows)
+    assert "split by pair" in told
+    found = data.eval_sets[0]
+    held_out = {
+        frozenset((found.sides[query].text, found.sides[target].text))
+        for query, target in zip(found.queries.tolist(), found.candidates[:, 0].tolist())
+    }
+    trained = data.train_set.subsets[0]
+    assert len(held_out) == 20
+    assert held_out.isdisjoint(
+        {frozenset((query.text, target.text)) for query, target in zip(trained.queries, trained.targets)}
+    )
+
+
+def test_one_large_group_does_not_keep_the_others_from_being_split(tmp_path: Path) -> None:
+    rows = [row(f"hub {n}", "hub") for n in range(100)] + [row(f"q{n}", f"t{n}") for n in range(100)]
+    data, told = set_up(tmp_path, rows)
+    assert len(data.eval_sets[0].queries) == 20
+    assert ("hub", "") not in sides(data, "targets", True)
+    assert told == ""
+
+
+def test_a_query_without_a_wrong_candidate_is_left_out_and_named(tmp_path: Path) -> None:
+    rows = [row(f"q{n}", f"t{n}") for n in range(4)]
+    alone = [row("all", f"t{n}") for n in range(4)]
+    write_rows(tmp_path / "val.jsonl", rows + alone)
+    data, told = set_up(tmp_path, labels(3, 5), val_path=tmp_path / "val.jsonl")
+    assert (
+        "4 of 8 validation queries have no candidate but right answers (the first: 'all', subset `val`, "
+        in told
+    )
+    assert "line 5); they are left out" in told
+    assert {text for text, _ in sides(data, "queries", True)} == {f"q{n}" for n in range(4)}
+    assert data.eval_sets[0].subset.floors["chance"] == 0.25
+
+
+def test_a_validation_that_anything_passes_is_an_error(tmp_path: Path) -> None:
+    write_rows(tmp_path / "val.jsonl", [row("q1", "t"), row("q2", "t")])
+    with pytest.raises(
+        ValueError, match=r"2 of 2 validation queries have no candidate.*any model would find"
+    ):
+        set_up(tmp_path, labels(3, 5), val_path=tmp_path / "val.jsonl")
+    for rows in ([row(f"q{n}", "t") for n in range(40)], [row("q", f"t{n}") for n in range(40)]):
+        with pytest.raises(ValueError, match=r"mine\.jsonl.*different targets: no split leaves.*`val_path`"):
+            set_up(tmp_path, rows)
+
+
+def test_pairs_of_your_own_to_validate_on(tmp_path: Path) -> None:
+    write_picture(tmp_path / "elsewhere" / "v.png", 9)
+    rows = [row(f"new {n}", f"{n}", query_image="v.png") for n in range(6)] + [row("text 0.0", "label 0")]
+    write_rows(tmp_path / "elsewhere" / "val.jsonl", rows)
+    data, told = set_up(tmp_path, labels(4, 10), val_path=tmp_path / "elsewhere" / "val.jsonl")
+    assert len(data.train_set) == 40
+    assert len(data.eval_sets[0].queries) == 7
+    assert (
+        "elsewhere/val.jsonl`), of which 1 of 7 queries, 1 of 7 targets, 0 of 1 pictures are trained on"
+        in told
+    )
+    (batch,) = data.val_dataloader()
+    assert batch["skipped"] == []
+    assert set(batch["inputs"]["grey"].tolist()) == {9, -1}
+
+
+def test_the_overlap_is_counted(tmp_path: Path) -> None:
+    """Of pictures and sides, whatever role they have, against plain sets."""
+    random = np.random.default_rng(0)
+    rows = [
+        row(f"q{a}", f"t{b}", *(f"{n}.png" if n < 30 else "" for n in pictures))
+        for a, b, *pictures in random.integers(0, 60, (300, 4)).tolist()
+    ]
+    for part, chosen in (("a", rows[:200]), ("b", rows[200:])):
+        write_rows(tmp_path / f"{part}.jsonl", chosen)
+    trained, held_out = number_pairs(*(read_train(tmp_path / f"{part}.jsonl", part) for part in "ab"))
+
+    def plain(name: str, rows: list[Row]) -> set[Any]:
+        columns = {"queries": ("qry", "qry_image_path"), "targets": ("pos_text", "pos_image_path")}
+        if name in columns:
+            return {tuple(row[column] for column in columns[name]) for row in rows}
+        return {row[column] for row in rows for column in ("qry_image_path", "pos_image_path")} - {""}
+
+    for name, counts in held_out.seen(trained).items():
+        mine, theirs = plain(name, rows[200:]), plain(name, rows[:200])
+        assert counts == (len(mine & theirs), len(mine))
+
+
+edges = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=25)
+
+
+@given(edges)
+def test_components_are_those_of_a_search(edges: list[tuple[int, int]]) -> None:
+    roots = connect(*np.array(edges).T)
+
+    def reached(start: int) -> set[int]:
+        found, front = {start}, [start]
+        while front:
+            node = front.pop()
+            new = {b for a, b in edges if a == node} | {a for a, b in edges if b == node}
+            front += new - found
+            found |= new
+        return found
+
+    for node in {node for edge in edges for node in edge}:
+        assert {other for other in range(len(roots)) if roots[other] == roots[node]} == reached(node)
+
+
+def random_pairs(edges: list[tuple[int, int]]) -> Pairs:
+    queries, targets = np.array(edges).T
+    none = np.full(len(edges), -1)
+    return Pairs(queries, targets + 5, none, none)  # some are queries and targets
+
+
+@given(edges, st.floats(0.1, 0.9), st.integers(0, 3))
+def test_a_split_keeps_what_it_says(edges: list[tuple[int, int]], fraction: float, seed: int) -> None:
+    pairs = random_pairs(edges)
+    found = split(pairs, fraction, seed)
+    if found is None:
+        return
+    mine, others = pairs.take(found.held_out), pairs.take(~found.held_out)
+    assert len(mine) >= round(fraction * len(pairs)) / 2
+    assert len(others) > 0
+    assert (count_candidates(mine) > 1).mean() >= 0.9
+    nodes = [{*part.queries.tolist(), *part.targets.tolist()} for part in (mine, others)]
+    if found.by.startswith("connected"):
+        assert not nodes[0] & nodes[1]
+    if found.by == "query":
+        assert not set(mine.queries) & set(others.queries)
+    if found.by == "target":
+        assert not set(mine.targets) & set(others.targets)
+    directed = [set(zip(part.queries.tolist(), part.targets.tolist())) for part in (mine, others)]
+    assert not {(b, a) for a, b in directed[0]} & directed[1]
+    assert not directed[0] & directed[1]
+
+
+@given(edges)
+def test_candidates_are_counted_as_they_are_drawn(edges: list[tuple[int, int]]) -> None:
+    pairs = random_pairs(edges)
+    wrong = [{b for _, b in edges} - {b for a, b in edges if a == query} for query, _ in edges]
+    assert count_candidates(pairs).tolist() == [len(others) + 1 for others in wrong]
+
+
+# The seed of the run
+
+
+@pytest.fixture
+def unseeded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    state = torch.get_rng_state()
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    monkeypatch.setenv("PL_SEED_WORKERS", "0")
+    yield
+    torch.set_rng_state(state)
+
+
+def order(rows: Path, **options: Any) -> tuple[list[int], list[int]]:
+    """The numbers that are trained on and those that are held out."""
+    data = PairDataModule(rows, num_workers=0, batch_size=4, collate=collate, **options)
+    data.setup()
+    trained = [number for batch in data.train_dataloader() for number in batch["query"]["number"].tolist()]
+    return trained, data.eval_sets[0].candidates.tolist()
+
+
+def test_the_order_follows_the_seed_of_the_run_and_the_split_does_not(
+    tmp_path: Path, unseeded: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_rows(tmp_path / "s.jsonl", [train_row(number) for number in range(40)])
+    default = order(path)
+    runs = []
+    for seed in (1, 2, 1):
+        monkeypatch.setenv("PL_GLOBAL_SEED", "")
+        seed_everything(seed)
+        runs.append(order(path))
+        assert order(path, seed=7) == order(path, seed=7)
+    assert runs[0] == runs[2]
+    assert runs[0][0] != runs[1][0]
+    assert sorted(runs[0][0]) == sorted(runs[1][0])
+    assert runs[0][1] == runs[1][1] == default[1]
+    assert default == order(path, seed=42)

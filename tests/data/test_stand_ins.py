@@ -1,0 +1,205 @@
+"""What takes the place of pairs whose pictures cannot be read: never the same pair twice, unmasked."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from data_roots import Recorder, collate, make_root, make_trainer, train_row, write_picture, write_rows
+from hypothesis import given
+from hypothesis import strategies as st
+from streams import from_shards
+
+from fanoise_lightning.data import MMEBDataModule
+from fanoise_lightning.data.datasets import PairCollate, TrainDataset
+from fanoise_lightning.data.image_roots import ImageRoot
+from fanoise_lightning.data.images import PictureError, Pictures
+from fanoise_lightning.data.records import read_train
+from fanoise_lightning.data.refusals import SkipRefused
+from fanoise_lightning.data.skipped import SkipLog, TooManySkippedError
+from fanoise_lightning.data.stand_ins import repeat, walk
+from fanoise_lightning.data.stream_loader import StreamDataset, StreamLoader, StreamSampler
+from fanoise_lightning.data.streaming import TrainStream
+from fanoise_lightning.sample import Pair, Sample
+
+
+def train_set(tmp_path: Path, size: int, good: set[int], **options: Any) -> TrainDataset:
+    """Rows of which those that are `good` have a picture."""
+    write_picture(tmp_path / "images" / "good.png")
+    rows = [train_row(row, "good.png" if row in good else f"{row}.png") for row in range(size)]
+    rows_of = read_train(write_rows(tmp_path / "s.jsonl", rows), "s")
+    return TrainDataset([rows_of], Pictures(ImageRoot(tmp_path / "images")), **{"allowed": 10**6, **options})
+
+
+def numbers(pairs: list[Pair]) -> list[int]:
+    return [int(pair.target.text[1:]) for pair in pairs]
+
+
+@given(st.integers(1, 200), st.integers(0, 10))
+def test_a_walk_meets_every_row_once(size: int, key: int) -> None:
+    assert sorted(walk(size, key)) == list(range(size))
+
+
+def test_replacements_are_drawn_over_the_subset(tmp_path: Path) -> None:
+    good = set(range(0, 1000, 2))
+    data = train_set(tmp_path, 1000, good)
+    drawn: list[int] = []
+    for first in range(0, 1000, 50):
+        batch = [(0, row) for row in range(first, first + 50)]
+        pairs, skipped = data[batch]
+        rows = numbers(pairs)
+        assert rows[::2] == list(range(first, first + 50, 2))  # good ones stay where they are
+        assert len(set(rows)) == 50
+        assert set(rows) <= good
+        assert {int(line.split("picture `")[1].split(".")[0]) for line in skipped} & good == set()
+        drawn += rows[1::2]
+    # 500 draws out of 500: as good as uniform in the thirds of the subset, and not from the neighbourhood
+    thirds = Counter(row * 3 // 1000 for row in drawn)
+    assert max(thirds.values()) - min(thirds.values()) < 6 * math.sqrt(500 / 3)
+    assert len(set(drawn)) > 250
+
+
+def test_the_draw_follows_from_the_batch(tmp_path: Path) -> None:
+    data = train_set(tmp_path, 200, set(range(0, 200, 2)))
+    first, again, other = (
+        numbers(data[[(0, row) for row in rows]][0]) for rows in (range(20), range(20), range(19, -1, -1))
+    )
+    assert first == again
+    assert sorted(first) != sorted(other)
+
+
+def test_a_pair_that_must_stand_twice_is_not_its_own_negative(tmp_path: Path) -> None:
+    data = train_set(tmp_path, 60, {7})
+    for batch in ([(0, 7), (0, 8), (0, 9)], [(0, 20), (0, 21)]):
+        read = data[batch]
+        told = PairCollate(collate, mask=False)(read)
+        assert set(numbers(read[0])) == {7}
+        assert len(set(told["target_id"].tolist())) == 1
+        assert told["target_id"][0] >= 0
+        assert told["mask_pairs"].tolist() == [True] * len(batch)
+
+
+def test_without_one_good_row_the_subset_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PictureError, match="subset `s`: not one row has pictures that can be used"):
+        train_set(tmp_path, 9, set())[[(0, 1), (0, 2)]]
+
+
+def test_a_subset_has_a_limit_of_its_own(tmp_path: Path) -> None:
+    data = train_set(tmp_path, 60, {7}, in_subsets={"s": 5})
+    with pytest.raises(TooManySkippedError, match=r"6 training rows of subset `s` cannot.*allows 5"):
+        data[[(0, 7), (0, 8)]]
+    log = SkipLog("training rows", {"s": 60, "t": 100_000}, 0.01)
+    assert (log.allowed, log.in_subsets) == (1000, {"s": 1, "t": 1000})
+    with pytest.raises(TooManySkippedError, match="subset `s`"), pytest.warns(UserWarning, match="skipped"):
+        log.add(train_set(tmp_path, 60, {7})[[(0, 8)]][1])
+
+
+def test_a_small_subset_that_is_broken_stops_a_large_run(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root", sizes=(60, 2000))
+    for number in range(1, 6):
+        (root / "images" / f"{number}.png").unlink()
+    data = MMEBDataModule(root, batch_size=20, num_workers=0, max_skipped=0.05, seed=0)  # 50 of 2060 rows
+    with pytest.raises(TooManySkippedError, match=r"4 training rows of subset `a` cannot.*allows 3"):
+        make_trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(Recorder(), datamodule=data)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 2)), min_size=1, max_size=30))
+def test_gaps_are_filled_evenly_and_within_the_subset(places: list[tuple[bool, int]]) -> None:
+    subsets = [subset for _, subset in places]
+    pairs = [
+        Pair(Sample(f"q{at}"), Sample(f"t{at}"), mask_pairs=False) if good else None
+        for at, (good, _) in enumerate(places)
+    ]
+    if not any(pairs):
+        return
+    filled = repeat(pairs, subsets)
+    uses = Counter(int(pair.query.text[1:]) for pair in filled)
+    for at, (pair, new) in enumerate(zip(pairs, filled)):
+        source = int(new.query.text[1:])
+        assert pair is None or source == at
+        assert new.mask_pairs == (uses[source] > 1)
+        if subsets[at] in {subset for good, subset in places if good}:
+            assert subsets[source] == subsets[at]
+    if len(set(subsets)) == 1:
+        assert max(uses.values()) - min(uses.values()) <= 1
+
+
+# A stream whose batches have not one good pair
+
+
+def make_loader(tmp_path: Path, good: set[int], size: int = 24, **options: Any) -> StreamLoader:
+    """Batches of 4, in the same order whichever rows are `good`."""
+    write_picture(tmp_path / "good.png")
+    rows = [train_row(row, "good.png" if row in good else f"{row}.png") for row in range(size)]
+    streams = [TrainStream("s", from_shards([rows]), size)]
+    data = StreamDataset(streams, Pictures(ImageRoot(tmp_path)), **{"allowed": 100, **options})
+    return StreamLoader(
+        data,
+        sampler=StreamSampler(data, streams, batch_size=4, seed=1, shuffle_block=1),
+        batch_size=None,
+        collate_fn=SkipRefused(collate, PairCollate(collate), data),
+    )
+
+
+def read(loader: StreamLoader, stop: int | None = None) -> list[tuple[list[int], int]]:
+    batches = []
+    for batch in loader:
+        batches.append((batch["query"]["number"].tolist(), len(batch["skipped"])))
+        if len(batches) == stop:
+            break
+    return batches
+
+
+@pytest.fixture
+def order(tmp_path: Path) -> list[list[int]]:
+    """The rows of each batch."""
+    return [rows for rows, _ in read(make_loader(tmp_path, set(range(24))))]
+
+
+def test_a_batch_without_a_good_pair_is_replaced_by_the_next(tmp_path: Path, order: list[list[int]]) -> None:
+    first, second = order[0], order[3]
+    good = {*first, *second}
+    expected = [(first, 0), (second, 4), (second, 4), (second, 0), (second, 4), (second, 4)]
+    assert read(make_loader(tmp_path, good)) == expected
+    later = [(second, 4)] * 3 + [(second, 0)] + [(second, 4)] * 2
+    assert read(make_loader(tmp_path, set(second))) == later
+
+
+def test_where_a_stream_is_resumed_does_not_matter(tmp_path: Path, order: list[list[int]]) -> None:
+    good = {*order[0], *order[3], order[5][1]}
+    unbroken = read(make_loader(tmp_path, good))
+    assert [skipped for _, skipped in unbroken] == [0, 4, 4, 0, 4, 3]
+    for stop in range(1, 6):
+        loader = make_loader(tmp_path, good)
+        read(loader, stop)
+        file = io.BytesIO()
+        torch.save(loader.state_dict(), file)
+        file.seek(0)
+        resumed = make_loader(tmp_path, good)
+        resumed.load_state_dict(torch.load(file, weights_only=True))
+        assert read(resumed) == unbroken[stop:], f"after {stop}"
+
+
+def test_a_stream_stops_at_its_limit_not_at_a_batch(tmp_path: Path) -> None:
+    with pytest.raises(TooManySkippedError, match="12 training rows cannot"):
+        read(make_loader(tmp_path, {20}, allowed=10))
+    with pytest.raises(PictureError, match="not one pair of an epoch can be used"):
+        read(make_loader(tmp_path, set()))
+
+
+def test_a_streamed_run_goes_on(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root", ".parquet", sizes=(48,))
+    for number in range(1, 6):
+        (root / "images" / f"{number}.png").unlink()
+    recorder = Recorder()
+    options: dict[str, Any] = {"streaming": True, "shuffle_block": 1, "max_skipped": 0.9}
+    data = MMEBDataModule(root, batch_size=2, num_workers=0, **options)
+    with pytest.warns(UserWarning, match="40 of 48 training rows so far"):
+        make_trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(recorder, datamodule=data)
+    assert len(recorder.trained) == 24
+    assert {number % 6 for batch in recorder.trained for number in batch} == {1000 % 6}
