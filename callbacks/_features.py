@@ -23,7 +23,22 @@ _NO_FEATURES = {
     *("sim", "sims", "similarity", "similarities", "score", "scores", "distance", "distances"),
     *("prob", "probs", "probability", "probabilities"),
 }
-_NEGATIVE = {"neg", "negs", "negative", "negatives"}
+_FEATURES = {
+    "embedding",
+    "embeddings",
+    "embs",
+    "emb",
+    "feature",
+    "features",
+    "feats",
+    "feat",
+}  # of labels, too
+_NEGATIVE = {"n", "neg", "negs", "negative", "negatives", "hard", "queue", "bank"}
+# A third matrix of the features' width that is no key of the batch.
+_NO_NEGATIVE = {
+    *("teacher", "student", "dist", "distill", "momentum", "ema", "ref", "reference"),
+    *("proto", "protos", "prototype", "prototypes", "center", "centers", "centroid", "centroids"),
+}
 
 
 @dataclass
@@ -41,7 +56,9 @@ class Call:
     def features(self) -> dict[str, list[Tensor]]:
         """``{"query": [(B, D)], "target": [(B, D), hard negatives (M, D), ...]}``, or fewer entries."""
         return {
-            side: [_get(self.bound, place) for place in self._of(side)] for side in SIDES if self._of(side)
+            side: [_get(self.bound, place).flatten(0, -2) for place in self._of(side)]
+            for side in SIDES
+            if self._of(side)
         }
 
     def names(self) -> dict[str, list[str]]:
@@ -52,7 +69,7 @@ class Call:
         """The arguments with other features, in the form of :meth:`features`; what is left out stays."""
         for side, features in new.items():
             for place, value in zip(self._of(side), features):
-                _set(self.bound, place, value)
+                _set(self.bound, place, value.view_as(_get(self.bound, place)))
         return self.bound.args, self.bound.kwargs
 
     def _of(self, side: str) -> list[Place]:
@@ -64,9 +81,10 @@ class FeatureFinder:
 
     The query and the target are the first two floating point matrices of one width, in the order of the
     signature. Logits, labels, masks, weights and similarities are passed over: an argument is judged by its
-    name, and by its values when it is seen for the first time. Hard negatives are further matrices of that
-    width: those that are named so, those of the target's ``*args``, or else the only one there is. What goes
-    into a :class:`~fanoise_lightning.FeatureTap` is not judged.
+    name, and by its values when it is seen for the first time. Hard negatives are further tensors of that
+    width, (M, D) or (B, K, D), alone or in a list: those that are named so, those of the target's ``*args``,
+    or else the only one there is, unless it is named like a teacher's or prototypes. What goes into a
+    :class:`~fanoise_lightning.FeatureTap` is not judged.
 
     Args:
         loss: the module.
@@ -75,7 +93,8 @@ class FeatureFinder:
     def __init__(self, loss: nn.Module) -> None:
         self._is_tap = isinstance(loss, FeatureTap)
         self._loss = type(getattr(loss, "_orig_mod", loss)).__name__
-        self._signature = inspect.signature(loss.forward)  # once: it takes as long as a small loss
+        # once: it takes as long as a small loss; a compiled module has none of its own
+        self._signature = inspect.signature(getattr(loss, "_orig_mod", loss).forward)
         self._reasons: dict[Place, str] = {}  # why an argument is not features; "" if it is
 
     def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
@@ -84,17 +103,26 @@ class FeatureFinder:
             bound = self._signature.bind(*args, **kwargs)
         except TypeError:  # the module itself has the better error
             return None
-        matrices = _matrices(bound)
+        tensors = _tensors(bound)
         if self._is_tap:
-            return Call(bound, list(matrices))
-        self._judge({place: x for place, x in matrices.items() if place not in self._reasons})
-        return Call(bound, _pick({place: x for place, x in matrices.items() if not self._reasons.get(place)}))
+            return Call(bound, list(tensors))
+        self._judge({place: x for place, x in tensors.items() if place not in self._reasons})
+        return Call(bound, _pick({place: x for place, x in tensors.items() if not self._reasons.get(place)}))
+
+    def clean(self, call: Call) -> list[str]:
+        """What is not taken for features of a call, although it has their width and was not refused."""
+        width = _get(call.bound, call.places[0]).shape[-1] if call.places else None
+        return [
+            _name(place)
+            for place, x in _tensors(call.bound).items()
+            if place not in call.places and x.shape[-1] == width and not self._reasons.get(place)
+        ]
 
     def error(self, call: Call, sides: tuple[str, ...]) -> ValueError:
         """The error for a call in which features of ``sides`` are missing; it names what was passed over."""
         passed_over = [
             f"`{_name(place)}` {tuple(x.shape)} {self._reasons.get(place) or 'has no partner of its width'}"
-            for place, x in _matrices(call.bound).items()
+            for place, x in _tensors(call.bound).items()
             if place not in call.places
         ]
         found = f"`{_name(call.places[0])}` alone" if call.places else "none"
@@ -106,57 +134,64 @@ class FeatureFinder:
 
     def _judge(self, new: dict[Place, Tensor]) -> None:
         for place, x in new.items():
-            if _NO_FEATURES & set(words(_name(place))):
+            said = set(words(_name(place)))
+            if said & _NO_FEATURES and not said & _FEATURES:
                 self._reasons[place] = "is named like logits, labels, masks, weights or similarities"
             elif x.any() and not x.isnan().any():  # else the batch is broken, and a later one tells
                 self._reasons[place] = _looks_like(x)
         for (a, x), (b, y) in combinations(new.items(), 2):
-            if x.shape == y.T.shape and x.shape[0] == x.shape[1] > 1 and torch.allclose(x, y.T):
+            if (
+                x.ndim == y.ndim == 2
+                and x.shape == y.T.shape
+                and 1 < len(x) == len(y)
+                and torch.allclose(x, y.T)
+            ):
                 self._reasons[a] = self._reasons[b] = "is the transpose of another, as logits are"
 
 
-def _pick(matrices: dict[Place, Tensor]) -> list[Place]:
+def _pick(tensors: dict[Place, Tensor]) -> list[Place]:
     """The query, the target and the hard negatives; the query alone where nothing has its width."""
-    width = {place: x.shape[1] for place, x in matrices.items()}
-    keys = [place for place in width if not _is_negative(place)]
+    width = {place: x.shape[-1] for place, x in tensors.items()}
+    keys = [place for place, x in tensors.items() if x.ndim == 2 and not _is(place, _NEGATIVE)]
     for query, target in combinations(keys, 2):
         if width[query] == width[target]:
             break
     else:
         return keys[:1]
     further = [p for p in width if p not in (query, target) and width[p] == width[query]]
-    negatives = [p for p in further if _is_negative(p) or p[0] == target[0]]
-    return [query, target, *(negatives or (further if len(further) == 1 else []))]
+    negatives = [p for p in further if _is(p, _NEGATIVE) or p[0] == target[0]]
+    if not negatives and len(further) == 1 and not _is(further[0], _NO_NEGATIVE):
+        negatives = further
+    return [query, target, *negatives]
 
 
-def _is_negative(place: Place) -> bool:
-    return bool(_NEGATIVE & set(words(place[0])))
+def _is(place: Place, names: set[str]) -> bool:
+    return bool(names & set(words(_name(place))))
 
 
 def _looks_like(x: Tensor) -> str:
-    """What no features would be like, by the values of a matrix; "" for features."""
+    """What no features would be like, by the values of a tensor; "" for features."""
     if ((x == 0) | (x == 1)).all() or ((x == 0) | (x == -torch.inf)).all():
         return "holds zeros and ones (or infinities) alone, as labels and masks do"
-    if (x >= 0).all() and (x.sum(1) - 1).abs().max() < 1e-3:
+    if (x >= 0).all() and (x.sum(-1) - 1).abs().max() < 1e-3:
         return "has rows that sum to one, as probabilities do"
     return ""
 
 
-def _matrices(bound: inspect.BoundArguments) -> dict[Place, Tensor]:
-    """The floating point matrices among the arguments, in the order of the signature."""
+def _tensors(bound: inspect.BoundArguments) -> dict[Place, Tensor]:
+    """The floating point tensors of 2 or 3 dimensions among the arguments, in the order of the signature."""
     places: dict[Place, Any] = {}
     for name, value in bound.arguments.items():
-        kind = bound.signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL:
+        if isinstance(value, (list, tuple)):
             places |= {(name, index): item for index, item in enumerate(value)}
-        elif kind is inspect.Parameter.VAR_KEYWORD:
+        elif bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
             places |= {(name, key): item for key, item in value.items()}
         else:
             places[name, None] = value
     return {
         place: x.detach()
         for place, x in places.items()
-        if isinstance(x, Tensor) and x.ndim == 2 and x.is_floating_point()
+        if isinstance(x, Tensor) and x.ndim in (2, 3) and x.is_floating_point()
     }
 
 
@@ -177,6 +212,6 @@ def _set(bound: inspect.BoundArguments, place: Place, new: Tensor) -> None:
         bound.arguments[name] = new
         return
     values = bound.arguments[name]
-    changed = dict(values) if isinstance(values, dict) else dict(enumerate(values))
+    changed: Any = dict(values) if isinstance(values, dict) else list(values)
     changed[inner] = new
-    bound.arguments[name] = changed if isinstance(values, dict) else tuple(changed.values())
+    bound.arguments[name] = tuple(changed) if isinstance(values, tuple) else changed

@@ -22,10 +22,24 @@ where the loss is computed by functions, mark the place with one line:
 
 _LOSS = {"loss", "losses", "criterion", "nce", "infonce", "ntxent"}
 _CONTRASTIVE = {"contrastive", "nce", "infonce", "ntxent", "xent", "clip", "siglip", "simclr", "triplet"}
-# Losses of labels and of reconstructions: noise on what they compare would be silently wrong.
+# Losses of labels, of reconstructions and of teachers: noise on what they compare would be silently wrong.
 _OTHER_LOSS = {
-    *("recon", "reconstruction", "regression", "classification", "mse", "mae", "huber"),
-    *("ce", "bce", "entropy", "focal", "dice", "kl", "kld", "jsd"),
+    *(
+        "recon",
+        "reconstruction",
+        "regression",
+        "mse",
+        "rmse",
+        "mae",
+        "l1",
+        "l2",
+        "huber",
+        "smooth",
+        "charbonnier",
+    ),
+    *("perceptual", "lpips", "ssim", "consistency", "distill", "distillation", "kd", "commitment", "vq"),
+    *("classification", "classifier", "cls", "ce", "bce", "entropy", "nll", "focal", "dice", "iou", "ctc"),
+    *("kl", "kld", "jsd", "adversarial", "gan"),
 }
 _OF_FEATURES = (nn.TripletMarginLoss, nn.TripletMarginWithDistanceLoss, nn.CosineEmbeddingLoss)
 _OF_LABELS = {
@@ -74,10 +88,12 @@ def words(name: str) -> list[str]:
     """The words of an identifier, in lower case: ``gloss_encoder`` and ``lossless`` do not hold "loss".
 
     Example:
-        >>> words("NTXentLoss"), words("heads.clip_loss2")
-        (['nt', 'xent', 'loss'], ['heads', 'clip', 'loss', '2'])
+        >>> words("NTXentLoss"), words("heads.clip_loss2"), words("SmoothL1")
+        (['nt', 'xent', 'loss'], ['heads', 'clip', 'loss', '2'], ['smooth', 'l1'])
     """
-    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)]
+    return [
+        word.lower() for word in re.findall(r"[lL][12](?![a-z0-9])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
+    ]
 
 
 def _losses(parent: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:

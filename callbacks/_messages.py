@@ -12,10 +12,11 @@ from torch import Tensor
 from fanoise_lightning.noise import row_norm
 
 
-def tell_what_gets_noise(path: str, law: str, names: dict[str, list[str]]) -> None:
-    """One line: the loss module, and side to the names of its arguments that get noise."""
+def tell_what_gets_noise(path: str, law: str, names: dict[str, list[str]], clean: list[str]) -> None:
+    """One line: the loss module, side to the names of its arguments that get noise, and those that do not."""
     listed = " and ".join(f"`{'`, `'.join(arguments)}` ({side})" for side, arguments in names.items())
-    rank_zero_info(f"FANoise: {law}, on {listed} of '{path}'")
+    rest = f"; `{'`, `'.join(clean)}` stay clean" if clean else ""
+    rank_zero_info(f"FANoise: {law}, on {listed} of '{path}'{rest}")
 
 
 def warn_of_row_norms(features: dict[str, Tensor], noise: dict[str, Tensor], alpha: float) -> None:

@@ -4,13 +4,16 @@
    With other noise, the gradient would be that of another loss than was computed.
 2. An optimiser with a closure (LBFGS) evaluates the same batch several times in one step. With other noise
    each time, it would search along a function that changes under it.
+3. A loss that is called twice with the same tensors, for example for its value in a log, sees them once.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -26,20 +29,42 @@ Sides = dict[str, Tensor]
 
 @dataclass
 class Draw:
-    """The noise of one call of the loss: side to clean features and to noise, both (B, D)."""
+    """The noise of one call of the loss: side to clean features and to noise, both (B, D).
+
+    Args:
+        features: the features, joined with the hard negatives.
+        noise: what is added to them.
+        given: the tensors that the loss was called with.
+    """
 
     features: Sides
     noise: Sides
+    given: list[Tensor]
+
+    def is_of(self, given: list[Tensor]) -> bool:
+        """Whether the loss was called with these very tensors."""
+        return len(given) == len(self.given) and all(map(_same, given, self.given))
 
     def fits(self, features: Sides) -> bool:
         """Whether the noise has the shape of these features."""
         shapes = {side: x.shape for side, x in features.items()}
         return shapes == {side: x.shape for side, x in self.features.items()}
 
-    def distance(self, features: Sides) -> float:
-        """How far other features of these shapes are from those of this call, relative to their norm."""
-        pairs = [(x.detach().float(), self.features[side].float()) for side, x in features.items()]
-        return max(float((x - own).norm() / own.norm().clamp_min(1e-30)) for x, own in pairs)
+    def is_near(self, features: Sides) -> bool:
+        """Whether features of these shapes are those of the call, computed again; waits for the device."""
+        pairs = [
+            (x.float().nan_to_num(), self.features[side].float().nan_to_num()) for side, x in features.items()
+        ]
+        return all(bool((x - own).norm() <= 1e-2 * own.norm()) for x, own in pairs)
+
+    def adds_as(self, other: Draw) -> bool:
+        """Whether the noise is that of another draw, as it is where both are left without."""
+        return all(torch.equal(x, other.noise[side]) for side, x in self.noise.items())
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    # the draw keeps its tensors alive: no other can lie at their place
+    return x.data_ptr() == y.data_ptr() and x.shape == y.shape and x.stride() == y.stride()
 
 
 class Repeats:
@@ -47,15 +72,16 @@ class Repeats:
 
     def __init__(self) -> None:
         self.drawn: list[Draw] = []  # in this batch
-        self._in_step = self._again = False  # within an optimiser's step; in a later evaluation of it
-        self._first = self._next = 0  # of the draws that an evaluation of the closure goes through
+        self._repeating = False  # in a later evaluation of an optimiser's closure
+        self._first = self._next = 0  # of the draws that an evaluation goes through
         self._handles: list[RemovableHandle] = []
 
     def watch(self, optimizers: list[Optimizer]) -> None:
         """Watch the steps of these optimisers, until :meth:`unwatch`."""
         for optimizer in optimizers:
-            self._handles.append(optimizer.register_step_pre_hook(partial(self._step, True)))
-            self._handles.append(optimizer.register_step_post_hook(partial(self._step, False)))
+            with suppress(AttributeError):  # another library's: it has no such hooks, and takes no closure
+                self._handles.append(optimizer.register_step_pre_hook(self._before_step))
+                self._handles.append(optimizer.register_step_post_hook(self._after_step))
 
     def unwatch(self) -> None:
         """Forget everything."""
@@ -65,22 +91,20 @@ class Repeats:
 
     def new_batch(self) -> None:
         """Forget the draws of the last batch."""
-        self.drawn = []
-        self._step(False)
+        self.drawn, self._repeating = [], False
 
-    def on_backward(self) -> None:
-        """The loss was evaluated: within an optimiser's step, what comes next is its closure again."""
-        self._again, self._next = self._in_step, self._first
-
-    def find(self, features: Sides) -> Draw | None:
+    def find(self, features: Sides, given: list[Tensor]) -> Draw | None:
         """The draw that a call with these features repeats; ``None`` for a call that repeats nothing.
 
         Raises:
             RuntimeError: if the call repeats one, and it cannot be known which.
         """
+        same = next((draw for draw in self.drawn if draw.is_of(given)), None)
+        if same is not None:
+            return same
         if in_backward():
             return self._recomputed(features)
-        if not self._again or self._next >= len(self.drawn):
+        if not self._repeating or self._next >= len(self.drawn):
             return None
         draw = self.drawn[self._next]
         self._next += 1
@@ -93,19 +117,38 @@ class Repeats:
 
     def _recomputed(self, features: Sides) -> Draw | None:
         fitting = [draw for draw in self.drawn if draw.fits(features)]
-        if len(fitting) > 1:  # told apart by their values; waits for the device
-            nearest = min(fitting, key=lambda draw: draw.distance(features))
-            fitting = [nearest] if nearest.distance(features) < 1e-2 else []
-        if self.drawn and not fitting:
-            raise RuntimeError(
-                "the loss was called in a backward pass with features that it was not called with before in "
-                "this batch: FANoise cannot tell which noise belongs to them. Take the loss out of the "
-                "checkpointed function, or let it recompute the same features."
-            )
-        return fitting[0] if fitting else None
+        if len(fitting) > 1:
+            fitting = [draw for draw in fitting if draw.is_near(features)]
+        if not self.drawn:
+            return None
+        if fitting and all(draw.adds_as(fitting[0]) for draw in fitting[1:]):
+            return fitting[0]
+        raise RuntimeError(
+            f"the loss was called in a backward pass with features like those of {len(fitting)} of the "
+            f"{len(self.drawn)} calls before it in this batch: FANoise cannot tell whose noise belongs to "
+            "them. Take the loss out of the checkpointed function, or compute equal features once"
+        )
 
-    def _step(self, begins: bool, *_: Any) -> None:
-        self._in_step, self._again, self._first = begins, False, len(self.drawn)
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """Mark where each evaluation of the closure begins."""
+        self._first = len(self.drawn)
+        if callable(kwargs.get("closure")):
+            return args, {**kwargs, "closure": self._marked(kwargs["closure"])}
+        if len(args) > 1 and callable(args[1]):  # behind the optimiser itself
+            return (args[0], self._marked(args[1]), *args[2:]), kwargs
+        return None
+
+    def _marked(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        evaluations = count()
+
+        def evaluate() -> Any:
+            self._repeating, self._next = next(evaluations) > 0, self._first
+            return closure()
+
+        return evaluate
+
+    def _after_step(self, *_: Any) -> None:
+        self._repeating = False
 
 
 def trains() -> bool:

@@ -20,7 +20,7 @@ from fanoise_lightning.noise import (
 from fanoise_lightning.spectrum import second_moment
 
 Scope = Literal["local", "global"]
-Key = tuple[str, int]  # a side and D
+Key = tuple[str, int, int]  # a side, the call of the loss in its batch, and D
 
 
 class ShapeMemory:
@@ -46,13 +46,19 @@ class ShapeMemory:
         self._shapes: dict[Key, NoiseShape] = {}
         self._moments: dict[Key, Tensor] = {}  # X^T X of arbitrary scale: the scaling laws divide it out
 
-    def shape(self, side: str, features: Tensor, step: int) -> NoiseShape:
-        """The shape for the features (B, D) of a side in the given step, counted from 0.
+    def shape(self, side: str, features: Tensor, step: int, call: int = 0) -> NoiseShape:
+        """The shape for the features (B, D) of a side.
+
+        Args:
+            side: whose statistics to go on with.
+            features: (B, D).
+            step: the number of the batch, from 0.
+            call: the number of the call of the loss in the batch, from 0: each has statistics of its own.
 
         Raises:
             torch.linalg.LinAlgError: if the decomposition does not converge; what is kept stays as it was.
         """
-        key = side, features.shape[1]
+        key = side, call, features.shape[1]
         if self.momentum:
             self._average(key, features)
         known = self._shapes.get(key)

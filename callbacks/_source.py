@@ -26,7 +26,7 @@ class NoiseSource:
         self.skipped: Tensor | int = 0  # on the device: to read it waits
 
     def draw(
-        self, features: dict[str, Tensor], alpha: float, step: int, key: tuple[int, ...], instance: int
+        self, features: dict[str, Tensor], alpha: float, step: int, call: int, key: tuple[int, ...]
     ) -> dict[str, Tensor]:
         """Noise for every side, or zeros for all if that of any side is broken; decided on the device.
 
@@ -34,8 +34,8 @@ class NoiseSource:
             features: side to (B, D).
             alpha: the noise level.
             step: the number of the batch in the fit.
-            key: seeds the noise: the run's seed, the rank, the batch, the call in it.
-            instance: seeds the noise too: the number of the callback.
+            call: the number of the call of the loss in the batch.
+            key: seeds the noise too: the run's seed, the rank, the number of the callback.
         """
         noise: dict[str, Tensor] = {}
         broken = torch.zeros((), dtype=torch.bool, device=next(iter(features.values())).device)
@@ -43,11 +43,11 @@ class NoiseSource:
             try:
                 if x.numel() == 0:
                     raise torch.linalg.LinAlgError("no features")
-                shape = self.shapes.shape(side, x, step)
+                shape = self.shapes.shape(side, x, step, call)
             except torch.linalg.LinAlgError:
                 broken, noise[side] = torch.ones_like(broken), torch.zeros_like(x)
                 continue
-            seed = derive_seed(*key, SIDES.index(side), instance)
+            seed = derive_seed(*key, step, call, SIDES.index(side))
             generator = torch.Generator(x.device).manual_seed(seed)
             level = alpha * row_norm(x) if self.relative else alpha
             noise[side] = shape.sample(x, level, generator)

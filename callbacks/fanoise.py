@@ -136,6 +136,7 @@ class FANoise(Callback):
         self._trainer: Trainer | None = None
         self._handle: RemovableHandle | None = None
         self._repeats = Repeats()
+        self._finder: Any = None
         self._forget()
 
     def _forget(self) -> None:
@@ -146,6 +147,11 @@ class FANoise(Callback):
         self._batches = self._draws = 0
         self._told = self._warned_of_skipped = False
         self._logged: dict[str, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a module may hold its callback: a copy must not drag the trainer along, nor write into its repeats
+        running = {"_trainer": None, "_handle": None, "_repeats": Repeats(), "_finder": None}
+        return {**self.__dict__, **running}
 
     @property
     def state_key(self) -> str:
@@ -175,9 +181,7 @@ class FANoise(Callback):
 
     def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
         self._repeats.new_batch()
-
-    def on_before_backward(self, *args: Any, **kwargs: Any) -> None:
-        self._repeats.on_backward()
+        self._logged = {}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -231,31 +235,34 @@ class FANoise(Callback):
             self._source.skipped = self._source.skipped + 1  # a run that works is never ended
             return None
         features = {side: _joined(parts[side]) for side in self.sides}
-        draw = self._repeats.find(features)
+        given = [x.detach() for side in self.sides for x in parts[side]]
+        draw = self._repeats.find(features, given)
         if draw is None:
             if self.scope == "global":
                 sizes = [size for side in self.sides for size in parts[side][0].shape]
                 check_equal(tuple(sizes), "shapes of features")
-            draw = self._draw(trainer, features)
+            draw = self._draw(trainer, features, given)
             if not self._told and any(x.any() for x in draw.noise.values()):  # else the batch is broken
-                self._tell({side: call.names()[side][: len(parts[side])] for side in self.sides}, draw)
+                names = {side: call.names()[side][: len(parts[side])] for side in self.sides}
+                self._tell(names, self._finder.clean(call), draw)
         noise = {side: x.split([len(part) for part in parts[side]]) for side, x in draw.noise.items()}
         return call.replaced({side: list(map(self._perturb, parts[side], noise[side])) for side in noise})
 
-    def _draw(self, trainer: Trainer, features: dict[str, Tensor]) -> Draw:
-        step, calls = trainer.fit_loop.total_batch_idx, len(self._repeats.drawn)
-        key = (self._resolved_seed or 0, trainer.global_rank, step, calls)
-        alpha = self.alpha * self._level(trainer)
-        draw = Draw(features, self._source.draw(features, alpha, step, key, self._number or 0))
+    def _draw(self, trainer: Trainer, features: dict[str, Tensor], given: list[Tensor]) -> Draw:
+        step, call = trainer.fit_loop.total_batch_idx, len(self._repeats.drawn)
+        key = (self._resolved_seed or 0, trainer.global_rank, self._number or 0)
+        noise = self._source.draw(features, self.alpha * self._level(trainer), step, call, key)
+        draw = Draw(features, noise, given)
         self._repeats.drawn.append(draw)
         self._draws += 1
         if should_log(trainer):
-            self._logged = statistics(features, draw.noise)
+            self._logged = statistics(features, noise)
+            self._rows = len(given[0])
         return draw
 
-    def _tell(self, names: dict[str, list[str]], draw: Draw) -> None:
+    def _tell(self, names: dict[str, list[str]], clean: list[str], draw: Draw) -> None:
         self._told = True
-        tell_what_gets_noise(self._path, f"{self.scaling} noise, alpha={self.alpha}", names)
+        tell_what_gets_noise(self._path, f"{self.scaling} noise, alpha={self.alpha}", names, clean)
         if not self.relative and self._trainer is not None:
             level = self._level(self._trainer)
             warn_of_row_norms(draw.features, {side: x / level for side, x in draw.noise.items()}, self.alpha)
@@ -265,7 +272,7 @@ class FANoise(Callback):
         return min(1.0, (trainer.global_step + 1) / max(self.warmup_steps, 1))
 
     def _perturb(self, features: Tensor, noise: Tensor) -> Tensor:
-        noisy = features + noise
+        noisy = features + noise.to(features.dtype)
         if not self.renormalize:
             return noisy
         norm, noisy_norm = (x.norm(dim=1, keepdim=True) for x in (features, noisy))
@@ -281,8 +288,7 @@ class FANoise(Callback):
         prefix = f"fanoise-{self._number}" if self._number else "fanoise"
         metrics = {f"{prefix}/{name}": value for name, value in self._logged.items()}
         metrics[f"{prefix}/skipped_batches"] = torch.as_tensor(self._source.skipped).float()
-        rows = len(next(iter(self._repeats.drawn[-1].features.values())))
-        pl_module.log_dict(metrics, on_step=True, on_epoch=False, batch_size=rows)
+        pl_module.log_dict(metrics, on_step=True, on_epoch=False, batch_size=self._rows)
         self._logged = {}
         self._warn_of_skipped()
 

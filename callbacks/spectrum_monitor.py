@@ -63,6 +63,11 @@ class SpectrumMonitor(Callback):
         self._last_step = -1
         self._folder: Path | None = None
         self._handles: list[RemovableHandle] = []
+        self._finder: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a module may hold its callback: a copy must not drag the trainer along
+        return {**self.__dict__, "_handles": [], "_finder": None}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove_hooks()

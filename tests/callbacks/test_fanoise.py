@@ -20,7 +20,7 @@ def test_the_loss_sees_the_noise_of_the_method():
     fit(module, [callback], max_steps=1)
     clean = PlainModule().embed(torch.stack([Pairs()[i][0] for i in range(8)])).detach()
     query_noise = module.criterion.calls[0][0] - clean
-    # The same draw by the library's pure function: seed, rank 0, batch 0, call 0, side 0, instance 0.
+    # The same draw by the library's pure function: seed, rank 0, instance 0, batch 0, call 0, side 0.
     generator = torch.Generator().manual_seed(derive_seed(3, 0, 0, 0, 0, 0))
     assert torch.allclose(query_noise, noise.feature_noise(clean, 0.5, generator=generator), atol=1e-6)
 
@@ -32,6 +32,17 @@ def test_sides_batches_and_seeds_draw_different_noise():
     draws = [first[0][0], first[0][1], first[1][0], first[1][1], other[0][0]]
     for i, a in enumerate(draws):
         assert all(not torch.allclose(a, b) for b in draws[:i])
+
+
+def test_every_epoch_draws_different_noise():
+    class Still(PlainModule):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    module = Still(Recorder())
+    fit(module, [FANoise(scaling="uniform", seed=0)], max_steps=12)  # two epochs of six batches
+    queries = torch.stack([query for query, _ in module.criterion.calls])
+    assert (queries[:6] - queries[6:]).abs().amax(dim=(1, 2)).min() > 1e-3
 
 
 def test_only_the_named_side_gets_noise():

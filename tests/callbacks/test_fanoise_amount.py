@@ -126,3 +126,22 @@ def test_the_shape_under_momentum_is_that_of_the_averaged_moment():
     values, vectors = torch.linalg.eigh(moment)
     root = vectors @ torch.diag(values.clamp_min(0).sqrt()) @ vectors.T  # covariance: s, that is lambda^(1/2)
     torch.testing.assert_close(factor.T @ factor, root * 48 / root.trace(), rtol=1e-3, atol=1e-4)
+
+
+def test_features_of_several_dtypes_keep_theirs():
+    class Mixed(PlainModule):
+        def __init__(self) -> None:
+            class Loss(torch.nn.Module):
+                def forward(self, query, key, queue):
+                    self.dtypes = [x.dtype for x in (query, key, queue)]
+                    return (query.float() * key.float()).sum() + queue.sum()
+
+            super().__init__(Loss())
+
+        def compute_loss(self, batch):
+            query, key = self.embed(batch[0]).bfloat16(), self.embed(batch[1]).bfloat16()
+            return self.criterion(query, key, torch.randn(4, 8))
+
+    module = Mixed()
+    fit(module, [FANoise()], max_steps=1)
+    assert module.criterion.dtypes == [torch.bfloat16, torch.bfloat16, torch.float32]

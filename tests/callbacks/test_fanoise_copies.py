@@ -64,6 +64,27 @@ def test_a_copy_in_the_middle_of_a_fit_is_clean_and_the_original_goes_on(tmp_pat
     assert seen < 200  # what is left of the hook holds neither trainer nor data
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "make", [lambda: FANoise(alpha=2.0, seed=0), lambda: SpectrumMonitor(every_n_steps=1)]
+)
+def test_a_module_that_holds_its_callback_can_be_copied(tmp_path, way, make):
+    class Holder(PlainModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.noise = make()
+
+        def configure_callbacks(self):
+            return [self.noise]
+
+    Holder.__qualname__ = "Holder"
+    globals()["Holder"] = Holder  # for pickle
+    data = DataLoader(OpenFile(tmp_path / "open"), batch_size=8)
+    teacher = Teacher(WAYS[way])
+    fit(Holder(), [teacher], default_root_dir=tmp_path, data=data)
+    assert len(teacher.losses) == 4
+
+
 def test_a_copy_can_be_saved_and_loaded_where_the_package_is_not_installed(tmp_path):
     class Save(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):

@@ -34,6 +34,11 @@ class CLIPLoss(nn.Module):
         return (image_features * text_features).sum()
 
 
+class OtherLoss(nn.Module):
+    def forward(self, x, y):
+        return (x - y).square().sum()
+
+
 class ReconLoss(nn.Module):
     def forward(self, pictures, reconstructed):
         return (pictures - reconstructed).square().mean()
@@ -89,6 +94,8 @@ def test_the_contrastive_loss_is_found(path, children):
         {"recon_loss": ReconLoss()},
         {"criterion": nn.BCEWithLogitsLoss()},
         {"criterion": SoftTargetCrossEntropy()},
+        *({f"{name}_loss": OtherLoss()} for name in ("distillation", "kd", "perceptual", "rmse")),
+        *({f"{name}_loss": OtherLoss()} for name in ("consistency", "charbonnier", "l2", "smooth_l1")),
     ],
 )
 def test_what_is_no_contrastive_loss_is_not_taken_for_one(children):
@@ -115,6 +122,8 @@ def test_words_of_identifiers():
     assert words("InfoNCE") == ["info", "nce"]
     assert words("CLIPLoss") == ["clip", "loss"]
     assert words("heads.closs_2loss") == ["heads", "closs", "2", "loss"]
+    assert words("SmoothL1Loss") == ["smooth", "l1", "loss"]
+    assert words("l2_loss.pool2") == ["l2", "loss", "pool", "2"]
 
 
 # The arguments
@@ -151,6 +160,19 @@ CALLS = {
     "a negative in between": (lambda a, negative, p: 0, (Q, M, T), {}, "a p negative"),
     "two of them": (lambda q, t, hard_neg, soft_neg: 0, (Q, T, N, M), {}, "q t hard_neg soft_neg"),
     "a teacher's pair": (lambda q, t, teacher_q, teacher_t: 0, (Q, T, Q, T), {}, "q t"),
+    "two of them, numbered": (lambda q, t, hard1, hard2: 0, (Q, T, N, M), {}, "q t hard1 hard2"),
+    "negatives of each query": (
+        lambda q, t, negatives: 0,
+        (Q, T, torch.stack([Q, T], 1)),
+        {},
+        "q t negatives",
+    ),
+    "a list of negatives": (lambda q, t, neg: 0, (Q, T, [N, M]), {}, "q t neg[0] neg[1]"),
+    "a tuple of both sides": (lambda pair: 0, ((Q, T),), {}, "pair[0] pair[1]"),
+    "an unknown third": (lambda q, t, x: 0, (Q, T, N), {}, "q t x"),
+    "a teacher": (lambda q, t, teacher: 0, (Q, T, Q + 1), {}, "q t"),
+    "prototypes": (lambda anchors, targets, prototypes: 0, (Q, T, N), {}, "anchors targets"),
+    "embeddings of labels": (lambda image, label_embeddings: 0, (Q, T), {}, "image label_embeddings"),
     "a queue": (lambda q, k, queue: 0, (Q, T, N), {}, "q k queue"),
     "starred": (lambda *features: 0, (Q, T, N, M), {}, "features[0] features[1] features[2] features[3]"),
     "starred negatives": (lambda q, t, *negatives: 0, (Q, T, N, M), {}, "q t negatives[0] negatives[1]"),
@@ -172,6 +194,7 @@ def test_the_features_of_a_call(name):
     new_args, new_kwargs = call.replaced(noisy)
     replaced = inspect_arguments(forward, new_args, new_kwargs)
     before = inspect_arguments(forward, args, kwargs)
+    assert list(replaced) == list(before)
     for place, value in before.items():
         if place in expected.split():
             assert torch.equal(replaced[place], value + 1)
@@ -182,13 +205,22 @@ def test_the_features_of_a_call(name):
 def inspect_arguments(forward, args, kwargs) -> dict:
     flat = {}
     for name, value in inspect.signature(forward).bind(*args, **kwargs).arguments.items():
-        if isinstance(value, tuple):
+        if isinstance(value, (list, tuple)):
             flat |= {f"{name}[{i}]": item for i, item in enumerate(value)}
         elif isinstance(value, dict):
             flat |= value
         else:
             flat[name] = value
     return flat
+
+
+def test_a_compiled_loss_has_the_arguments_of_the_plain_one():
+    class Weighted(nn.Module):
+        def forward(self, query, target, weights): ...
+
+    args = (Q, T, torch.rand(8, 6))
+    compiled = FeatureFinder(torch.compile(Weighted(), backend="eager")).find(args, {})
+    assert compiled.names() == FeatureFinder(Weighted()).find(args, {}).names()
 
 
 LOGITS = Q @ T.T
@@ -267,6 +299,22 @@ def test_one_line_says_what_gets_noise(caplog):
     ]
 
 
+def test_the_line_names_what_stays_clean(caplog):
+    class Distilled(PlainModule):
+        def compute_loss(self, batch):
+            query, target = self.embed(batch[0]), self.embed(batch[1])
+            return self.criterion(query, target, query.detach())
+
+    class DistilledLoss(nn.Module):
+        def forward(self, query, target, teacher):
+            return (query * target).sum() + (query - teacher).square().sum()
+
+    with caplog.at_level(logging.INFO):
+        fit(Distilled(DistilledLoss()), [FANoise(target="criterion")], max_steps=1)
+    (line,) = [r.getMessage() for r in caplog.records if "FANoise" in r.getMessage()]
+    assert line.endswith("of 'criterion'; `teacher` stay clean")
+
+
 def test_a_call_without_features_later_on_passes_and_is_counted():
     class Odd(PlainModule):
         def compute_loss(self, batch):
@@ -317,9 +365,30 @@ def test_hard_negatives_get_the_noise_of_the_targets_decomposed_together():
     fit(module, [FANoise(alpha=1.0, seed=2)], max_steps=1)
     _, target, negatives = (x.detach() for x in module.clean)
     keys = torch.cat([target, negatives])
-    generator = torch.Generator().manual_seed(derive_seed(2, 0, 0, 0, 1, 0))
+    generator = torch.Generator().manual_seed(derive_seed(2, 0, 0, 0, 0, 1))
     expected = noise_shape(keys).sample(keys, 1.0, generator)
     torch.testing.assert_close(torch.cat(module.noise()[1:]), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["of each query", "a list"])
+def test_hard_negatives_of_other_forms_keep_their_form(form):
+    class Loss(nn.Module):
+        def forward(self, query, target, negatives):
+            self.seen = negatives
+            return (query * target).sum() + sum(x.sum() for x in negatives)
+
+    class Many(PlainModule):
+        def compute_loss(self, batch):
+            clean = [self.embed(batch[1][:4] + i) for i in range(2)]
+            self.clean = torch.stack(clean, dim=1) if form == "of each query" else clean
+            return self.criterion(self.embed(batch[0]), self.embed(batch[1]), self.clean)
+
+    module = Many(Loss())
+    fit(module, [FANoise(alpha=1.0)], max_steps=1)
+    assert type(module.criterion.seen) is type(module.clean)
+    for noisy, clean in zip(module.criterion.seen, module.clean):
+        assert noisy.shape == clean.shape
+        assert (noisy - clean).norm(dim=-1).min() > 0.1
 
 
 def test_hard_negatives_stay_clean_on_demand():

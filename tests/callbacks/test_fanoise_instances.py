@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from plain_module import PlainModule, Recorder, fit
+from torch.nn import functional as F
 
 from fanoise_lightning.callbacks import FANoise
 
@@ -70,7 +71,7 @@ def test_a_module_of_several_calls_a_step_draws_for_each():
 
         def compute_loss(self, batch):
             query, target = self.embed(batch[0]), self.embed(batch[1])
-            return self.criterion(query, target) + self.criterion(query, target)
+            return self.criterion(query, target) + self.criterion(query.clone(), target)
 
     module = Twice()
     fit(module, [FANoise(alpha=1.0)], max_steps=1)
@@ -86,5 +87,41 @@ def test_heads_of_other_widths_have_averages_of_their_own():
     callback = FANoise(alpha=0.2, momentum=0.5)
     module = Matryoshka()
     fit(module, [callback])
-    assert {key[1] for key in callback._source.shapes._moments} == {4, 8}
+    assert {key[2] for key in callback._source.shapes._moments} == {4, 8}
     assert int(callback._source.skipped) == 0
+
+
+def test_each_call_of_a_step_has_statistics_of_its_own():
+    """Two targets in different directions: the noise of each stays in the directions of its own."""
+
+    class Heads(PlainModule):
+        def __init__(self) -> None:
+            super().__init__(Recorder())
+
+        def compute_loss(self, batch):
+            query = self.embed(batch[0])
+            one, two = (F.pad(query[:, :4], pad) for pad in ((0, 4), (4, 0)))
+            return self.criterion(query, one) + self.criterion(query.clone(), two)
+
+    for options in ({"every_n_steps": 3}, {"momentum": 0.9}):
+        module = Heads()
+        fit(module, [FANoise(alpha=1.0, **options)])
+        for call, (_, target) in enumerate(module.criterion.calls):
+            foreign = target[:, 4:] if call % 2 == 0 else target[:, :4]
+            assert foreign.abs().max() < 1e-3, (options, call)
+
+
+def test_the_same_tensors_get_the_same_noise():
+    class Logged(PlainModule):
+        def __init__(self) -> None:
+            super().__init__(Recorder())
+
+        def compute_loss(self, batch):
+            query, target = self.embed(batch[0]), self.embed(batch[1])
+            return self.criterion(query, target) + self.criterion(query, target)
+
+    module, callback = Logged(), FANoise(alpha=1.0)
+    fit(module, [callback], max_steps=2)
+    assert torch.equal(module.criterion.calls[0][0], module.criterion.calls[1][0])
+    assert not torch.allclose(module.criterion.calls[0][0], module.criterion.calls[2][0], atol=1e-3)
+    assert callback._draws == 2

@@ -72,6 +72,19 @@ def test_the_global_average_is_that_of_one_process_with_all_rows():
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("rows", [(3, 5), (9, 14)])
+def test_the_energy_of_a_global_average_is_that_of_the_joined_batch(rows):
+    def energy(rank: int) -> float:
+        memory = ShapeMemory("sublinear", "paper", 0.7, 1, "global")
+        for seed in range(3):
+            shape = memory.shape("target", features(rank, rows[rank], seed), seed)
+        return covariance(shape).trace().item()
+
+    s = torch.linalg.svdvals(torch.cat([features(rank, rows[rank], 2) for rank in range(2)])).sqrt()
+    for actual in run_on_ranks(energy, 2):
+        assert actual == pytest.approx((s / s.mean()).square().sum().item(), rel=1e-4)
+
+
 def test_the_local_shape_is_that_of_the_rank():
     def shape(rank: int) -> Tensor:
         return covariance(ShapeMemory("sublinear", "paper", 0.0, 1).shape("query", features(rank, 9), 0))
@@ -83,7 +96,7 @@ def test_the_local_shape_is_that_of_the_rank():
 
 def draw(rank: int, query: Tensor, target: Tensor) -> tuple[dict[str, Tensor], int]:
     source = NoiseSource(ShapeMemory("sublinear", "paper", 0.0, 1, "global"))
-    noise = source.draw({"query": query, "target": target}, 0.5, step=0, key=(1, rank, 0, 0), instance=0)
+    noise = source.draw({"query": query, "target": target}, 0.5, step=0, call=0, key=(1, rank, 0))
     return noise, int(source.skipped)
 
 

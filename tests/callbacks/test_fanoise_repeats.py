@@ -50,6 +50,45 @@ def test_a_checkpointed_loss_has_the_loss_and_the_gradients_of_a_plain_one(reent
     assert callbacks[1]._draws == callbacks[0]._draws  # counted once
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("calls", ["twice", "logged before"])
+def test_a_loss_that_is_called_twice_with_the_same_features(calls, reentrant):
+    class Twice(Checkpointed):
+        def compute_loss(self, batch):
+            query, target = self.embed(batch[0]), self.embed(batch[1])
+            first = (
+                self.run(self.criterion, query, target) if calls == "twice" else self.criterion(query, target)
+            )
+            return first * 0.3 + self.run(self.criterion, query, target)
+
+    plain, checkpointed = Twice(None), Twice(reentrant)
+    for module in (plain, checkpointed):
+        fit(module, [FANoise(alpha=2.0, seed=0)], max_steps=2)
+    assert checkpointed.losses == pytest.approx(plain.losses, rel=1e-5)
+    torch.testing.assert_close(checkpointed.net.weight, plain.net.weight, rtol=1e-4, atol=1e-6)
+
+
+def test_equal_features_that_are_computed_twice_are_an_error():
+    with pytest.raises(RuntimeError, match="features like those of 2 of the 2 calls before it"):
+        fit(EqualTwice(False, "encoder and loss"), [FANoise()], max_steps=1)
+
+
+class EqualTwice(Checkpointed):
+    def compute_loss(self, batch):
+        return super().compute_loss(batch) + super().compute_loss(batch)
+
+
+def test_a_broken_batch_under_two_checkpoints_passes():
+    class Broken(Checkpointed):
+        def embed(self, x):
+            return super().embed(x) * (torch.nan if self.trainer.fit_loop.total_batch_idx == 1 else 1.0)
+
+    callback, module = FANoise(), Broken(False, "encoder and loss", calls=2)
+    with pytest.warns(UserWarning, match="left 2 training batches without noise"):
+        fit(module, [callback], max_steps=2)
+    assert len(module.losses) == 2
+
+
 def test_a_recomputation_with_other_features_is_an_error():
     class Changing(PlainModule):
         def compute_loss(self, batch):
@@ -60,7 +99,7 @@ def test_a_recomputation_with_other_features_is_an_error():
             return first + checkpoint(whole, *batch, use_reentrant=False, preserve_rng_state=False)
 
     with pytest.raises(
-        RuntimeError, match="in a backward pass with features that it was not called with before"
+        RuntimeError, match="in a backward pass with features like those of 0 of the 2 calls before it"
     ):
         fit(Changing(), [FANoise()], max_steps=1)
 
@@ -137,6 +176,54 @@ def test_every_evaluation_of_a_closure_sees_the_noise_of_the_first(manual, calls
     assert not torch.allclose(batches[0][first], batches[1][first], atol=1e-3)
     moved = module.clean[first + calls][0] - module.clean[first][0]
     assert moved.abs().max() > 1e-4  # the features changed, the noise did not
+
+
+def test_a_closure_with_two_backward_passes_draws_for_each_loss():
+    class TwoLosses(Closure):
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+
+            def closure():
+                optimizer.zero_grad()
+                losses = [self.compute_loss(part) for part in (batch, [x[:5] for x in batch])]
+                for loss in losses:
+                    self.manual_backward(loss)
+                return sum(losses).detach()
+
+            optimizer.step(closure=closure)
+
+    module = TwoLosses(manual=True)
+    fit(module, [FANoise(alpha=1.0, seed=0)], max_steps=1)
+    noise = module.noise()
+    for call in range(2):
+        for other in noise[call::2]:
+            torch.testing.assert_close(other, noise[call], rtol=0, atol=1e-6)
+    assert not torch.allclose(noise[0][:5], noise[1], atol=1e-3)
+
+
+def test_an_optimiser_without_hooks_of_torch_is_no_trouble():
+    class Duck:
+        """What Lightning's ``Optimizable`` asks for, and no more."""
+
+        def __init__(self, parameters) -> None:
+            inner = torch.optim.SGD(parameters, lr=0.1)
+            self.param_groups, self.defaults, self.state = inner.param_groups, inner.defaults, inner.state
+            self.state_dict, self.load_state_dict = inner.state_dict, inner.load_state_dict
+            self.inner = inner
+
+        def step(self, closure=None):
+            return self.inner.step(closure)
+
+        def zero_grad(self, set_to_none=True):
+            self.inner.zero_grad(set_to_none)
+
+    class Ducked(PlainModule):
+        def configure_optimizers(self):
+            return Duck(self.parameters())
+
+    callback = FANoise()
+    fit(Ducked(), [callback], max_steps=2)
+    assert callback._draws == 2
 
 
 def test_a_closure_with_another_batch_is_an_error():
