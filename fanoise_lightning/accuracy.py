@@ -26,8 +26,8 @@ def batch_accuracy(
 ) -> Tensor:
     """Precision@1 of the queries of this rank, among the targets and hard negatives of the batch.
 
-    A candidate that is known to be right counts neither for nor against the query, and a tie for the best
-    1 / (number tied). Scores are computed by blocks of rows.
+    A candidate that is known to be right, or the same as the query, counts neither for nor against it, and a
+    tie for the best 1 / (number tied). Scores are computed by blocks of rows.
 
     Args:
         query: (B, D), unit vectors.

@@ -30,15 +30,17 @@ class ContrastiveBatch:
                query 3      .          =          .          x          =
 
     A candidate is known to be right for a query if it is the same as the target of any pair, on any rank,
-    with the same query. Nothing else is known: pairs are not read backwards, and where two queries share a
-    target, no other target of the one is taken to be right for the other.
+    with the same query. A candidate that is the same as the query itself is left out too: where both
+    directions of a pair are in the batch, the query of one is the target of the other. Nothing else is known:
+    pairs are not read backwards, and where two queries share a target, no other target of the one is taken to
+    be right for the other.
 
     Args:
         query: (B, D), float32, of this rank.
         target: (B, D), float32, of this rank.
         candidates: (N, D), float32: the targets of all ranks, then the hard negatives of all ranks.
         own: (B,), which candidate belongs to each row.
-        known: what is right besides; ``None`` if no rank has any numbers.
+        known: what is left out besides; ``None`` if no rank has any numbers.
         gather: whether there are other ranks to contrast with.
     """
 
@@ -109,7 +111,7 @@ class ContrastiveBatch:
         return ContrastiveBatch(self.target, self.query, queries, self.own, known, self.gather)
 
     def mask_(self, logits: Tensor, rows: slice) -> Tensor:
-        """Leave out what is known to be right besides the own target: minus infinity, in place.
+        """Leave out the query itself, and what is right besides the own target: minus infinity, in place.
 
         Args:
             logits: (b, N), of some rows with all candidates.

@@ -15,13 +15,14 @@ __all__ = ["Identities", "KnownRight"]
 class Identities(NamedTuple):
     """What a loss is told of its queries and candidates: equal numbers, equal text and picture.
 
-    Queries are compared with queries, and targets and hard negatives with each other. -1 is like no other.
+    Queries, targets and hard negatives share one set of numbers: a target with the number of a query is the
+    same as that query. -1 is like no other.
 
     Args:
         target_ids: (B,), integers.
         negative_ids: (M,), integers, in the order of the hard negatives.
         query_ids: (B,), integers.
-        mask_pairs: (B,), bool: False where only hard negatives are left out, and other pairs are not.
+        mask_pairs: (B,), bool: False where the targets of other pairs are not left out as right answers.
     """
 
     target_ids: Tensor | None = None
@@ -54,18 +55,20 @@ class KnownRight:
     """What is right in a matrix of rows with columns, of which the P pairs of all ranks tell.
 
     A column is right for a row if a pair has both, or what is the same. So pairs are sorted by their columns,
-    and of those that have the column the ones that have the row are counted.
+    and of those that have the column the ones that have the row are counted. A column that is the same as the
+    row itself is no wrong answer either.
 
     Args:
         rows: (P,), the number of each pair's row.
-        columns: (N,), the number of each column; the first P are those of the pairs. Negative numbers are
-            like no other.
+        columns: (N,), the number of each column, comparable with those of the rows; the first P are those of
+            the pairs. Negative numbers are like no other.
         mask_pairs: (B,), bool, for the rows of this rank: where False, the first P columns are not known to
-            be right. ``None`` if they are in all rows.
+            be right, unless they are the row itself. ``None`` if they are in all rows.
     """
 
     def __init__(self, rows: Tensor, columns: Tensor, mask_pairs: Tensor | None) -> None:
-        self.rows, self.columns, self.mask_pairs = _distinct(rows), _distinct(columns), mask_pairs
+        self.rows, self.columns = _distinct(torch.cat([rows, columns])).split([len(rows), len(columns)])
+        self.mask_pairs = mask_pairs
         ordered, order = self.columns[: len(rows)].sort()
         none = rows.new_full((1,), torch.iinfo(rows.dtype).min)
         self._ordered_rows = torch.cat([none, self.rows[order]])  # behind one that no row is like
@@ -96,18 +99,20 @@ class KnownRight:
         return KnownRight(self.columns[: len(self.rows)], self.rows, self.mask_pairs)
 
     def of(self, own: Tensor, rows: slice) -> Tensor:
-        """(b, N), bool: which columns are known to be right for some rows, besides their own.
+        """(b, N), bool: which columns are known to be right for some rows or are the same, besides their own.
 
         Args:
             own: (b,), which pairs these rows are.
             rows: which rows of this rank they are.
         """
-        same_row = self.rows[own, None] == self._ordered_rows
+        row_ids = self.rows[own, None]
+        same_row = row_ids == self._ordered_rows
         before = same_row.cumsum(1, dtype=torch.int32)  # (b, 1 + P)
         start, end = (at.expand(len(own), -1) for at in (self._start, self._end))
         right = before.gather(1, start) < before.gather(1, end)
         if self.mask_pairs is not None:
             right[:, : len(self.rows)] &= self.mask_pairs[rows, None]
+        right |= row_ids == self.columns
         return right.scatter_(1, own[:, None], False)
 
 

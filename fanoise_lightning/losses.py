@@ -4,9 +4,10 @@ With several processes the candidates of a query are the targets and hard negati
 with their gradients, and each rank computes the rows of its own pairs. The mean over the ranks, of the losses
 and of the gradients as DDP takes it, is that of one process with the joined batch.
 
-A loss that is told which targets, hard negatives and queries are the same takes no right answer for a
-negative; :class:`~fanoise_lightning.candidates.ContrastiveBatch` draws the matrix. Without such numbers every
-candidate but the own target is a negative.
+A loss that is told which queries, targets and hard negatives are the same takes neither a right answer nor
+the query itself for a negative; :class:`~fanoise_lightning.candidates.ContrastiveBatch` draws the matrix. The
+numbers that tell so are of one set for all three. Without them every candidate but the own target is a
+negative.
 """
 
 from __future__ import annotations
@@ -96,9 +97,11 @@ class InfoNCE(nn.Module):
             target_ids: (B,), integers: targets with the same number are the same, and what is the same as the
                 own target is no negative. -1 is like no other. Numbers may be missing on some ranks.
             negative_ids: (M,), integers, by which hard negatives are compared with targets.
-            query_ids: (B,), integers: of queries with the same number, the target of each is right for all.
+            query_ids: (B,), integers: of queries with the same number, the target of each is right for all. A
+                target or hard negative with the number of a query is that query itself, and no negative of
+                it: where queries and targets are numbered separately, let no number be in both.
             mask_pairs: (B,), bool: in a row of False only hard negatives are left out that are known to be
-                right, and no targets or queries; all True by default.
+                right, and no targets or queries but what the row itself is; all True by default.
 
         Returns:
             0-d, float32.
@@ -185,9 +188,11 @@ class SigmoidLoss(nn.Module):
             target_ids: (B,), integers: targets with the same number are the same, and what is the same as the
                 own target is left out of the sum. -1 is like no other. Numbers may be missing on some ranks.
             negative_ids: (M,), integers, by which hard negatives are compared with targets.
-            query_ids: (B,), integers: of queries with the same number, the target of each is right for all.
+            query_ids: (B,), integers: of queries with the same number, the target of each is right for all. A
+                target or hard negative with the number of a query is that query itself, and no negative of
+                it: where queries and targets are numbered separately, let no number be in both.
             mask_pairs: (B,), bool: in a row of False only hard negatives are left out that are known to be
-                right, and no targets; all True by default.
+                right, and no targets but what the row itself is; all True by default.
 
         Returns:
             0-d, float32.

@@ -26,7 +26,10 @@ LOSSES = {
 
 @dataclass
 class World:
-    """Pairs and hard negatives of all ranks in a row, by name; ``?`` is like no other."""
+    """Pairs and hard negatives of all ranks in a row, by name; ``?`` is like no other.
+
+    The same letter is the same text and picture, whether as a query, a target or a hard negative.
+    """
 
     queries: str
     targets: str
@@ -35,9 +38,13 @@ class World:
     per_rank: tuple[int, ...] = ()  # how many hard negatives each rank has
 
     def knows(self, row: int, column: int) -> bool:
-        """Whether a candidate (targets, then negatives) is known to be right for a query, besides its own."""
+        """Whether a candidate (targets, then negatives) is no negative of a query, besides its own target."""
         candidates = self.targets + self.negatives
-        if column == row or (column < len(self.targets) and "n" in self.mask_pairs[row : row + 1]):
+        if column == row:
+            return False
+        if candidates[column] == self.queries[row] != "?":
+            return True
+        if column < len(self.targets) and "n" in self.mask_pairs[row : row + 1]:
             return False
         return any(
             (k == row or self.queries[k] == self.queries[row] != "?")
@@ -47,7 +54,11 @@ class World:
 
     def knows_back(self, row: int, column: int) -> bool:
         """The same of a target and the query of another pair."""
-        if column == row or "n" in self.mask_pairs[row : row + 1]:
+        if column == row:
+            return False
+        if self.queries[column] == self.targets[row] != "?":
+            return True
+        if "n" in self.mask_pairs[row : row + 1]:
             return False
         return any(
             (k == row or self.targets[k] == self.targets[row] != "?")
@@ -127,10 +138,11 @@ def loss_of(name: str, world: World, rank: int = 0, ranks: int = 1) -> list[torc
 def worlds(draw, ranks: int = 1) -> World:
     rows = ranks * draw(st.integers(1 if ranks > 1 else 2, 4))
     per_rank = tuple(draw(st.integers(0, 3)) for _ in range(ranks))
-    negatives = draw(st.text("AB?", min_size=sum(per_rank), max_size=sum(per_rank)))
+    negatives = draw(st.text("ABp?", min_size=sum(per_rank), max_size=sum(per_rank)))
     flags = draw(st.sampled_from(["", "yn"]))
+    queries = draw(st.sampled_from(["pq?", "ABp?"]))  # some are targets or hard negatives too
     return World(
-        draw(st.text("pq?", min_size=rows, max_size=rows)),
+        draw(st.text(queries, min_size=rows, max_size=rows)),
         draw(st.text("ABC?", min_size=rows, max_size=rows)),
         negatives,
         draw(st.text(flags, min_size=rows, max_size=rows)) if flags else "",
@@ -168,7 +180,16 @@ KINDS = [
     ("hard negatives of unknown targets", World("pq", "??", "AA"), set()),
     ("nothing is known", World("??", "??", "??"), set()),
     ("rows without a mask for pairs", World("pq", "AA", "A", "yn"), {(0, 1), (0, 2), (1, 2)}),
-    ("pairs are not read backwards", World("AB", "BA"), set()),
+    ("pairs are not read backwards", World("ABp", "BCA"), {(0, 2), (1, 0)}),
+    ("both directions of a pair", World("AB", "BA"), {(0, 1), (1, 0)}),
+    ("the query itself as a hard negative", World("AB", "CD", "AB"), {(0, 2), (1, 3)}),
+    (
+        "the query itself, in rows without a mask for pairs",
+        World("ABp", "BAA", "A", "nnn"),
+        {(0, 1), (0, 2), (0, 3), (1, 0), (1, 3), (2, 3)},
+    ),
+    ("the query itself as its own target", World("AB", "AC"), set()),
+    ("unknown queries and targets are not the same", World("??", "??", "?"), set()),
 ]
 
 
@@ -199,6 +220,8 @@ WORLDS = [
     World("pqpr", "A?CA", "C", "ynyn", (0, 1)),
     World("ppqq??", "ABABAA", "BA", "", (2, 0)),
     World("pq?p", "ABBC", "", "", (0, 0)),
+    World("pAqB", "ApBq", "Bp", "", (1, 1)),
+    World("pA?A", "ApA?", "?pA", "nnyn", (0, 3)),
 ]
 
 

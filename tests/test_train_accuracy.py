@@ -57,7 +57,7 @@ def two_labels(folder: Path, hard: bool = True) -> Path:
 
 
 def logged(path: Path, loss: nn.Module, **options) -> dict[str, float]:
-    data = PairDataModule(path, batch_size=64, num_workers=0, **options)
+    data = PairDataModule(path, num_workers=0, **{"batch_size": 64, **options})
     trainer = quiet_trainer(max_steps=1)
     trainer.fit(ContrastiveModule(Perfect(), loss), data)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -66,6 +66,18 @@ def logged(path: Path, loss: nn.Module, **options) -> dict[str, float]:
 @pytest.mark.parametrize("hard", [False, True])
 def test_a_perfect_encoder_of_two_labels_has_no_loss_and_all_accuracy(tmp_path, hard):
     metrics = logged(two_labels(tmp_path, hard), InfoNCE(0.02, symmetric=True))
+    assert metrics["train/loss"] == pytest.approx(0, abs=1e-5)
+    assert metrics["train/accuracy"] == 1
+
+
+@pytest.mark.parametrize("loss", [InfoNCE(0.02), InfoNCE(0.02, symmetric=True), SigmoidLoss(0.02, -25)])
+def test_both_directions_of_a_pair_are_not_each_others_negatives(tmp_path, loss):
+    rows = [(f"text {n}", f"caption {n}") for n in range(16)]
+    rows += [(target, query) for query, target in rows]
+    names = ("qry", "qry_image_path", "pos_text", "pos_image_path")
+    lines = [json.dumps(dict(zip(names, (query, "", target, "")))) for query, target in rows]
+    (tmp_path / "both.jsonl").write_text("\n".join(lines))
+    metrics = logged(tmp_path / "both.jsonl", loss, val_fraction=0.2, batch_size=26)
     assert metrics["train/loss"] == pytest.approx(0, abs=1e-5)
     assert metrics["train/accuracy"] == 1
 

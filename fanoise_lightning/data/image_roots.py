@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -126,7 +127,10 @@ class ImageRoot:
         """The folder that the path must not leave, and the file."""
         if not self._is_folder:
             return None
-        for name in _spellings(path):
+        names = _spellings(path)
+        if not path.isascii():  # rows come in NFC: find a Mac's files without listing their folder
+            names += _spellings(unicodedata.normalize("NFD", path))
+        for name in names:
             within = name.startswith("images/")
             base = self._unpacked if within else self.path
             if os.path.isfile(file := os.path.join(base, name.removeprefix("images/") if within else name)):
@@ -202,22 +206,21 @@ def _checked(path: str) -> str:
     return posixpath.normpath(path)
 
 
-def _spellings(path: str) -> tuple[str, str]:
+def _spellings(path: str) -> tuple[str, ...]:
     """The path as it stands, and with or without ``images/``."""
     inside = path.removeprefix("images/")
     return path, f"images/{path}" if inside == path else inside
 
 
-def _search(folder: Path, path: str) -> list[str]:
-    """The files in a folder whose paths are `path` when they are `folded`, relative to it."""
-    found = [""]
-    for name in path.split("/"):
-        found = [
-            os.path.join(start, entry)
-            for start in found
-            for entry in _listing(os.path.join(folder, start)).get(name, ())
-        ]
-    return [name for name in found if os.path.isfile(os.path.join(folder, name))]
+def _search(folder: Path, path: str, start: str = "") -> list[str]:
+    """The files in a folder, below `start`, whose paths are `path` when they are `folded`, relative to it."""
+    listing = _listing(os.path.join(folder, start))
+    found = [os.path.join(start, entry) for entry in listing.get(path, ())]
+    found = [name for name in found if os.path.isfile(os.path.join(folder, name))]
+    for slash in re.finditer("/", path):  # each: on Linux a name may hold backslashes
+        for entry in listing.get(path[: slash.start()], ()):
+            found += _search(folder, path[slash.end() :], os.path.join(start, entry))
+    return found
 
 
 def _listing(folder: str) -> Mapping[str, list[str]]:

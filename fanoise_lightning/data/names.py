@@ -6,7 +6,7 @@ import posixpath
 import unicodedata
 from collections.abc import Collection, Iterable
 
-__all__ = ["ambiguous", "folded", "same_letters"]
+__all__ = ["ambiguous", "folded", "same_letters", "spelled"]
 
 
 def folded(path: str) -> str:
@@ -23,12 +23,18 @@ def folded(path: str) -> str:
     return posixpath.normpath(path.replace("\\", "/"))
 
 
+def spelled(path: str) -> str:
+    r"""One spelling of a path in rows: forward slashes, no empty parts or ``.``, letters in Unicode's NFC.
+
+    Example:
+        >>> spelled(".\\Train//A.JPG")
+        'Train/A.JPG'
+    """
+    return posixpath.normpath(unicodedata.normalize("NFC", path.replace("\\", "/")))
+
+
 def same_letters(path: str, names: Iterable[str]) -> list[str]:
     """Those of the `names` that differ from `path` in Unicode normal form or slashes, but not in capitals."""
-
-    def spelled(name: str) -> str:
-        return unicodedata.normalize("NFC", name.replace("\\", "/"))
-
     return [name for name in names if spelled(name) == spelled(path)]
 
 

@@ -16,7 +16,7 @@ from fanoise_lightning.data.datamodule import DEFAULT_SEED, ContrastiveDataModul
 from fanoise_lightning.data.image_roots import ImageRoot
 from fanoise_lightning.data.records import EvalRows, TrainRows, pad_candidates, read_train
 from fanoise_lightning.data.sides import unique_sides
-from fanoise_lightning.data.splits import Pairs, Split, answers_of, count_candidates, hold_out, split
+from fanoise_lightning.data.splits import Pairs, Split, count_candidates, hold_out, no_distractors, split
 from fanoise_lightning.data.subsets import Subset
 from fanoise_lightning.data.tables import subset_name
 from fanoise_lightning.sample import Collate
@@ -32,12 +32,12 @@ class PairDataModule(ContrastiveDataModule):
     ``neg_text``, ``neg_image_path`` (a text, or a list). An empty path is no picture.
 
     A part of the pairs is held out, as a retrieval subset ``validation``: each query has to find its target
-    among other targets that were held out. Pairs that are connected by a query, a target or a picture are on
-    one side of the split, and so are both directions of a pair: what is validated on was not trained on.
-    Where a few labels connect most pairs that cannot be, and the pairs of a query are kept together; a
-    warning then says how many of the targets are trained on as well. A validation query that would have its
-    target as the only candidate is left out, with a warning. After ``setup``, ``eval_sets[0]`` holds what was
-    held out.
+    among other targets that were held out; neither other right answers nor the query itself are among them.
+    Pairs that are connected by a query, a target or a picture are on one side of the split, and so are both
+    directions of a pair: what is validated on was not trained on. Where a few labels connect most pairs that
+    cannot be, and the pairs of a query are kept together; a warning then says how many of the targets are
+    trained on as well. A validation query that would have its target as the only candidate is left out, with
+    a warning. After ``setup``, ``eval_sets[0]`` holds what was held out.
 
     Args:
         path: the file, or a folder of parquet shards.
@@ -151,42 +151,47 @@ class PairDataModule(ContrastiveDataModule):
         """Read the pairs to validate on, and draw their candidates."""
         train, rows, how = self._split()
         trained, pairs = number_pairs(train, rows)
-        enough = count_candidates(pairs) > 1
-        if not enough.all():
-            rows = self._leave_out(rows, enough)
-            pairs = pairs.take(enough)
         sides, codes = unique_sides(rows.queries, rows.targets)
         queries, targets = codes[: len(rows)], codes[len(rows) :]
         candidates = draw_candidates(queries, targets, self.num_candidates, self.split_seed)
+        enough = count_candidates(pairs) > 1
+        if not enough.all():  # their targets stay candidates of others
+            self._report_alone(rows, enough)
+            queries, candidates, pairs = queries[enough], candidates[enough], pairs.take(enough)
         counts = (candidates >= 0).sum(axis=1)
         chance = float((1 / counts).mean())
-        self._describe(
-            trained, pairs, how, f"{counts.min()} to {counts.max()} candidates, chance {chance:.1%}"
-        )
+        found = f"{counts.min()} to {counts.max()} candidates, chance {chance:.1%}"
+        held_out = sides.take(np.union1d(queries, candidates[:, 0]))
+        if hard := pc.sum(pc.is_in(held_out.keys, value_set=train.all_negatives.keys)).as_py():
+            found += f"; {hard} of {len(held_out)} sides are hard negatives of training pairs"
+        self._describe(trained, pairs, how, found)
         subset = Subset("validation", "retrieval", "IND", {"chance": chance})
         return [EvalRows(subset, sides, queries, candidates, rows.embedded)]
 
-    def _leave_out(self, rows: TrainRows, enough: NDArray[np.bool_]) -> TrainRows:
-        """The rows whose queries have two candidates."""
+    def _report_alone(self, rows: TrainRows, enough: NDArray[np.bool_]) -> None:
+        """Warn of the queries that are left out, as they have not two candidates.
+
+        Raises:
+            ValueError: if none has.
+        """
         alone = np.flatnonzero(~enough)
         told = (
-            f"{len(alone)} of {len(rows)} validation queries have no candidate but right answers (the first: "
-            f"{rows.queries[int(alone[0])].text!r}, {rows.where(int(alone[0]))})"
+            f"{len(alone)} of {len(rows)} validation queries have no candidate but right answers and "
+            f"themselves (the first: {rows.queries[int(alone[0])].text!r}, {rows.where(int(alone[0]))})"
         )
         if not enough.any():
             raise ValueError(
                 f"{told}: any model would find them; validate on more, and more different, targets"
             )
         rank_zero_warn(f"{told}; they are left out")
-        return rows.take(np.flatnonzero(enough))
 
-    def _describe(self, trained: Pairs, pairs: Pairs, how: str, candidates: str) -> None:
+    def _describe(self, trained: Pairs, pairs: Pairs, how: str, found: str) -> None:
         seen = pairs.seen(trained)
         told = ", ".join(f"{count} of {total} {name}" for name, (count, total) in seen.items() if total)
         say = rank_zero_warn if any(count for count, _ in seen.values()) else rank_zero_info
         say(
             f"`{self.path}`: {len(trained)} pairs to train on, {len(pairs)} to validate on ({how}), of which "
-            f"{told} are trained on as well; {candidates}"
+            f"{told} are trained on as well; {found}"
         )
 
     def images(self, part: Literal["train", "eval"]) -> ImageRoot | None:
@@ -222,13 +227,17 @@ def number_pairs(*parts: TrainRows) -> list[Pairs]:
 def draw_candidates(
     queries: NDArray[np.int64], targets: NDArray[np.int64], count: int, seed: int
 ) -> NDArray[np.int64]:
-    """For each query its target, and at most ``count - 1`` others that are not right answers as well."""
+    """For each query its target, and at most ``count - 1`` others.
+
+    Those are neither right answers as well, nor the query itself: with both directions of the pairs, it is a
+    target too, and most like itself.
+    """
     random = np.random.default_rng(seed)
     pool = np.unique(targets)
-    answers = answers_of(queries, targets)
+    no_distractor = no_distractors(queries, targets)
     rows = []
     for query, target in zip(queries.tolist(), targets.tolist()):
-        right = answers[query]
+        right = no_distractor[query]
         drawn = random.choice(pool, min(len(pool), count + len(right)), replace=False).tolist()
         rows.append([target, *[side for side in drawn if side not in right][: count - 1]])
     return pad_candidates(rows)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fanoise_lightning.data.columns import LIST, TEXT, Columns, where
 from fanoise_lightning.data.embedded import EmbeddedPictures
 from fanoise_lightning.data.images import LEAVES_ROOT
-from fanoise_lightning.data.sides import Side, Sides, list_negatives, unique_paths, unique_sides
+from fanoise_lightning.data.sides import Side, Sides, list_negatives, spell_paths, unique_paths, unique_sides
 from fanoise_lightning.data.subsets import Subset
 from fanoise_lightning.data.tables import as_lists, read_table
 
@@ -71,10 +71,15 @@ class TrainRows:
         )
 
     @property
+    def all_negatives(self) -> Sides:
+        """The hard negatives of all rows, flat; those with neither text nor picture are none."""
+        columns = (self.table[name].combine_chunks() for name in ("neg_text", "neg_image_path"))
+        return Sides(*map(pc.list_flatten, columns))
+
+    @property
     def paths(self) -> pa.Array:
         """The path of each picture once, in the order of the rows, without those that the rows hold."""
-        negatives = pc.list_flatten(self.table["neg_image_path"].combine_chunks())
-        return unique_paths(self.queries.images, self.targets.images, negatives)
+        return unique_paths(self.queries.images, self.targets.images, self.all_negatives.images)
 
 
 @dataclass(frozen=True)
@@ -217,10 +222,13 @@ class Cleaner:
                 )
             row_of = np.repeat(row_of, lengths)
             texts, images = pc.list_flatten(texts), pc.list_flatten(images)
-        bad = pc.index(pc.match_substring_regex(images, LEAVES_ROOT), True).as_py()
+        written, images = images, spell_paths(images)
+        # a drive letter can come to the front: `./C:`
+        leaves = [pc.match_substring_regex(paths, LEAVES_ROOT) for paths in (written, images)]
+        bad = pc.index(pc.or_(*leaves), True).as_py()
         if bad >= 0:
             raise ValueError(
-                f"{self.where(row_of[bad])}: the path {images[bad].as_py()!r} in `{image}` leaves the "
+                f"{self.where(row_of[bad])}: the path {written[bad].as_py()!r} in `{image}` leaves the "
                 "image root; give paths relative to it, without `..`"
             )
         stray = pc.and_(pc.match_substring_regex(texts, PLACEHOLDER), pc.equal(images, ""))

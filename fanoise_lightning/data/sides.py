@@ -16,8 +16,12 @@ from numpy.typing import NDArray
 
 from fanoise_lightning.data.columns import TEXT
 from fanoise_lightning.data.embedded import KEY_PREFIX
+from fanoise_lightning.data.names import spelled
 
-__all__ = ["Side", "Sides", "identity", "list_negatives", "unique_paths", "unique_sides"]
+__all__ = ["Side", "Sides", "identity", "list_negatives", "spell_paths", "unique_paths", "unique_sides"]
+
+# backslashes, `.` and empty parts, and letters that may have several Unicode forms
+_MAY_BE_RESPELLED = r"\\|//|/$|(^|/)\.(/|$)|[^\x00-\x7F]"
 
 
 class Side(NamedTuple):
@@ -33,7 +37,7 @@ class Side(NamedTuple):
 def identity(side: Side) -> int:
     """A number from 0 to 2**63 - 1: the same for the same text and picture, in every process and run.
 
-    And in every subset: whatever a text means in each, an encoder embeds it once.
+    And in every role and subset: whatever a text means in each, an encoder embeds it once.
 
     Example:
         >>> identity(Side("cat", "")) == identity(Side("cat", ""))
@@ -62,6 +66,11 @@ class Sides:
         return Sides(self.texts.take(pa.array(index)), self.images.take(pa.array(index)))
 
     @property
+    def keys(self) -> pa.Array:
+        """A text for each, equal for equal sides."""
+        return pc.binary_join_element_wise(self.texts, self.images, pa.scalar("\x00", TEXT))
+
+    @property
     def has_picture(self) -> NDArray[np.bool_]:
         """Which of them have a picture."""
         return pc.not_equal(self.images, "").to_numpy(zero_copy_only=False)
@@ -78,6 +87,13 @@ def list_negatives(texts: list[str], images: list[str]) -> list[Side]:
     return [Side(text, image) for text, image in zip(texts, images) if text.strip() or image]
 
 
+def spell_paths(images: pa.Array) -> pa.Array:
+    """The paths in one spelling each, see `spelled`: what the reader opens as one file is one picture."""
+    respell = pc.match_substring_regex(images, _MAY_BE_RESPELLED)
+    paths = images.filter(respell).to_pylist()
+    return pc.replace_with_mask(images, respell, pa.array(map(spelled, paths), TEXT)) if paths else images
+
+
 def unique_paths(*images: pa.Array) -> pa.Array:
     """Each path once; no path at all and keys of embedded pictures are none."""
     paths = pc.unique(pa.concat_arrays(images))
@@ -91,8 +107,8 @@ def unique_sides(*groups: Sides) -> tuple[Sides, NDArray[np.int64]]:
     """
     texts = pa.concat_arrays([group.texts for group in groups])
     images = pa.concat_arrays([group.images for group in groups])
-    keys = pc.binary_join_element_wise(texts, images, pa.scalar("\x00", TEXT))
-    codes = keys.dictionary_encode().indices.to_numpy().astype(np.int64)
-    sides = Sides(texts, images).take(np.unique(codes, return_index=True)[1])
+    sides = Sides(texts, images)
+    codes = sides.keys.dictionary_encode().indices.to_numpy().astype(np.int64)
+    sides = sides.take(np.unique(codes, return_index=True)[1])
     order = np.lexsort((pc.utf8_length(sides.texts).to_numpy(), sides.has_picture))
     return sides.take(order), np.argsort(order)[codes]

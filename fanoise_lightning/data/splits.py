@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Pairs", "Split", "answers_of", "count_candidates", "hold_out", "split"]
+__all__ = ["Pairs", "Split", "count_candidates", "hold_out", "no_distractors", "split"]
 
 Ints = NDArray[np.int64]
 
@@ -37,18 +37,25 @@ class Pairs:
         return Pairs(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
     def seen(self, trained: Pairs) -> dict[str, tuple[int, int]]:
-        """How many of the different queries, targets and pictures are in `trained` too, and of how many."""
+        """How many of the different queries, targets and pictures are in `trained` too, and of how many.
+
+        A side is trained on whichever role it has there: a query may be what was a target.
+        """
+        sides = np.concatenate([trained.queries, trained.targets])
+        parts = {
+            "queries": (self.queries, sides),
+            "targets": (self.targets, sides),
+            "pictures": (self._pictures, trained._pictures),
+        }
         numbers = {}
-        for name in ("queries", "targets", "pictures"):
-            mine, theirs = (np.unique(pairs._all(name)) for pairs in (self, trained))
-            mine = mine[mine >= 0]
+        for name, (numbered, theirs) in parts.items():
+            mine = np.unique(numbered[numbered >= 0])
             numbers[name] = (int(np.isin(mine, theirs).sum()), len(mine))
         return numbers
 
-    def _all(self, name: str) -> Ints:
-        if name == "pictures":
-            return np.concatenate([self.query_pictures, self.target_pictures])
-        return getattr(self, name)
+    @property
+    def _pictures(self) -> Ints:
+        return np.concatenate([self.query_pictures, self.target_pictures])
 
 
 @dataclass(frozen=True)
@@ -147,15 +154,16 @@ def hold_out(group_of: Ints, fraction: float, seed: int) -> NDArray[np.bool_]:
     return np.isin(group_of, order[before < round(fraction * len(group_of))])
 
 
-def answers_of(queries: Ints, targets: Ints) -> dict[int, set[int]]:
-    """The targets of each query."""
-    answers: dict[int, set[int]] = {}
+def no_distractors(queries: Ints, targets: Ints) -> dict[int, set[int]]:
+    """Which targets are no wrong answers of each query: its own, and the query itself if it is a target."""
+    pool = set(targets.tolist())
+    found: dict[int, set[int]] = {query: {query} & pool for query in queries.tolist()}
     for query, target in zip(queries.tolist(), targets.tolist()):
-        answers.setdefault(query, set()).add(target)
-    return answers
+        found[query].add(target)
+    return found
 
 
 def count_candidates(pairs: Pairs) -> Ints:
-    """How many candidates there can be for each pair (N,): its target, and what is no answer of its query."""
-    answers, pool = answers_of(pairs.queries, pairs.targets), len(np.unique(pairs.targets))
-    return np.array([pool - len(answers[query]) + 1 for query in pairs.queries.tolist()], dtype=np.int64)
+    """How many candidates there can be for each pair (N,): its target, and the wrong answers of its query."""
+    right, pool = no_distractors(pairs.queries, pairs.targets), len(np.unique(pairs.targets))
+    return np.array([pool - len(right[query]) + 1 for query in pairs.queries.tolist()], dtype=np.int64)

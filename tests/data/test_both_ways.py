@@ -77,6 +77,14 @@ def rows(count: int, **columns: Callable[[int], Any]) -> list[dict[str, Any]]:
     ]
 
 
+def test_spellings_of_a_path_are_one_picture(tmp_path: Path) -> None:
+    spellings = ["a/é.png", "./a/é.png", "a\\\\é.png", "a//e\u0301.png"]
+    table = rows(4, qry_image_path=spellings.__getitem__, neg_image_path=lambda row: [spellings[row]])
+    found = agree(write_rows(tmp_path / "s.jsonl", table))
+    pictures = {side.image for _, query, _, negatives in found for side in (query, *negatives)}
+    assert pictures == {"a/é.png"}
+
+
 NEGATIVES: dict[str, Callable[[int], Any]] = {
     "texts, then lists": lambda row: f"n{row}" if row < 150 else [f"n{row}", "m"],
     "lists, then texts": lambda row: [f"n{row}"] if row < 150 else f"n{row}",

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fanoise_lightning.data.archives import Archive
-from fanoise_lightning.data.image_roots import ImageRoot
+from fanoise_lightning.data.image_roots import ImageRoot, archive_names
 from fanoise_lightning.data.images import PictureError, Pictures
 from fanoise_lightning.data.names import folded
 from fanoise_lightning.data.pairs import PairDataModule
+from fanoise_lightning.data.records import read_train
 
 NFC, NFD = (unicodedata.normalize(form, "Café/Ångström.png") for form in ("NFC", "NFD"))
 
@@ -54,6 +55,9 @@ kinds = pytest.mark.parametrize("kind", ["folder", "zip"])
         ("images/train/a.jpg", "Train/a.jpg"),
         ("train/a.jpg", "Images/train/A.jpg"),
         ("Images/train/a.jpg", "images/train/a.jpg"),
+        ("train\\a.jpg", "train/a.jpg"),
+        ("train/more\\A.jpg", "train/more/a.jpg"),
+        ("images\\train\\a.jpg", "train/a.jpg"),
     ],
 )
 def test_another_spelling_of_one_name_is_read(tmp_path: Path, kind: str, there: str, asked: str) -> None:
@@ -61,6 +65,29 @@ def test_another_spelling_of_one_name_is_read(tmp_path: Path, kind: str, there: 
     assert grey(root, asked) == 1
     assert asked in root
     assert asked.replace(".", "x.") not in root
+
+
+@kinds
+@pytest.mark.parametrize(
+    ("there", "written"),
+    [
+        *((there, written) for there in (NFC, NFD) for written in (NFC, NFD, f".//{NFD}")),
+        *((there, "train\\a.jpg") for there in ("train/a.jpg", "train\\a.jpg")),
+    ],
+)
+def test_rows_in_any_spelling_find_the_file(tmp_path: Path, kind: str, there: str, written: str) -> None:
+    root = make_root(tmp_path, kind, "other.png", there)
+    rows = read_train(write_rows(tmp_path / "rows.jsonl", [train_row(0, written)]), "rows")
+    assert grey(root, rows.queries[0].image) == 1
+
+
+def test_files_of_a_mac_are_found_without_listing_their_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_root(tmp_path, "folder", NFD)
+    monkeypatch.setattr("fanoise_lightning.data.image_roots._search", lambda *_: pytest.fail("listed"))
+    root._archives = dict.fromkeys(archive_names(NFC))  # known to be missing
+    assert grey(root, NFC) == 0
 
 
 @kinds

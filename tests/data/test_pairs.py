@@ -114,7 +114,8 @@ def test_a_query_is_never_on_both_sides(groups: np.ndarray, fraction: float, see
     assert wanted <= held_out.sum() <= wanted + np.bincount(groups).max() - 1 or wanted == held_out.sum() == 0
 
 
-answers = st.lists(st.tuples(st.integers(0, 5), st.integers(10, 20)), min_size=1, max_size=30, unique=True)
+# some sides are queries and targets
+answers = st.lists(st.tuples(st.integers(0, 8), st.integers(4, 14)), min_size=1, max_size=30, unique=True)
 
 
 @given(answers, st.integers(2, 15), st.integers(0, 5))
@@ -124,7 +125,7 @@ def test_candidates_are_the_target_and_wrong_answers(pairs: list, count: int, se
     for query, target, row in zip(queries, targets, drawn.tolist()):
         others = [side for side in row[1:] if side >= 0]
         right = {other for key, other in pairs if key == query}
-        wrong = set(targets.tolist()) - right
+        wrong = set(targets.tolist()) - right - {query}
         assert row[0] == target
         assert set(others) <= wrong
         assert len(set(others)) == len(others) == min(count - 1, len(wrong))
@@ -143,6 +144,15 @@ def test_both_directions_of_a_pair_are_on_one_side_of_the_split(tmp_path: Path) 
     held_out = {int(validation.sides[index].text[1:]) for index in range(len(validation))}
     assert len(held_out) == 9
     assert trained(data) == set(range(30)) - held_out
+
+
+def test_no_query_is_a_candidate_of_itself(tmp_path: Path) -> None:
+    one_way = [train_row(number) for number in range(30)]
+    back = [{**row, "qry": row["pos_text"], "pos_text": row["qry"]} for row in one_way]
+    (found,) = set_up(write_rows(tmp_path / "b.jsonl", [*one_way, *back]), val_fraction=0.3).eval_sets
+    assert not (found.candidates == found.queries[:, None]).any()
+    assert ((found.candidates >= 0).sum(dim=1) == 17).all()  # of 9 pairs, all sides but the query
+    assert found.subset.floors["chance"] == pytest.approx(1 / 17)
 
 
 def test_the_same_target_is_masked_unless_told_otherwise(pairs: Path) -> None:

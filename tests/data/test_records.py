@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fanoise_lightning.data.records import read_eval, read_train
-from fanoise_lightning.data.sides import Side, Sides, identity, unique_sides
+from fanoise_lightning.data.sides import Side, Sides, identity, spell_paths, unique_sides
 from fanoise_lightning.data.subsets import Subset
 
 SUBSET = Subset("s", "retrieval", "IND")
@@ -109,7 +110,18 @@ def test_a_file_without_rows_is_an_error(tmp_path: Path) -> None:
 
 @BOTH
 @pytest.mark.parametrize(
-    "path", ["/etc/x.png", "../x.png", "a/../../x.png", "C:/x.png", "a\\..\\x.png", "\\x.png"]
+    "path",
+    [
+        "/etc/x.png",
+        "../x.png",
+        "a/../../x.png",
+        "C:/x.png",
+        "a\\..\\x.png",
+        "\\x.png",
+        "./C:/x.png",
+        ".//../x.png",
+        "\u212a:/x.png",  # a Kelvin sign: K in NFC
+    ],
 )
 def test_paths_that_leave_the_root_name_file_and_row(tmp_path: Path, path: str, suffix: str) -> None:
     number = "line 2" if suffix == ".jsonl" else "row 1"
@@ -125,6 +137,62 @@ def test_paths_that_leave_the_root_name_file_and_row(tmp_path: Path, path: str, 
 def test_dots_inside_names_are_harmless(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "s.jsonl", [train_row(1, "a..b/..c.png")])
     assert read_train(path, "s").queries[0].image == "a..b/..c.png"
+
+
+SPELLINGS = {
+    "a/i.png": [
+        "./a/i.png",
+        "a//i.png",
+        "a/./i.png",
+        ".//a/./i.png",
+        "a\\i.png",
+        ".\\a\\\\i.png",
+        "a/i.png/",
+    ],
+    "é.png": ["e\u0301.png", "./é.png", ".\\e\u0301.png"],
+    ".a/..b/c..": ["./.a/..b/c.."],
+    ".": ["./", "."],  # no file, and not the same as no picture
+    f"sha256:{'0' * 64}": [f"sha256:{'0' * 64}"],
+}
+
+
+@BOTH
+@pytest.mark.parametrize("path", SPELLINGS)
+def test_spellings_of_a_path_are_one_picture(tmp_path: Path, path: str, suffix: str) -> None:
+    spellings = [path, *SPELLINGS[path]]
+    train = [
+        {**train_row(1, each, each), "neg_text": ["n", "n"], "neg_image_path": [each, "other.png"]}
+        for each in spellings
+    ]
+    rows = read_train(write_rows(tmp_path / f"t{suffix}", train), "s")
+    for at in range(len(spellings)):
+        assert rows.queries[at] == ("q1", path)
+        assert rows.targets[at] == ("t1", path)
+        assert rows.negatives(at) == [("n", path), ("n", "other.png")]
+    assert path in rows.paths.to_pylist() or path.startswith("sha256:")
+    evaluation = {**eval_row(1, [1] * len(spellings)), "tgt_img_path": spellings}
+    read = read_eval(write_rows(tmp_path / f"e{suffix}", [evaluation]), SUBSET)
+    assert candidates(read, 0) == [("t1", path)]
+
+
+paths = st.text("ab./\\é\u0301", max_size=8)
+
+
+@given(st.lists(paths, max_size=6))
+def test_paths_are_spelled_as_one_by_one(written: list[str]) -> None:
+    expected = [
+        unicodedata.normalize(
+            "NFC", "/".join(p for p in path.replace("\\", "/").split("/") if p not in ("", "."))
+        )
+        for path in written
+    ]
+    chosen = [
+        (path, right)
+        for path, right in zip(written, expected)
+        if right and path[0] not in "/\\" and ".." not in path.replace("\\", "/").split("/")
+    ]
+    found = spell_paths(pa.array([path for path, _ in chosen], pa.large_string()))
+    assert found.to_pylist() == [right for _, right in chosen]
 
 
 @BOTH

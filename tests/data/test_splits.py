@@ -139,12 +139,22 @@ def test_a_query_without_a_wrong_candidate_is_left_out_and_named(tmp_path: Path)
     write_rows(tmp_path / "val.jsonl", rows + alone)
     data, told = set_up(tmp_path, labels(3, 5), val_path=tmp_path / "val.jsonl")
     assert (
-        "4 of 8 validation queries have no candidate but right answers (the first: 'all', subset `val`, "
-        in told
+        "4 of 8 validation queries have no candidate but right answers and themselves (the first: 'all', "
+        "subset `val`, " in told
     )
     assert "line 5); they are left out" in told
     assert {text for text, _ in sides(data, "queries", True)} == {f"q{n}" for n in range(4)}
     assert data.eval_sets[0].subset.floors["chance"] == 0.25
+
+
+def test_the_targets_of_queries_that_are_left_out_stay_candidates(tmp_path: Path) -> None:
+    """The two directions have only each other, and the third query would be left with its target alone."""
+    write_rows(tmp_path / "val.jsonl", [row("a", "b"), row("b", "a"), row("c", "b")])
+    data, told = set_up(tmp_path, labels(3, 5), val_path=tmp_path / "val.jsonl")
+    assert "2 of 3 validation queries have no candidate but right answers and themselves" in told
+    (found,) = data.eval_sets
+    (candidates,) = found.candidates.tolist()
+    assert [found.sides[side].text for side in (*found.queries.tolist(), *candidates)] == ["c", "b", "a"]
 
 
 def test_a_validation_that_anything_passes_is_an_error(tmp_path: Path) -> None:
@@ -175,10 +185,10 @@ def test_pairs_of_your_own_to_validate_on(tmp_path: Path) -> None:
 
 
 def test_the_overlap_is_counted(tmp_path: Path) -> None:
-    """Of pictures and sides, whatever role they have, against plain sets."""
+    """Of pictures and sides, whatever role they have in training, against plain sets."""
     random = np.random.default_rng(0)
     rows = [
-        row(f"q{a}", f"t{b}", *(f"{n}.png" if n < 30 else "" for n in pictures))
+        row(f"s{a}", f"s{b}", *(f"{n}.png" if n < 30 else "" for n in pictures))
         for a, b, *pictures in random.integers(0, 60, (300, 4)).tolist()
     ]
     for part, chosen in (("a", rows[:200]), ("b", rows[200:])):
@@ -189,11 +199,64 @@ def test_the_overlap_is_counted(tmp_path: Path) -> None:
         columns = {"queries": ("qry", "qry_image_path"), "targets": ("pos_text", "pos_image_path")}
         if name in columns:
             return {tuple(row[column] for column in columns[name]) for row in rows}
+        if name == "sides":
+            return plain("queries", rows) | plain("targets", rows)
         return {row[column] for row in rows for column in ("qry_image_path", "pos_image_path")} - {""}
 
     for name, counts in held_out.seen(trained).items():
-        mine, theirs = plain(name, rows[200:]), plain(name, rows[:200])
+        mine = plain(name, rows[200:])
+        theirs = plain("pictures" if name == "pictures" else "sides", rows[:200])
         assert counts == (len(mine & theirs), len(mine))
+
+
+def test_a_chain_of_pairs_is_trained_on_in_the_other_role(tmp_path: Path) -> None:
+    """Each target is the query of the next pair: one component, so that pairs are split by query."""
+    data, told = set_up(tmp_path, [row(f"s{n}", f"s{n + 1}") for n in range(100)])
+    trained = sides(data, "queries", False) | sides(data, "targets", False)
+    for name in ("queries", "targets"):
+        mine = sides(data, name, True)
+        assert f"{len(mine & trained)} of {len(mine)} {name}" in told
+    assert sides(data, "targets", True) & trained
+
+
+def test_hard_negatives_that_are_held_out_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        {**row(f"q{n}", f"t{n}"), "neg_text": [f"t{n - 1}", ""], "neg_image_path": ["", ""]}
+        for n in range(60)
+    ]
+    with caplog.at_level("INFO"):
+        data, told = set_up(tmp_path, rows)
+    trained = {text for text, _ in sides(data, "queries", False)}
+    hard = {f"t{int(text[1:]) - 1}" for text in trained}
+    shared = len({text for text, _ in sides(data, "targets", True)} & hard)
+    assert shared > 0
+    assert f"; {shared} of 12 sides are hard negatives of training pairs" in caplog.text
+    assert told == ""  # known and no reason to warn: nobody learns an answer from them
+
+
+SPELLINGS = ["{}.png", "./{}.png", ".//{}.png", "{}.png/.", ".\\{}.png"]
+
+
+def test_spellings_of_a_picture_are_one_picture_to_the_split(tmp_path: Path) -> None:
+    rows = [
+        row("", f"caption {n} {at}", query_image=spelling.format(n))
+        for n in range(40)
+        for at, spelling in enumerate(SPELLINGS)
+    ]
+    data, told = set_up(tmp_path, rows)
+    pictures = [sides(data, "queries", part) for part in (True, False)]
+    assert len(pictures[0]) + len(pictures[1]) == 40
+    assert pictures[0].isdisjoint(pictures[1])
+    assert told == ""
+
+
+def test_spellings_of_a_picture_are_counted_as_trained_on(tmp_path: Path) -> None:
+    write_rows(tmp_path / "val.jsonl", [row("", f"new {n}", f"é{n}.png") for n in range(4)])
+    rows = [row("", f"caption {n}", f".\\e\u0301{n}.png") for n in range(3)]
+    _, told = set_up(tmp_path, rows, val_path=tmp_path / "val.jsonl")
+    assert "3 of 4 queries, 0 of 4 targets, 3 of 4 pictures are trained on as well" in told
 
 
 edges = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=25)
@@ -247,7 +310,10 @@ def test_a_split_keeps_what_it_says(edges: list[tuple[int, int]], fraction: floa
 @given(edges)
 def test_candidates_are_counted_as_they_are_drawn(edges: list[tuple[int, int]]) -> None:
     pairs = random_pairs(edges)
-    wrong = [{b for _, b in edges} - {b for a, b in edges if a == query} for query, _ in edges]
+    targets = list(zip(pairs.queries.tolist(), pairs.targets.tolist()))
+    wrong = [
+        {b for _, b in targets} - {b for a, b in targets if a == query} - {query} for query, _ in targets
+    ]
     assert count_candidates(pairs).tolist() == [len(others) + 1 for others in wrong]
 
 
