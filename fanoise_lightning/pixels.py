@@ -17,6 +17,16 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit, there a warning only: 256 MiB dec
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SAYS_ORIENTATION = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 _BITS, _PHOTOMETRIC, _LARGEST = 258, 262, 281  # TIFF tags; the last is MaxSampleValue
 _DEEP = 65535  # of 16 bits
 _SCALED = ("JPEG2000", "PNG", "PPM")  # formats whose 16-bit values run from 0 to 65535 by specification
@@ -52,22 +62,45 @@ def _formats() -> list[str]:
 def upright_rgb(image: Image.Image) -> Image.Image:
     """The picture turned by its EXIF orientation, in 8-bit RGB; transparency is laid on white.
 
+    A picture whose orientation cannot be read is upright.
+
     Values of more than 8 bits are scaled where the file says what their range is: PNG, JPEG 2000 and PGM by
     their formats, TIFF by its tags. A picture that was converted or copied in memory has lost that.
 
     Raises:
         ValueError: if nobody but the user knows the range of its values: floating point, 32 bits, 16 bits in
-            memory, or 16 bits of which the upper two are never used, as cameras of 10 to 14 bits write them.
+            memory, or 16 bits of which the upper two are never used, as cameras of 10 to 14 bits write them;
+            or if it has no pixels.
     """
+    if not image.width or not image.height:
+        raise ValueError(f"a picture of {image.width}x{image.height} has no pixels: leave it out")
     depth = _Depth.of(image)  # before its pixels are loaded: what is read here is gone afterwards
-    if image.getexif().get(_ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if depth is not None:
         image = depth.scale(image)
+    if image.mode == "La":
+        image = image.convert("LA")  # Pillow converts it to nothing else
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    if image.format == "TIFF":  # the orientation is a part of the format; Pillow may turn it as it loads
+        turned = image.getexif().get(_ORIENTATION, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
+    image.load()  # or an error of the pixels would be taken for one of the EXIF block
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # almost anything, for a damaged block
+        return image
+    if turn is None:
+        return image
+    # not `exif_transpose`: it writes the block anew, which fails if any of its tags is damaged
+    upright = image.transpose(turn)
+    upright.info = {key: value for key, value in image.info.items() if key not in _SAYS_ORIENTATION}
+    return upright
 
 
 @dataclass(frozen=True)

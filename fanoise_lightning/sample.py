@@ -81,9 +81,10 @@ class Pair:
         target_id: targets and hard negatives with the same number are the same, and none that is the same as
             the target is a negative; -1 is like no other.
         negative_ids: the numbers of the hard negatives; none if they are like no other.
-        query_id: of queries with the same number, the target of each is right for all; -1 is like no other.
+        query_id: of queries with the same number, the target of each is right for all; a target or hard
+            negative with the number of a query is that query, and no negative of it; -1 is like no other.
         mask_pairs: if false, only hard negatives that are right answers are no negatives, whereas the targets
-            of other pairs are.
+            of other pairs are, unless they are the query itself.
         origin: where the data set that made the pair has its row.
     """
 
@@ -113,9 +114,12 @@ def _to_picture(image: Any, name: str) -> Image:
     if isinstance(image, np.ndarray):
         grey, colours = image.ndim == 2, image.ndim == 3 and image.shape[2] in (3, 4)
         if image.dtype != np.uint8 or not (grey or colours) or not image.size:
+            first = image.ndim == 3 and image.shape[0] in (3, 4) and not colours
+            advice = "; its colours come first: pass `array.transpose(1, 2, 0)`" if first else ""
             raise ValueError(
                 f"{name} is an array of {image.dtype} and of shape {image.shape}; expected 8-bit values "
                 "(uint8) of shape (H, W), (H, W, 3) or (H, W, 4); several pictures come as a list of arrays"
+                f"{advice}"
             )
         return Image.fromarray(image)
     if isinstance(image, str | os.PathLike):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fanoise_lightning.data.images import PictureError, decode
 from fanoise_lightning.encoders import pictures
@@ -172,3 +173,73 @@ def test_a_file_that_ends_early_is_an_error(kind: str) -> None:
     values = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     with pytest.raises(PictureError, match="picture `x`"):
         decode(encoded(Image.fromarray(values), kind)[:-1500], "`x`")
+
+
+# The EXIF block
+
+TURNED = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8))
+
+
+def exif(orientation: int) -> bytes:
+    block = Image.Exif()
+    block[0x0112], block[0x010F] = orientation, "a camera"
+    return block.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "tiff"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_a_picture_is_turned_as_pillow_turns_it_once(kind: str, orientation: int) -> None:
+    block = Image.Exif()
+    block[0x0112] = orientation
+    data = encoded(TURNED, kind, exif=block)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    turned = upright_rgb(Image.open(io.BytesIO(data)))
+    assert np.array_equal(np.asarray(turned), expected)
+    assert np.array_equal(np.asarray(upright_rgb(turned)), expected)
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "jpeg", "avif"])
+@pytest.mark.parametrize("block", [b"nonsense", b"II*\0\x08\0\0\0\xff\xff\x12\x01", b"MM", b""])
+def test_a_picture_whose_orientation_cannot_be_read_is_upright(kind: str, block: bytes) -> None:
+    data = encoded(TURNED, kind, exif=exif(1))
+    image = Image.open(io.BytesIO(data))
+    image.info["exif"] = b"Exif\0\0" + block
+    assert np.array_equal(np.asarray(upright_rgb(image)), np.asarray(Image.open(io.BytesIO(data))))
+
+
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_a_file_with_a_damaged_block_is_read_everywhere(tmp_path: Path, kind: str) -> None:
+    data = encoded(TURNED, kind, exif=b"Exif\0\0nonsense")
+    (tmp_path / "picture").write_bytes(data)
+    assert decode(data, "x").size == Sample(image=tmp_path / "picture").images[0].size == TURNED.size
+    assert upright_rgb(Image.open(io.BytesIO(data))).size == TURNED.size  # as `embed` does
+
+
+def test_a_damaged_tag_beside_the_orientation_does_not_keep_a_picture_from_being_turned() -> None:
+    block = bytearray(exif(6))
+    block[block.index(b"\x01\x0f\x00\x02") + 1] = 0  # Make becomes a tag of numbers
+    image = TURNED.copy()
+    image.info["exif"] = bytes(block)
+    with pytest.raises(struct.error):
+        ImageOps.exif_transpose(image)
+    assert np.array_equal(np.asarray(upright_rgb(image)), np.rot90(np.asarray(TURNED), -1))
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "jpeg"])
+def test_a_cut_file_with_an_orientation_is_an_error(kind: str) -> None:
+    large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    with pytest.raises(PictureError):
+        decode(encoded(large, kind, exif=exif(6))[:-2000], "x")
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
+def test_a_picture_without_pixels_is_refused_by_its_size(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"a picture of {size[0]}x{size[1]} has no pixels"):
+        upright_rgb(Image.new("RGB", size))
+
+
+def test_premultiplied_grey_is_read_as_premultiplied_colours() -> None:
+    grey = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 2), dtype=np.uint8), "LA")
+    colours = grey.convert("RGBA").convert("RGBa")
+    read = np.asarray(upright_rgb(grey.convert("La"))).astype(int)
+    assert np.abs(read - np.asarray(upright_rgb(colours))).max() <= 1

@@ -102,6 +102,12 @@ def test_an_array_of_another_kind_is_refused_with_its_shape(array):
         Sample(image=[PIXELS, array])
 
 
+@pytest.mark.parametrize("shape", [(3, 20, 30), (4, 20, 30)])
+def test_colours_that_come_first_are_refused_with_advice(shape):
+    with pytest.raises(ValueError, match=r"its colours come first: pass `array\.transpose\(1, 2, 0\)`"):
+        Sample(image=np.zeros(shape, np.uint8))
+
+
 def test_a_file_that_is_missing_or_no_picture_is_named(path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
         Sample(image="nowhere.png")

@@ -70,6 +70,9 @@ def _parse_lines(lines: Sequence[tuple[int, bytes]], file: Path, columns: Column
                 raise ValueError("not an object")
             for name, kind in columns.items():
                 values[name].append(_checked(record, name, kind))
+        except UnicodeDecodeError as error:
+            told = f"it is not in UTF-8 ({error}): save the file as UTF-8"
+            raise ValueError(f"{place(str(file), number)}: {told}") from error
         except ValueError as error:
             raise ValueError(f"{place(str(file), number)}: {error}") from error
         except RecursionError:

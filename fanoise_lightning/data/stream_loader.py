@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from warnings import warn
@@ -195,6 +196,16 @@ class StreamSampler(MixingSampler):
         """The `positions`, or where a new run begins: in an epoch's own pass, if it is not the first."""
         return self.positions or [Position(number=self.epoch)] * len(self._readers)
 
+    @contextmanager
+    def reading_on(self) -> Iterator[None]:
+        """Within this, a pass is the next epoch's; afterwards all is as it was."""
+        before = self.epoch, self.start, self.positions, self._ahead.copy()
+        self.epoch, self.start, self.positions = self.epoch + 1, 0, self._ahead[-1]
+        try:
+            yield
+        finally:
+            self.epoch, self.start, self.positions, self._ahead = before
+
     def hand_out(self) -> None:
         """A batch left the loader: the workers, and the reading, run ahead of that."""
         self.positions = self._ahead.popleft()
@@ -250,21 +261,30 @@ class StreamLoader(ResumableLoader):
             yield batch
 
     def _batches(self) -> Iterator[Any]:
-        """The batches; in place of one without a good pair the next that has some, or else the one before.
+        """The batches; in place of one without a good pair the next that has some.
 
         It does not matter then where a resumed run begins.
         """
         waiting: list[list[str]] = []  # the skips of batches without a good pair
-        last: dict[str, Any] | None = None
         for batch in super()._batches():
             if "query" in batch:
                 yield from ({**batch, "skipped": skipped} for skipped in waiting)
                 yield batch
-                waiting, last = [], batch
+                waiting = []
             else:
                 waiting.append(batch["skipped"])
                 lost = [line for skipped in waiting for line in skipped]
                 check_limit(lost, self.dataset.allowed, "training rows", self.dataset.in_subsets)
-        if waiting and last is None:
-            raise PictureError(f"not one pair of an epoch can be used; the last: {waiting[-1][-1]}")
-        yield from ({**(last or {}), "skipped": skipped} for skipped in waiting)
+        if waiting:
+            batch = self._next_epochs_first(waiting[-1][-1])
+            yield from ({**batch, "skipped": skipped} for skipped in waiting)
+
+    def _next_epochs_first(self, why: str) -> dict[str, Any]:
+        """The first batch with a good pair of the next epoch, which reads it again when it begins."""
+        sampler = self.sampler
+        with sampler.reading_on():
+            for batch in super()._batches():
+                if "query" in batch:
+                    return batch
+                why = batch["skipped"][-1]
+        raise PictureError(f"not one pair of an epoch can be used; the last: {why}")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any
 
 import torch
+
+from fanoise_lightning.encoders.remote_code import refuse_code
 
 __all__ = ["check_keys", "load_network"]
 
@@ -46,7 +49,8 @@ def load_network(
         options["attn_implementation"] = attn_implementation
     if load_in_4bit:
         options |= _four_bit()
-    loaded: Any = AutoModelForImageTextToText.from_pretrained(model, output_loading_info=True, **options)
+    with nullcontext() if trust_remote_code else refuse_code(repr(model)):
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(model, output_loading_info=True, **options)
     network, info = loaded
     check_keys(
         info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"], f"the checkpoint {model!r}"

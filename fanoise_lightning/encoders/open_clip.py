@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from fanoise_lightning.encoders.adapters import LoraOptions, add_lora
 from fanoise_lightning.encoders.linear_attention import use_linear_attention
 from fanoise_lightning.encoders.open_clip_tags import create_model
 from fanoise_lightning.encoders.plain_text import PlainTexts
+from fanoise_lightning.encoders.remote_code import refuse_code
 from fanoise_lightning.encoders.towers import TowerCollate, TwoTowers
 
 __all__ = ["OpenClipEncoder"]
@@ -99,7 +101,9 @@ class OpenClipEncoder(TwoTowers):
             "image_resize_mode": image_resize_mode,
             "quick_gelu": quick_gelu,
         }
-        self.clip, transform = create_model(name, pretrained, options)
+        with _own_code_only(model, name):
+            self.clip, transform = create_model(name, pretrained, options)
+            tokenizer = open_clip.get_tokenizer(name)
         self.embedding_dim = open_clip.get_model_config(name)["embed_dim"]
         if lora is not None:
             use_linear_attention(self.clip)
@@ -107,8 +111,6 @@ class OpenClipEncoder(TwoTowers):
         self.freeze(self.clip, _UNUSED)
         if gradient_checkpointing:
             self.clip.set_grad_checkpointing(True)
-        _refuse_code(model, open_clip.get_model_config(name))
-        tokenizer = open_clip.get_tokenizer(name)
         if split_special_tokens:
             _read_as_text(tokenizer)
         self.collate = _OpenClipCollate(transform, tokenizer)
@@ -153,13 +155,19 @@ def _read_as_text(tokenizer: Any) -> None:
         tokenizer.tokenizer = PlainTexts(tokenizer.tokenizer)
 
 
-def _refuse_code(model: str, config: dict[str, Any]) -> None:
-    """A model's config comes with it, and open_clip hands these arguments on to transformers."""
-    if config["text_cfg"].get("tokenizer_kwargs", {}).get("trust_remote_code"):
+def _own_code_only(model: str, name: str) -> AbstractContextManager[None]:
+    """Refuse the code of the Hugging Face text tower and tokenizer that a model's config names."""
+    import open_clip
+
+    text = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
+    named = [repr(text[key]) for key in ("hf_model_name", "hf_tokenizer_name") if text.get(key)]
+    # open_clip hands these arguments on to transformers
+    if (text.get("tokenizer_kwargs") or {}).get("trust_remote_code"):
         raise ValueError(
             f"the open_clip config of {model!r} asks to run the Python code that comes with its tokenizer, "
             "which is never done: take a model with a tokenizer of transformers' own"
         )
+    return refuse_code(f"the open_clip model {model!r}" + (f", with {' and '.join(named)}," if named else ""))
 
 
 def _register(model: str) -> str:

@@ -46,7 +46,6 @@ class PlainTexts:
         longest_first = sorted(map(re.escape, added), key=len, reverse=True)
         # in any case: a tokenizer may look for a token after it has changed the text to lower case
         self._pattern = re.compile("|".join(longest_first) or "(?!)", re.IGNORECASE)
-        self._sees_normalised = tokenizer.is_fast and any(token.normalized for token in added.values())
 
     def __call__(self, texts: list[str], **options: Any) -> Any:
         """What the tokenizer returns for these texts and options.
@@ -69,9 +68,13 @@ class PlainTexts:
         return getattr(self.tokenizer, name)
 
     def find(self, text: str) -> str | None:
-        """The first name of a special token in a text, as it stands there; ``None`` if there is none."""
+        """The first name of a special token in a text, as it stands there; ``None`` if there is none.
+
+        A normaliser can make one of other letters, such as ``</s>`` of ``＜/s＞``; a Unigram model finds it
+        then, even where the tokenizer looks for its special tokens before that.
+        """
         match = self._pattern.search(text)
-        if match is None and self._sees_normalised:
+        if match is None and self.tokenizer.is_fast:
             normaliser = self.tokenizer.backend_tokenizer.normalizer
             match = self._pattern.search(normaliser.normalize_str(text)) if normaliser is not None else None
         return match and match.group()

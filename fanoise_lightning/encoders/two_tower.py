@@ -15,6 +15,7 @@ from torch.utils.data import default_collate
 from fanoise_lightning.encoders.adapters import LoraOptions, add_lora
 from fanoise_lightning.encoders.loading import check_keys
 from fanoise_lightning.encoders.plain_text import PlainTexts
+from fanoise_lightning.encoders.remote_code import refuse_code
 from fanoise_lightning.encoders.saved_adapters import load_lora
 from fanoise_lightning.encoders.towers import TowerCollate, TwoTowers
 
@@ -149,8 +150,8 @@ class TwoTowerEncoder(TwoTowers):
             lets them act.
 
     Raises:
-        ValueError: if the model type is unknown, if weights or adapter weights do not all load, or both
-            `lora` and `adapter` are given.
+        ValueError: if the model type is unknown, if the model needs Python code of its own, if weights or
+            adapter weights do not all load, or both `lora` and `adapter` are given.
 
     Example:
         >>> encoder = TwoTowerEncoder("openai/clip-vit-base-patch16")                   # doctest: +SKIP
@@ -212,7 +213,8 @@ class _ProcessorCollate(TowerCollate):
     def __init__(self, model: str, positions: int, siglip: bool, split_special_tokens: bool) -> None:
         from transformers import AutoProcessor
 
-        processor = AutoProcessor.from_pretrained(model)
+        with refuse_code(repr(model)):
+            processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
         self.tokenizer, self.image_processor = processor.tokenizer, processor.image_processor
         # positions count from the left; SigLIP 2's tokenizer pads there unless its checkpoint says otherwise
         self.tokenizer.padding_side = "right"
@@ -263,7 +265,9 @@ def _load_network(model: str, family: _Family, dtype: str) -> Any:
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"`dtype` must be 'float32' or 'bfloat16', got {dtype!r}")
     loader = getattr(transformers, family.network)
-    network, info = loader.from_pretrained(model, dtype=getattr(torch, dtype), output_loading_info=True)
+    options = {"dtype": getattr(torch, dtype), "trust_remote_code": False}
+    with refuse_code(repr(model)):
+        network, info = loader.from_pretrained(model, output_loading_info=True, **options)
     keys = (info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
     check_keys(*keys, f"the checkpoint {model!r}")
     return network.eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from fanoise_lightning.encoders.pictures import (
 )
 from fanoise_lightning.encoders.plain_text import PlainTexts, short
 from fanoise_lightning.encoders.prompts import cut, write_prompt
+from fanoise_lightning.encoders.remote_code import refuse_code
 from fanoise_lightning.sample import Sample
 
 __all__ = ["VisionLanguageCollate"]
@@ -65,7 +67,8 @@ class VisionLanguageCollate:
 
         self.family = find_family(model, trust_remote_code)
         remote = not self.family.marker
-        self.processor = AutoProcessor.from_pretrained(model, trust_remote_code=remote)
+        with nullcontext() if remote else refuse_code(repr(model)):
+            self.processor = AutoProcessor.from_pretrained(model, trust_remote_code=remote)
         self.side = square_side(image_size)
         configure_pictures(self.processor, self.family, self.side, max_pixels, num_crops)
         self.max_length = max_length

@@ -132,21 +132,26 @@ def test_gaps_are_filled_evenly_and_within_the_subset(places: list[tuple[bool, i
 # A stream whose batches have not one good pair
 
 
-def make_loader(tmp_path: Path, good: set[int], size: int = 24, **options: Any) -> StreamLoader:
+def make_loader(
+    tmp_path: Path, good: set[int], size: int = 24, allowed: int = 100, **options: Any
+) -> StreamLoader:
     """Batches of 4, in the same order whichever rows are `good`."""
     write_picture(tmp_path / "good.png")
     rows = [train_row(row, "good.png" if row in good else f"{row}.png") for row in range(size)]
     streams = [TrainStream("s", from_shards([rows]), size)]
-    data = StreamDataset(streams, Pictures(ImageRoot(tmp_path)), **{"allowed": 100, **options})
+    data = StreamDataset(streams, Pictures(ImageRoot(tmp_path)), allowed)
     return StreamLoader(
         data,
         sampler=StreamSampler(data, streams, batch_size=4, seed=1, shuffle_block=1),
         batch_size=None,
         collate_fn=SkipRefused(collate, PairCollate(collate), data),
+        **options,
     )
 
 
-def read(loader: StreamLoader, stop: int | None = None) -> list[tuple[list[int], int]]:
+def read(loader: StreamLoader, epoch: int = 0, stop: int | None = None) -> list[tuple[list[int], int]]:
+    """The rows of each batch, and how many were skipped."""
+    loader.sampler.set_epoch(epoch)
     batches = []
     for batch in loader:
         batches.append((batch["query"]["number"].tolist(), len(batch["skipped"])))
@@ -157,32 +162,53 @@ def read(loader: StreamLoader, stop: int | None = None) -> list[tuple[list[int],
 
 @pytest.fixture
 def order(tmp_path: Path) -> list[list[int]]:
-    """The rows of each batch."""
-    return [rows for rows, _ in read(make_loader(tmp_path, set(range(24))))]
+    """The rows of each batch of two epochs, 6 each."""
+    loader = make_loader(tmp_path, set(range(24)))
+    return [rows for epoch in (0, 1) for rows, _ in read(loader, epoch)]
 
 
 def test_a_batch_without_a_good_pair_is_replaced_by_the_next(tmp_path: Path, order: list[list[int]]) -> None:
-    first, second = order[0], order[3]
-    good = {*first, *second}
-    expected = [(first, 0), (second, 4), (second, 4), (second, 0), (second, 4), (second, 4)]
-    assert read(make_loader(tmp_path, good)) == expected
-    later = [(second, 4)] * 3 + [(second, 0)] + [(second, 4)] * 2
-    assert read(make_loader(tmp_path, set(second))) == later
+    first, last = order[0], order[5]
+    expected = [(first, 0), *[(last, 4)] * 4, (last, 0)]
+    assert read(make_loader(tmp_path, {*first, *last})) == expected
+    assert read(make_loader(tmp_path, {*last})) == [(last, 4)] * 5 + [(last, 0)]
 
 
-def test_where_a_stream_is_resumed_does_not_matter(tmp_path: Path, order: list[list[int]]) -> None:
-    good = {*order[0], *order[3], order[5][1]}
-    unbroken = read(make_loader(tmp_path, good))
-    assert [skipped for _, skipped in unbroken] == [0, 4, 4, 0, 4, 3]
-    for stop in range(1, 6):
-        loader = make_loader(tmp_path, good)
-        read(loader, stop)
+def test_the_last_of_an_epoch_are_replaced_by_the_first_of_the_next(
+    tmp_path: Path, order: list[list[int]]
+) -> None:
+    good = {*order[1], *order[2]}
+    following = next(rows for rows in order[6:] if good & {*rows})
+    loader = make_loader(tmp_path, good)
+    *_, (fifth, lost), (sixth, lost_too) = read(loader)
+    assert fifth == sixth
+    assert {*fifth} == good & {*following}
+    assert lost == lost_too == 4  # their own: those of the next epoch are counted there
+    assert sum(skipped for _, skipped in read(loader, 1)) == 16
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("bad", [{5}, {4, 5}, {0, 4, 5}, {1, 2, 5}, {5, 6}, {3, 4, 5, 6, 7}, {2, 11}])
+def test_where_a_stream_is_resumed_does_not_matter(
+    tmp_path: Path, order: list[list[int]], bad: set[int], workers: int
+) -> None:
+    """Of two epochs whole batches are `bad`; every row is in both epochs, so others have gaps."""
+    good = {*range(24)} - {row for number in bad for row in order[number]}
+    options = {"num_workers": workers, "persistent_workers": workers > 0}
+    whole = make_loader(tmp_path, good)
+    unbroken = read(whole) + read(whole, 1)
+    assert [skipped for _, skipped in unbroken] == [len({*rows} - good) for rows in order]
+    for stop in range(1, 12) if not workers else (5,):
+        loader = make_loader(tmp_path, good, **options)
+        seen = read(loader, 0, min(stop, 6)) + (read(loader, 1, stop - 6) if stop > 6 else [])
+        assert seen == unbroken[:stop], f"before {stop}"
         file = io.BytesIO()
         torch.save(loader.state_dict(), file)
         file.seek(0)
-        resumed = make_loader(tmp_path, good)
+        resumed = make_loader(tmp_path, good, **options)
         resumed.load_state_dict(torch.load(file, weights_only=True))
-        assert read(resumed) == unbroken[stop:], f"after {stop}"
+        left = (read(resumed) if stop < 6 else []) + read(resumed, 1)
+        assert left == unbroken[stop:], f"after {stop}"
 
 
 def test_a_stream_stops_at_its_limit_not_at_a_batch(tmp_path: Path) -> None:

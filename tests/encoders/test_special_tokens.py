@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import unicodedata
 
 import open_clip
 import pytest
@@ -43,6 +44,15 @@ def unigram() -> transformers.PreTrainedTokenizerFast:
     )
 
 
+def normalising_unigram() -> transformers.PreTrainedTokenizerFast:
+    """As XLM-R's and SigLIP's: its model finds the </s> that the normaliser makes of wide letters."""
+    raw = unigram().backend_tokenizer
+    raw.normalizer = normalizers.NFKC()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
 def byte_level() -> transformers.PreTrainedTokenizerFast:
     """As Qwen's and Llama 3's: over bytes, special tokens behind the vocabulary, whole words as they are."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -72,11 +82,13 @@ def normalising() -> transformers.PreTrainedTokenizerFast:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", unk_token="<unk>")
 
 
+WIDE = {letter: letter + 0xFEE0 for letter in range(33, 127)}  # NFKC makes them narrow
 TOKENIZERS = {
     "clip": lambda: tiny_two_towers.clip_tokenizer(77),
     "bert": tiny_two_towers.bert_tokenizer,
     "siglip2": lambda: tiny_two_towers.siglip2()[1].tokenizer,
     "unigram": unigram,
+    "normalising unigram": normalising_unigram,
     "byte-level": byte_level,
     "normalising": normalising,
     "characters": lambda: tiny_tokenizer(["<|im_end|>", "<image>"], bos="<s>"),
@@ -106,6 +118,13 @@ def test_a_text_without_special_tokens_has_the_numbers_that_it_had(name):
     check()
 
 
+@pytest.mark.parametrize("text", ["a ＜/s＞ b", "a <／s> b", "﹤/s﹥"])
+def test_what_a_normaliser_makes_of_a_text_is_text(text):
+    texts = PlainTexts(normalising_unigram())
+    pieces = texts.convert_ids_to_tokens(texts([text], add_special_tokens=False)["input_ids"][0])
+    assert pieces == list("▁" + unicodedata.normalize("NFKC", text).replace(" ", "▁"))
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_no_text_calls_a_special_token(name):
     tokenizer = TOKENIZERS[name]()
@@ -114,11 +133,8 @@ def test_no_text_calls_a_special_token(name):
     if name != "clip":  # the others have no letters beyond their few
         numbers -= {tokenizer.unk_token_id}
     template = tokenizer("", add_special_tokens=True)["input_ids"]
-    for text in [f"a{name}b the {name} {name}" for name in texts.names] + [
-        SPECIAL,
-        SPECIAL.upper(),
-        "＜End＞",
-    ]:
+    names = [f"a{name}b the {name} {name}" for name in texts.names] + [SPECIAL, SPECIAL.upper(), "<End>"]
+    for text in names + [name.translate(WIDE) for name in names]:
         assert numbers.isdisjoint(texts([text], add_special_tokens=False)["input_ids"][0])
         ids = texts([text])["input_ids"][0]
         assert [number for number in ids if number in numbers] == template
