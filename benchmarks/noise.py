@@ -1,6 +1,6 @@
 """How long one draw of FANoise takes, against the same noise by ``torch.linalg.svd``.
 
-    python benchmarks/noise.py [--threads 2] [--repeats 5]
+    python benchmarks/noise.py [--threads 2] [--repeats 15]
 
 Both sides draw the noise and return it, in turns. Shown are the median times in milliseconds, and the median
 of the ratios turn by turn, which other processes on the machine disturb less.
@@ -42,7 +42,7 @@ def seconds(run: Callable[[], object]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.threads} threads, {platform.machine()}, medians in ms")

@@ -46,9 +46,9 @@ class FANoise(Callback):
     ``fanoise/skipped_batches``. A second instance draws other noise and logs under ``fanoise-1/``.
 
     Args:
-        alpha: the noise level; the paper trains with 0.1. The expected norm of a noise row is about alpha
-            (exactly under ``energy="constant"``), whatever the features are: alpha is meant for rows of unit
-            length. With 0 nothing is hooked or logged.
+        alpha: the noise level; the paper trains with 0.1. It is meant for rows of unit length, whatever the
+            features are: under ``energy="constant"`` the root mean square norm of a noise row is alpha, under
+            ``"paper"`` alpha * sqrt(R / D * mean(S_i^2)), R = min(B, D). With 0 nothing is hooked or logged.
         scaling: how the noise follows the singular values s: ``"uniform"`` not at all, ``"linear"`` like s,
             ``"sublinear"`` like sqrt(s).
         target: the dotted path of the loss module, such as ``"criterion"``. By default the only
