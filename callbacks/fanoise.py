@@ -230,7 +230,7 @@ class FANoise(Callback):
             return None
         parts = {side: x if self.negatives else x[:1] for side, x in call.features().items()}
         if not set(self.sides) <= set(parts):
-            if not self._told:
+            if not self._told or self.scope == "global":  # where the other ranks would wait for this one
                 raise self._finder.error(call, self.sides)
             self._source.skipped = self._source.skipped + 1  # a run that works is never ended
             return None

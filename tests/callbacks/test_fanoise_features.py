@@ -315,18 +315,29 @@ def test_the_line_names_what_stays_clean(caplog):
     assert line.endswith("of 'criterion'; `teacher` stay clean")
 
 
-def test_a_call_without_features_later_on_passes_and_is_counted():
-    class Odd(PlainModule):
-        def compute_loss(self, batch):
-            query, target = self.embed(batch[0]), self.embed(batch[1])
-            if len(self.losses) == 2:
-                return self.criterion(query[0], target[0])
-            return self.criterion(query, target)
+class Odd(PlainModule):
+    """Calls its loss without features once, after two whole batches."""
 
+    def __init__(self) -> None:
+        super().__init__(Recorder())
+
+    def compute_loss(self, batch):
+        query, target = self.embed(batch[0]), self.embed(batch[1])
+        if len(self.losses) == 2:
+            return self.criterion(query[0], target[0])
+        return self.criterion(query, target)
+
+
+def test_a_call_without_features_later_on_passes_and_is_counted():
     callback = FANoise()
     with pytest.warns(UserWarning, match="left 1 training batches without noise"):
-        fit(Odd(Recorder()), [callback])
+        fit(Odd(), [callback])
     assert callback._source.skipped == 1
+
+
+def test_a_call_without_features_is_an_error_where_other_ranks_would_wait():
+    with pytest.raises(ValueError, match="found none in a call of Recorder"):
+        fit(Odd(), [FANoise(scope="global")])
 
 
 def test_a_wrong_call_has_the_error_of_the_loss():
