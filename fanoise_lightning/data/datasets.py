@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -13,10 +12,10 @@ from torch.utils.data import Dataset
 from fanoise_lightning.data.images import PictureError, Pictures
 from fanoise_lightning.data.mixing import Batch
 from fanoise_lightning.data.records import EvalRows, TrainRows
-from fanoise_lightning.data.refusals import Refusal, refusals
+from fanoise_lightning.data.refusals import Read, Refusal, refusals
 from fanoise_lightning.data.sides import Side, identity, unique_sides
 from fanoise_lightning.data.skipped import Skipped, check_limit
-from fanoise_lightning.data.stand_ins import repeat, walk
+from fanoise_lightning.data.stand_ins import StandIns, repeat
 from fanoise_lightning.sample import Collate, Pair, Sample
 
 __all__ = ["EvalDataset", "EvalSuite", "PairCollate", "SideCollate", "TrainDataset"]
@@ -47,8 +46,9 @@ class TrainDataset(Dataset):
     """The training pairs, read by whole batches.
 
     A pair with a picture that cannot be read is replaced by another row of its subset, drawn at random, so
-    that the batches of all processes stay equal in size. No row is drawn that the batch has already; where no
-    other can be read, one of its pairs is repeated, and the two are not each other's negatives.
+    that the batches of all processes stay equal in size. No row is drawn that a process has in the same
+    global batch; where no other can be read, a pair of the process's batch is repeated. Pairs that stand in
+    for others are no negatives of what is the same.
 
     Args:
         subsets: the rows of each subset.
@@ -70,66 +70,57 @@ class TrainDataset(Dataset):
     def __len__(self) -> int:
         return sum(map(len, self.subsets))
 
-    def __getitem__(self, batch: Batch) -> tuple[list[Pair], list[str]]:
-        """The pairs at ``[(subset index, row index), ...]``, and a line about each row that was skipped."""
+    def __getitem__(self, batch: Batch) -> Read:
+        """The pairs of a batch, and a line about each row that was skipped."""
         skipped: list[str] = []
-        pairs = [self._open(subset, row, skipped) for subset, row in batch]
-        return self._fill(pairs, batch, skipped, None), skipped
+        pairs = [self._open(subset, row, skipped) for subset, row in batch.rows]
+        stand_ins = StandIns(batch, list(map(len, self.subsets)))
+        return self._fill(pairs, [subset for subset, _ in batch.rows], Read([], skipped, stand_ins), None)
 
-    def replace(
-        self, pairs: Sequence[Pair], refused: Mapping[int, str], skipped: list[str], refusal: Refusal
-    ) -> list[Pair]:
+    def replace(self, read: Read, refused: Mapping[int, str], refusal: Refusal) -> Read:
         """Put other pairs in the places of those that an encoder `refused`.
 
         Args:
-            pairs: of a batch.
+            read: the batch.
             refused: why, by their places in the batch.
-            skipped: gets a line about each.
             refusal: says why the encoder refuses a pair, ``""`` if it does not.
         """
-        batch = [pair.origin for pair in pairs]
+        origins: list[tuple[int, int]] = [pair.origin for pair in read.pairs]
         for place, why in refused.items():
-            subset, row = batch[place]
-            self._skip(subset, row, why, skipped)
-        left = [None if place in refused else pair for place, pair in enumerate(pairs)]
-        return self._fill(left, batch, skipped, refusal)
+            subset, row = origins[place]
+            self._skip(subset, row, why, read.skipped)
+        left = [None if place in refused else pair for place, pair in enumerate(read.pairs)]
+        return self._fill(left, [subset for subset, _ in origins], read, refusal)
 
     def _fill(
-        self, pairs: list[Pair | None], batch: Batch, skipped: list[str], refusal: Refusal | None
-    ) -> list[Pair]:
+        self, pairs: list[Pair | None], subsets: list[int], read: Read, refusal: Refusal | None
+    ) -> Read:
         """Draw rows for the gaps."""
-        tried = set(batch)
-        for place, (subset, _) in enumerate(batch):
-            if pairs[place] is not None:
-                continue
-            size = len(self.subsets[subset])
-            for row in walk(size, place, *chain.from_iterable(batch)):
-                if (subset, row) in tried:
-                    continue
-                tried.add((subset, row))
-                pair = self._open(subset, row, skipped)
-                if pair is not None and refusal is not None and (why := refusal(pair)):
-                    self._skip(subset, row, why, skipped)
-                    pair = None
-                if pair is not None:
-                    pairs[place] = pair
-                    break
-        subsets = [self.subsets[subset].name for subset, _ in batch]
-        if missing := set(subsets) - {pair.subset for pair in pairs if pair is not None}:
+        assert read.stand_ins is not None
+        for place, subset in enumerate(subsets):
+            if pairs[place] is None:
+                drawn = (self._open(subset, row, read.skipped, refusal) for row in read.stand_ins.of(subset))
+                pairs[place] = next((replace(pair, mask_pairs=True) for pair in drawn if pair), None)
+        names = [self.subsets[subset].name for subset in subsets]
+        if missing := set(names) - {pair.subset for pair in pairs if pair is not None}:
+            left = " that no other process has in its batch" if len(read.stand_ins.batch.others) else ""
             raise PictureError(
-                f"subset `{min(missing)}`: not one row has pictures that can be used; the last: {skipped[-1]}"
+                f"subset `{min(missing)}`: not one row{left} has pictures that can be used; the last: "
+                f"{read.skipped[-1]}"
             )
-        return repeat(pairs, subsets)
+        return read._replace(pairs=repeat(pairs, names))
 
-    def _open(self, subset: int, row: int, skipped: list[str]) -> Pair | None:
+    def _open(self, subset: int, row: int, skipped: list[str], refusal: Refusal | None = None) -> Pair | None:
         rows = self.subsets[subset]
         try:
             sides = rows.queries[row], rows.targets[row], rows.negatives(row)
             pair = open_pair(*sides, self.images, subset=rows.name, mask=rows.mask_same_target)
-            return replace(pair, origin=(subset, row))
+            if refusal is None or not (why := refusal(pair)):
+                return replace(pair, origin=(subset, row))
         except PictureError as error:
-            self._skip(subset, row, str(error), skipped)
-            return None
+            why = str(error)
+        self._skip(subset, row, why, skipped)
+        return None
 
     def _skip(self, subset: int, row: int, why: str, skipped: list[str]) -> None:
         rows = self.subsets[subset]
@@ -234,8 +225,8 @@ class PairCollate:
     mask: bool = True
     blind: bool = False
 
-    def __call__(self, read: tuple[list[Pair], list[str]]) -> dict[str, Any]:
-        pairs, skipped = read
+    def __call__(self, read: Read) -> dict[str, Any]:
+        pairs = read.pairs
         sizes = self.chunk_size if isinstance(self.chunk_size, tuple) else (self.chunk_size, self.chunk_size)
         batch: dict[str, Any] = {
             "query": self._collate([pair.query for pair in pairs], sizes[0]),
@@ -243,7 +234,7 @@ class PairCollate:
         }
         if negatives := [sample for pair in pairs for sample in pair.negatives]:
             batch["negatives"] = self._collate(negatives, sizes[1])
-        return {**batch, **self._numbers(pairs), "skipped": skipped}
+        return {**batch, **self._numbers(pairs), "skipped": read.skipped}
 
     def _numbers(self, pairs: list[Pair]) -> dict[str, torch.Tensor]:
         target: list[int] = []

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,28 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from fanoise_lightning.data.subsets import check_names
 
-__all__ = ["BatchSubsets", "MixingSampler", "Sampling", "epoch_order", "subset_weights"]
+__all__ = ["Batch", "BatchSubsets", "MixingSampler", "Sampling", "epoch_order", "subset_weights"]
 
 Sampling = Literal["proportional", "uniform"] | float | dict[str, float]
 BatchSubsets = Literal["mixed", "single"] | int
-Batch = list[tuple[int, int]]  # (subset index, row index)
+
+
+class Batch(NamedTuple):
+    """One process's part of a global batch.
+
+    Args:
+        rows: its rows, ``[(subset index, row index), ...]``.
+        others: ``(n, 2)``, the rows of the other processes.
+        key: numbers that are the same on all processes, and differ between batches.
+        rank: of the process.
+        world_size: number of processes.
+    """
+
+    rows: list[tuple[int, int]]
+    others: NDArray[np.int64] = np.empty((0, 2), np.int64)
+    key: tuple[int, ...] = ()
+    rank: int = 0
+    world_size: int = 1
 
 
 def subset_weights(sampling: Sampling, names: Sequence[str], sizes: Sequence[int]) -> list[float]:
@@ -122,7 +139,7 @@ def epoch_order(
 
 
 class MixingSampler(DistributedSampler[Batch]):
-    """Yields this rank's part of every global batch as ``[(subset index, row index), ...]``.
+    """Yields this rank's part of every global batch.
 
     For ``DataLoader(dataset, sampler=sampler, batch_size=None)``. It is a `DistributedSampler` because
     Lightning replaces any other sampler when there are several processes, and calls ``set_epoch`` on it.
@@ -192,11 +209,15 @@ class MixingSampler(DistributedSampler[Batch]):
         return num_batches(self.sizes, self.weights, batch=self.global_batch, block=self.block)
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._order()[self.start :]:
-            yield [(int(subset), int(row)) for subset, row in batch]
+        order, epoch = self._order(), self.epoch
+        for number in range(self.start, len(order)):
+            blocks = order[number]  # (blocks, ranks, rows, 2)
+            rows = [(int(subset), int(row)) for subset, row in blocks[:, self.rank].reshape(-1, 2)]
+            others = np.delete(blocks, self.rank, axis=1).reshape(-1, 2)
+            yield Batch(rows, others, (self.seed, epoch, number), self.rank, self.num_replicas)
 
     def _order(self) -> NDArray[np.int64]:
-        """This rank's part of the epoch: ``(batches, batch_size, 2)``."""
+        """The epoch: ``(batches, blocks, ranks, rows of a block on one rank, 2)``."""
         order = epoch_order(
             self.sizes,
             self.weights,
@@ -205,8 +226,7 @@ class MixingSampler(DistributedSampler[Batch]):
             seed=self.seed,
             epoch=self.epoch,
         )
-        blocks = order.reshape(len(order), -1, self.num_replicas, self.local_block, 2)
-        return blocks[:, :, self.rank].reshape(len(order), self.batch_size, 2)
+        return order.reshape(len(order), -1, self.num_replicas, self.local_block, 2)
 
 
 def _local_block(batch_subsets: BatchSubsets, batch_size: int) -> int:

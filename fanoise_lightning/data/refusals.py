@@ -4,22 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from fanoise_lightning.data.stand_ins import StandIns
 from fanoise_lightning.sample import Collate, Pair, Sample
 
-__all__ = ["Refusal", "SkipRefused", "refusals"]
+__all__ = ["Read", "Refusal", "SkipRefused", "refusals"]
 
 Refusal = Callable[[Pair], str]
-Read = tuple[list[Pair], list[str]]  # the pairs of a batch, and a line about each that was skipped
+
+
+class Read(NamedTuple):
+    """A batch as it was read.
+
+    Args:
+        pairs: in their order.
+        skipped: a line about each row that was skipped.
+        stand_ins: where rows can be drawn that take the place of others.
+    """
+
+    pairs: list[Pair]
+    skipped: list[str]
+    stand_ins: StandIns | None = None
 
 
 class PairData(Protocol):
     """A data set that can replace pairs of a batch that it read."""
 
-    def replace(
-        self, pairs: Sequence[Pair], refused: Mapping[int, str], skipped: list[str], refusal: Refusal
-    ) -> list[Pair]:
+    def replace(self, read: Read, refused: Mapping[int, str], refusal: Refusal) -> Read:
         """See `TrainDataset.replace`."""
 
 
@@ -38,14 +50,13 @@ class SkipRefused:
     data: PairData
 
     def __call__(self, read: Read) -> dict[str, Any]:
-        pairs, skipped = read
-        while pairs:
+        while read.pairs:
             try:
-                return self.batch((pairs, skipped))
+                return self.batch(read)
             except Exception as error:  # of any kind: whatever processors raise
-                refused = refusals(self.collate, [_samples(pair) for pair in pairs], error)
-                pairs = self.data.replace(pairs, refused, skipped, self._refusal)
-        return {"skipped": skipped}
+                refused = refusals(self.collate, [_samples(pair) for pair in read.pairs], error)
+                read = self.data.replace(read, refused, self._refusal)
+        return {"skipped": read.skipped}
 
     def _refusal(self, pair: Pair) -> str:
         return next(iter(_refused(self.collate, [_samples(pair)]).values()), "")

@@ -6,13 +6,49 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 
+from fanoise_lightning.data.mixing import Batch
 from fanoise_lightning.sample import Pair
 from fanoise_lightning.seeds import derive_seed
 
-__all__ = ["repeat", "walk"]
+__all__ = ["StandIns", "repeat", "walk"]
+
+
+class StandIns:
+    """Rows to draw in the place of those of a batch that cannot be used.
+
+    Only rows that no process has in the global batch. All processes walk through them in the same order, and
+    each takes its own share first, so that no two draw the same row; only a process whose whole share is
+    broken turns to those of the others.
+
+    Args:
+        batch: of this process.
+        sizes: rows of each subset.
+    """
+
+    def __init__(self, batch: Batch, sizes: Sequence[int]) -> None:
+        self.batch, self.sizes = batch, sizes
+        self._drawn: dict[int, Iterator[int]] = {}
+
+    def of(self, subset: int) -> Iterator[int]:
+        """Row indices of a subset. A row that was drawn does not come again."""
+        if subset not in self._drawn:
+            self._drawn[subset] = self._draw(subset)
+        return self._drawn[subset]
+
+    def _draw(self, subset: int) -> Iterator[int]:
+        _, others, key, rank, world_size = self.batch
+        taken = {row for at, row in self.batch.rows if at == subset}
+        taken.update(others[others[:, 0] == subset, 1].tolist())
+
+        def free() -> Iterator[int]:
+            return (row for row in walk(self.sizes[subset], *key, subset) if row not in taken)
+
+        yield from islice(free(), rank, None, world_size)
+        yield from (row for place, row in enumerate(free()) if place % world_size != rank)
 
 
 def walk(size: int, *key: int) -> Iterator[int]:

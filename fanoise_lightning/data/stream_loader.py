@@ -21,7 +21,7 @@ from fanoise_lightning.data.images import PictureError, Pictures
 from fanoise_lightning.data.loader import ResumableLoader
 from fanoise_lightning.data.mixing import BatchSubsets, MixingSampler
 from fanoise_lightning.data.records import TrainRows
-from fanoise_lightning.data.refusals import Refusal
+from fanoise_lightning.data.refusals import Read, Refusal
 from fanoise_lightning.data.skipped import Skipped, check_limit
 from fanoise_lightning.data.stand_ins import repeat
 from fanoise_lightning.data.streaming import Position, StreamReader, StreamRow, TrainStream
@@ -73,21 +73,19 @@ class StreamDataset(Dataset):
                 )
             self.images.root.prepare(paths, rows.name)
 
-    def __getitem__(self, rows: list[StreamRow]) -> tuple[list[Pair], list[str]]:
+    def __getitem__(self, rows: list[StreamRow]) -> Read:
         """The pairs of a batch, none if none can be read, and a line about each row that was skipped."""
         skipped: list[str] = []
         pairs = [self._open(row, skipped) for row in rows]
-        return self._fill(pairs, [self._subsets[row.subset][0] for row in rows]), skipped
+        return Read(self._fill(pairs, [self._subsets[row.subset][0] for row in rows]), skipped)
 
-    def replace(
-        self, pairs: Sequence[Pair], refused: Mapping[int, str], skipped: list[str], refusal: Refusal
-    ) -> list[Pair]:
+    def replace(self, read: Read, refused: Mapping[int, str], refusal: Refusal) -> Read:
         """Put other pairs in the places of those that an encoder `refused`; as `TrainDataset.replace`."""
         for at, why in refused.items():
-            file, row = pairs[at].origin
-            self._skip(pairs[at].subset, file, row, why, skipped)
-        left = [None if at in refused else pair for at, pair in enumerate(pairs)]
-        return self._fill(left, [pair.subset for pair in pairs])
+            file, row = read.pairs[at].origin
+            self._skip(read.pairs[at].subset, file, row, why, read.skipped)
+        left = [None if at in refused else pair for at, pair in enumerate(read.pairs)]
+        return Read(self._fill(left, [pair.subset for pair in read.pairs]), read.skipped)
 
     def _fill(self, pairs: Sequence[Pair | None], subsets: Sequence[str]) -> list[Pair]:
         return repeat(pairs, subsets) if any(pair is not None for pair in pairs) else []
@@ -168,7 +166,7 @@ class StreamSampler(MixingSampler):
     def __iter__(self) -> Iterator[list[StreamRow]]:  # type: ignore[override]
         self._ahead.clear()
         epoch = self.epoch
-        order = self._order()[self.start :, :, 0]
+        order = self._order()[self.start :, :, self.rank, :, 0].reshape(-1, self.batch_size)
         used = [self._readers[subset] for subset in sorted({*order.ravel().tolist()})]
         # a reader that this part of the epoch does not use may stand elsewhere: its stream stays where it is
         positions = self.where()

@@ -9,7 +9,9 @@ from data_roots import collate, eval_row, train_row, write_picture, write_rows
 from fanoise_lightning.data.datasets import EvalDataset, PairCollate, SideCollate, TrainDataset, open_pair
 from fanoise_lightning.data.image_roots import ImageRoot
 from fanoise_lightning.data.images import PictureError, Pictures
+from fanoise_lightning.data.mixing import Batch
 from fanoise_lightning.data.records import read_eval, read_train
+from fanoise_lightning.data.refusals import Read
 from fanoise_lightning.data.sides import Side, identity
 from fanoise_lightning.data.skipped import TooManySkippedError
 from fanoise_lightning.data.subsets import Subset
@@ -34,7 +36,7 @@ def eval_set(tmp_path: Path, images: Pictures, paths: list[str]) -> EvalDataset:
 
 
 def test_a_batch_is_read_in_its_order(tmp_path: Path, images: Pictures) -> None:
-    pairs, skipped = train_set(tmp_path, images, ["0.png", "", "2.png"])[[(0, 2), (0, 1)]]
+    pairs, skipped, _ = train_set(tmp_path, images, ["0.png", "", "2.png"])[Batch([(0, 2), (0, 1)])]
     texts = [(pair.query.text, pair.target.text, pair.subset) for pair in pairs]
     assert texts == [("q2", "t2", "s"), ("q1", "t1", "s")]
     assert pairs[0].query.image.getpixel((0, 0)) == (2, 2, 2)
@@ -44,7 +46,7 @@ def test_a_batch_is_read_in_its_order(tmp_path: Path, images: Pictures) -> None:
 
 def test_a_broken_pair_is_replaced_by_the_next_row(tmp_path: Path, images: Pictures) -> None:
     data = train_set(tmp_path, images, ["0.png", "bad.png", "none.png"])
-    pairs, skipped = data[[(0, 1)]]
+    pairs, skipped, _ = data[Batch([(0, 1)])]
     assert [pair.query.text for pair in pairs] == ["q0"]  # after the last row comes the first
     assert len(skipped) == 2
     assert "subset `s`" in skipped[0]
@@ -54,17 +56,17 @@ def test_a_broken_pair_is_replaced_by_the_next_row(tmp_path: Path, images: Pictu
 
 def test_a_subset_without_one_good_row_is_an_error(tmp_path: Path, images: Pictures) -> None:
     with pytest.raises(PictureError, match="subset `s`: not one row"):
-        train_set(tmp_path, images, ["bad.png", "none.png"])[[(0, 0)]]
+        train_set(tmp_path, images, ["bad.png", "none.png"])[Batch([(0, 0)])]
 
 
 def test_the_walk_to_a_good_row_ends_at_the_limit(tmp_path: Path, images: Pictures) -> None:
     with pytest.raises(TooManySkippedError, match="3 training rows"):
-        train_set(tmp_path, images, ["none.png"] * 9, allowed=2)[[(0, 0)]]
+        train_set(tmp_path, images, ["none.png"] * 9, allowed=2)[Batch([(0, 0)])]
 
 
 def test_train_batches_carry_both_sides_and_the_skips(tmp_path: Path, images: Pictures) -> None:
     data = train_set(tmp_path, images, ["0.png", "bad.png", "2.png"])
-    batch = PairCollate(collate)(data[[(0, 0), (0, 1)]])
+    batch = PairCollate(collate)(data[Batch([(0, 0), (0, 1)])])
     assert set(batch) == {"query", "target", "query_id", "target_id", "mask_pairs", "skipped"}
     assert batch["query"]["number"].tolist() == batch["target"]["number"].tolist() == [0, 2]
     assert batch["target"]["grey"].tolist() == [0, 2]
@@ -74,7 +76,7 @@ def test_train_batches_carry_both_sides_and_the_skips(tmp_path: Path, images: Pi
 def test_negatives_of_a_batch_are_flattened(tmp_path: Path, images: Pictures) -> None:
     rows = [train_row(0), {**train_row(1), "neg_text": ["7", "8"], "neg_image_path": ["1.png", ""]}]
     data = TrainDataset([read_train(write_rows(tmp_path / "n.jsonl", rows), "n")], images, 0)
-    batch = PairCollate(collate)(data[[(0, 1), (0, 0), (0, 1)]])
+    batch = PairCollate(collate)(data[Batch([(0, 1), (0, 0), (0, 1)])])
     assert batch["negatives"]["number"].tolist() == [7, 8, 7, 8]
     assert batch["negatives"]["grey"].tolist() == [1, -1, 1, -1]
 
@@ -104,7 +106,7 @@ def test_broken_eval_sides_are_left_out(tmp_path: Path, images: Pictures) -> Non
 
 def test_datasets_survive_pickling(tmp_path: Path, images: Pictures) -> None:
     train = pickle.loads(pickle.dumps(train_set(tmp_path, images, ["0.png"])))
-    assert train[[(0, 0)]][0][0].query.text == "q0"
+    assert train[Batch([(0, 0)])][0][0].query.text == "q0"
     evaluation = pickle.loads(pickle.dumps(eval_set(tmp_path, images, ["0.png"])))
     assert len(evaluation) == 3
 
@@ -117,11 +119,11 @@ def test_pairs_carry_what_losses_tell_right_answers_by(tmp_path: Path, images: P
     ]
     path = write_rows(tmp_path / "m.jsonl", rows)
     for mask in (True, False):
-        pairs, skipped = TrainDataset([read_train(path, "m", mask_same_target=mask)], images, 0)[
-            [(0, 0), (0, 1), (0, 2)]
+        pairs, skipped, _ = TrainDataset([read_train(path, "m", mask_same_target=mask)], images, 0)[
+            Batch([(0, 0), (0, 1), (0, 2)])
         ]
         t0, t1, q0, q2 = (identity(Side(text, "")) for text in ("t0", "t1", "q0", "q2"))
-        batch = PairCollate(collate)((pairs, skipped))
+        batch = PairCollate(collate)(Read(pairs, skipped))
         assert batch["target_id"].tolist() == [t0, t1, t0]
         assert batch["negative_id"].tolist() == [t1, identity(Side("7", "1.png"))]
         assert batch["query_id"].tolist() == [q0, q0, q2]
@@ -131,7 +133,7 @@ def test_pairs_carry_what_losses_tell_right_answers_by(tmp_path: Path, images: P
 def test_without_a_mask_nothing_is_told_but_of_pairs_that_ask_for_it(images: Pictures) -> None:
     sides = Side("q1", ""), Side("t1", ""), [Side("n1", "")]
     pairs = [open_pair(*sides, images, subset="s", mask=mask) for mask in (False, True)]
-    batch = PairCollate(collate, mask=False)((pairs, []))
+    batch = PairCollate(collate, mask=False)(Read(pairs, []))
     told = {name: batch[name].tolist() for name in ("target_id", "negative_id", "query_id")}
     assert told == {
         "target_id": [-1, pairs[1].target_id],
@@ -142,6 +144,6 @@ def test_without_a_mask_nothing_is_told_but_of_pairs_that_ask_for_it(images: Pic
 
 def test_queries_that_lost_their_pictures_are_not_the_same(images: Pictures) -> None:
     pairs = [open_pair(Side("q1", ""), Side(f"t{n}", ""), [], images, subset="s", mask=True) for n in (1, 2)]
-    batch = PairCollate(collate, blind=True)((pairs, []))
+    batch = PairCollate(collate, blind=True)(Read(pairs, []))
     assert batch["query_id"].tolist() == [-1, -1]
     assert batch["target_id"].tolist() == [pair.target_id for pair in pairs]

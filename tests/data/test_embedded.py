@@ -20,6 +20,7 @@ from PIL import Image
 from fanoise_lightning.data.embedded import EmbeddedPictures, to_keys
 from fanoise_lightning.data.image_roots import ImageRoot
 from fanoise_lightning.data.images import PictureError, Pictures
+from fanoise_lightning.data.mixing import Batch
 from fanoise_lightning.data.pairs import PairDataModule
 from fanoise_lightning.data.records import read_eval, read_train
 from fanoise_lightning.data.subsets import Subset
@@ -242,7 +243,7 @@ def test_a_data_module_needs_no_image_root_for_them(tmp_path: Path) -> None:
     data = PairDataModule(path, batch_size=2, val_fraction=0.5, num_workers=0)
     data.setup()
     assert data.train_set is not None
-    pairs, skipped = data.train_set[[(0, 0), (0, 1)]]
+    pairs, skipped, _ = data.train_set[Batch([(0, 0), (0, 1)])]
     assert [f"q{pair.query.image.getpixel((0, 0))[0]}" for pair in pairs] == [
         pair.query.text for pair in pairs
     ]

@@ -16,6 +16,7 @@ from fanoise_lightning.data import images
 from fanoise_lightning.data.embedded import EmbeddedPictures, to_keys
 from fanoise_lightning.data.image_roots import ImageRoot
 from fanoise_lightning.data.images import PictureError, Pictures, decode
+from fanoise_lightning.data.mixing import Batch
 from fanoise_lightning.data.pairs import PairDataModule
 
 GREY = Image.new("RGB", (4, 4), (7, 7, 7))
@@ -192,7 +193,7 @@ def test_a_data_module_opens_pictures_at_its_decode_size(tmp_path: Path, decode_
     )
     data.setup()
     width = 10 if decode_size else 40
-    assert data.train_set[[(0, 0)]][0][0].query.image.width == width
+    assert data.train_set[Batch([(0, 0)])][0][0].query.image.width == width
     assert {data.eval_sets[0][side][1].image.width for side in range(len(data.eval_sets[0]))} == {width}
 
 

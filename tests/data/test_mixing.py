@@ -29,6 +29,10 @@ class Rows(Dataset):
         return sum(SIZES)
 
 
+def rows(sampler: MixingSampler) -> list[list[tuple[int, int]]]:
+    return [batch.rows for batch in sampler]
+
+
 def sampler(**options: Any) -> MixingSampler:
     return MixingSampler(Rows(), SIZES, ["a", "b", "c"], **{"batch_size": 10, "seed": 1, **options})
 
@@ -97,11 +101,11 @@ def test_blocks_are_of_one_subset_and_equal_on_every_rank(
         )
         for rank in range(world)
     ]
-    subsets = [[[subset for subset, _ in batch] for batch in batches] for batches in ranks]
+    subsets = [[[subset for subset, _ in batch.rows] for batch in batches] for batches in ranks]
     assert all(rank == subsets[0] for rank in subsets)
     for batch in subsets[0]:
         assert all(len(set(batch[first : first + block])) == 1 for first in range(0, len(batch), block))
-    places = [place for batches in ranks for batch in batches for place in batch]
+    places = [place for batches in ranks for batch in batches for place in batch.rows]
     assert len(set(places)) == len(places) == len(ranks[0]) * block * count * world
 
 
@@ -143,29 +147,29 @@ def test_a_subset_of_weight_zero_is_left_out() -> None:
 
 def test_ranks_share_out_the_global_batch() -> None:
     for mode in ("mixed", "single"):
-        whole = list(sampler(batch_size=10, batch_subsets=mode))
-        halves = [list(sampler(batch_size=5, batch_subsets=mode, rank=rank, world_size=2)) for rank in (0, 1)]
+        whole = rows(sampler(batch_size=10, batch_subsets=mode))
+        halves = [rows(sampler(batch_size=5, batch_subsets=mode, rank=rank, world_size=2)) for rank in (0, 1)]
         assert [first + second for first, second in zip(*halves)] == whole
 
 
 # batches of an earlier release: a run that was started with it goes on with the same rows
 def test_the_order_of_mixed_and_single_batches_is_kept() -> None:
-    assert next(iter(sampler(batch_size=4, rank=1, world_size=2))) == [(0, 42), (0, 45), (2, 4), (0, 38)]
+    assert next(iter(sampler(batch_size=4, rank=1, world_size=2))).rows == [(0, 42), (0, 45), (2, 4), (0, 38)]
     single = sampler(batch_size=4, rank=1, world_size=2, batch_subsets="single", sampling="uniform")
-    assert next(iter(single)) == [(1, 16), (1, 2), (1, 24), (1, 29)]
+    assert next(iter(single)).rows == [(1, 16), (1, 2), (1, 24), (1, 29)]
 
 
 def test_start_is_arithmetic() -> None:
-    whole, late = list(sampler()), sampler()
+    whole, late = rows(sampler()), sampler()
     late.start = 4
-    assert list(late) == whole[4:]
+    assert rows(late) == whole[4:]
     assert len(late) == len(whole) == 10
 
 
 def test_set_epoch_changes_the_order() -> None:
     later = sampler()
     later.set_epoch(1)
-    assert list(later) != list(sampler())
+    assert rows(later) != rows(sampler())
 
 
 def test_sampling_words_and_weights() -> None:
@@ -186,8 +190,8 @@ def test_a_temperature_is_a_root_of_the_sizes(sizes: list[int], temperature: flo
 
 
 def test_temperature_1_is_proportional_and_a_large_one_uniform() -> None:
-    assert list(sampler(sampling=1.0)) == list(sampler(sampling="proportional"))
-    assert list(sampler(sampling=math.inf)) == list(sampler(sampling="uniform"))
+    assert rows(sampler(sampling=1.0)) == rows(sampler(sampling="proportional"))
+    assert rows(sampler(sampling=math.inf)) == rows(sampler(sampling="uniform"))
     assert subset_weights(0.01, ["a", "b"], [1000, 999]) == pytest.approx([1, 0.999**100])  # no overflow
 
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from fanoise_lightning.data import MMEBDataModule
 from fanoise_lightning.data.catalog import CATALOG, TRAIN_NAMES, by_train_name
 from fanoise_lightning.data.hub import HUB, HubError
+from fanoise_lightning.data.mixing import Batch
 
 FEW = {"train_subsets": ["CIRR", "VOC2007"], "eval_subsets": ["CIRR", "GQA"]}
 ROOT = f"{HUB}TIGER-Lab"
@@ -81,7 +82,7 @@ def test_the_rows_are_those_of_the_files_with_their_pictures(snapshot: Path) -> 
     with zipfile.ZipFile(snapshot / "MMEB-train" / "images_zip" / "CIRR.zip") as archive:
         path = train_paths(data)["CIRR"][0]
         assert path.removeprefix("images/") in archive.namelist()
-    pairs, skipped = data.train_set[[(1, row) for row in range(12)]]
+    pairs, skipped, _ = data.train_set[Batch([(1, row) for row in range(12)])]
     assert skipped == []
     assert all(pair.query.image is not None and pair.negatives for pair in pairs)
 
@@ -191,11 +192,11 @@ def test_a_missing_archive_comes_with_the_command_that_fetches_it(partial: Path)
 
 def test_unpacked_pictures_serve_as_well(partial: Path) -> None:
     train = partial / "MMEB-train"
-    expected = set_up(partial, **FEW).train_set[[(0, 0), (1, 5)]][0]
+    expected = set_up(partial, **FEW).train_set[Batch([(0, 0), (1, 5)])][0]
     for archive in (train / "images_zip").iterdir():
         zipfile.ZipFile(archive).extractall(train / "images")
     shutil.rmtree(train / "images_zip")
-    found, skipped = set_up(partial, **FEW).train_set[[(0, 0), (1, 5)]]
+    found, skipped, _ = set_up(partial, **FEW).train_set[Batch([(0, 0), (1, 5)])]
     assert [pair.query.image.tobytes() for pair in found] == [pair.query.image.tobytes() for pair in expected]
     assert skipped == []
 

@@ -50,7 +50,7 @@ class Numbers:
         return 48
 
     def __getitem__(self, batch: Any) -> Any:
-        return {"query": [16 * subset + row for subset, row in batch]}
+        return {"query": [16 * subset + row for subset, row in batch.rows]}
 
 
 def make_loader(

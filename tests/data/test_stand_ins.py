@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from data_roots import Recorder, collate, make_root, make_trainer, train_row, write_picture, write_rows
@@ -19,6 +20,7 @@ from fanoise_lightning.data import MMEBDataModule
 from fanoise_lightning.data.datasets import PairCollate, TrainDataset
 from fanoise_lightning.data.image_roots import ImageRoot
 from fanoise_lightning.data.images import PictureError, Pictures
+from fanoise_lightning.data.mixing import Batch, MixingSampler
 from fanoise_lightning.data.records import read_train
 from fanoise_lightning.data.refusals import SkipRefused
 from fanoise_lightning.data.skipped import SkipLog, TooManySkippedError
@@ -51,7 +53,7 @@ def test_replacements_are_drawn_over_the_subset(tmp_path: Path) -> None:
     drawn: list[int] = []
     for first in range(0, 1000, 50):
         batch = [(0, row) for row in range(first, first + 50)]
-        pairs, skipped = data[batch]
+        pairs, skipped, _ = data[Batch(batch, key=(first,))]
         rows = numbers(pairs)
         assert rows[::2] == list(range(first, first + 50, 2))  # good ones stay where they are
         assert len(set(rows)) == 50
@@ -64,19 +66,81 @@ def test_replacements_are_drawn_over_the_subset(tmp_path: Path) -> None:
     assert len(set(drawn)) > 250
 
 
-def test_the_draw_follows_from_the_batch(tmp_path: Path) -> None:
+def test_the_draw_follows_from_seed_epoch_and_number_of_the_batch(tmp_path: Path) -> None:
     data = train_set(tmp_path, 200, set(range(0, 200, 2)))
-    first, again, other = (
-        numbers(data[[(0, row) for row in rows]][0]) for rows in (range(20), range(20), range(19, -1, -1))
-    )
+    rows = [(0, row) for row in range(20)]
+    first, again, other = (numbers(data[Batch(rows, key=key)][0]) for key in ((0, 1), (0, 1), (0, 2)))
     assert first == again
     assert sorted(first) != sorted(other)
+
+
+def parts_of(data: TrainDataset, size: int, world_size: int, **options: Any) -> list[list[Batch]]:
+    """The batches of all ranks: ``[batch][rank]``."""
+    samplers = [
+        MixingSampler(data, [size], ["s"], batch_size=4, seed=3, rank=rank, world_size=world_size, **options)
+        for rank in range(world_size)
+    ]
+    return [list(parts) for parts in zip(*samplers)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("mode", ["mixed", "single", 2])
+def test_no_row_stands_in_two_processes(tmp_path: Path, world_size: int, mode: Any) -> None:
+    """Every batch of an epoch, with half of the rows broken."""
+    size = 64 * world_size  # a quarter of the good rows is in a batch at most
+    data = train_set(tmp_path, size, set(range(0, size, 2)))
+    collate_pairs, drawn = SkipRefused(collate, PairCollate(collate), data), 0
+    for parts in parts_of(data, size, world_size, batch_subsets=mode):
+        told = [collate_pairs(data[part])["query"]["number"].tolist() for part in parts]
+        rows = [row for part in told for row in part]
+        assert len(set(rows)) == 4 * world_size
+        drawn += len(set(rows) - {row for part in parts for _, row in part.rows})
+    assert drawn == size // 2
+
+
+def test_refused_pairs_are_replaced_by_rows_of_no_other_process(tmp_path: Path) -> None:
+    """An encoder refuses every eighth row, pictures of every fourth are broken; none is tried twice."""
+    size, world_size = 96, 2
+    data = train_set(tmp_path, size, {row for row in range(size) if row % 4})
+
+    def refusing(samples: list[Sample]) -> Any:
+        if any(int(sample.text[1:]) % 8 == 1 for sample in samples if sample.text.startswith("q")):
+            raise ValueError("one of these")
+        return collate(samples)
+
+    collate_pairs = SkipRefused(refusing, PairCollate(refusing), data)
+    for parts in parts_of(data, size, world_size):
+        told = [collate_pairs(data[part]) for part in parts]
+        rows = [row for batch in told for row in batch["query"]["number"].tolist()]
+        assert len(set(rows)) == 8
+        assert {row % 8 for row in rows} <= {2, 3, 5, 6, 7}
+        for batch in told:
+            assert len(batch["skipped"]) == len(set(batch["skipped"]))
+
+
+def test_a_process_whose_share_is_broken_takes_rows_of_the_others_and_says_so(tmp_path: Path) -> None:
+    """Of the rows that no process has, one is good: all that need it take it, and mask it."""
+    data = train_set(tmp_path, 40, {7})
+    told = []
+    for rank in range(3):
+        others = np.array([(0, 10 * number) for number in range(3) if number != rank])
+        batch = Batch([(0, 10 * rank)], others, (0, 0), rank, 3)
+        told.append(PairCollate(collate, mask=False)(data[batch]))
+    assert [batch["query"]["number"].tolist() for batch in told] == [[7]] * 3
+    assert len({*(batch["target_id"].item() for batch in told)} - {-1}) == 1
+    assert all(batch["mask_pairs"].all() for batch in told)
+
+
+def test_a_row_that_another_process_has_never_stands_in(tmp_path: Path) -> None:
+    data = train_set(tmp_path, 9, {7})
+    with pytest.raises(PictureError, match="subset `s`: not one row that no other process has in its batch"):
+        data[Batch([(0, 1)], np.array([(0, 7)]), (0, 0), 1, 2)]
 
 
 def test_a_pair_that_must_stand_twice_is_not_its_own_negative(tmp_path: Path) -> None:
     data = train_set(tmp_path, 60, {7})
     for batch in ([(0, 7), (0, 8), (0, 9)], [(0, 20), (0, 21)]):
-        read = data[batch]
+        read = data[Batch(batch)]
         told = PairCollate(collate, mask=False)(read)
         assert set(numbers(read[0])) == {7}
         assert len(set(told["target_id"].tolist())) == 1
@@ -86,17 +150,17 @@ def test_a_pair_that_must_stand_twice_is_not_its_own_negative(tmp_path: Path) ->
 
 def test_without_one_good_row_the_subset_is_named(tmp_path: Path) -> None:
     with pytest.raises(PictureError, match="subset `s`: not one row has pictures that can be used"):
-        train_set(tmp_path, 9, set())[[(0, 1), (0, 2)]]
+        train_set(tmp_path, 9, set())[Batch([(0, 1), (0, 2)])]
 
 
 def test_a_subset_has_a_limit_of_its_own(tmp_path: Path) -> None:
     data = train_set(tmp_path, 60, {7}, in_subsets={"s": 5})
     with pytest.raises(TooManySkippedError, match=r"6 training rows of subset `s` cannot.*allows 5"):
-        data[[(0, 7), (0, 8)]]
+        data[Batch([(0, 7), (0, 8)])]
     log = SkipLog("training rows", {"s": 60, "t": 100_000}, 0.01)
     assert (log.allowed, log.in_subsets) == (1000, {"s": 1, "t": 1000})
     with pytest.raises(TooManySkippedError, match="subset `s`"), pytest.warns(UserWarning, match="skipped"):
-        log.add(train_set(tmp_path, 60, {7})[[(0, 8)]][1])
+        log.add(train_set(tmp_path, 60, {7})[Batch([(0, 8)])][1])
 
 
 def test_a_small_subset_that_is_broken_stops_a_large_run(tmp_path: Path) -> None:

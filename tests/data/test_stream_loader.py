@@ -25,6 +25,7 @@ from fanoise_lightning.data.hub_errors import HubError
 from fanoise_lightning.data.image_roots import ImageRoot
 from fanoise_lightning.data.images import Pictures
 from fanoise_lightning.data.loader import ResumableLoader
+from fanoise_lightning.data.refusals import Read
 from fanoise_lightning.data.sides import Side, identity
 from fanoise_lightning.data.skipped import TooManySkippedError
 from fanoise_lightning.data.stream_loader import StreamDataset, StreamLoader, StreamSampler
@@ -251,12 +252,12 @@ def images(tmp_path: Path) -> Pictures:
 def test_a_broken_pair_is_replaced_by_the_next_of_its_subset(images: Pictures) -> None:
     data = StreamDataset([numbered([9], name="a"), numbered([9], name="b")], images, allowed=5)
     rows = [stream_row(0), stream_row(1, 1), stream_row(2, 0, "bad.png"), stream_row(3, 1), stream_row(4)]
-    pairs, skipped = data[rows]
+    pairs, skipped, _ = data[rows]
     assert [pair.query.text for pair in pairs] == ["q0", "q1", "q4", "q3", "q4"]
     assert [pair.subset for pair in pairs] == ["a", "b", "a", "b", "a"]
     assert [pair.mask_pairs for pair in pairs] == [False, False, True, False, True]
     assert pairs[2].target_id == pairs[4].target_id == identity(Side("t4", ""))
-    ids = PairCollate(collate, mask=False)((pairs, []))["target_id"].tolist()
+    ids = PairCollate(collate, mask=False)(Read(pairs, []))["target_id"].tolist()
     assert ids == [-1, -1, pairs[2].target_id, -1, pairs[2].target_id]
     assert len(skipped) == 1
     assert "subset `a`, `rows.parquet`, row 2: picture `bad.png`" in skipped[0]
@@ -264,7 +265,7 @@ def test_a_broken_pair_is_replaced_by_the_next_of_its_subset(images: Pictures) -
 
 def test_a_broken_pair_alone_of_its_subset_is_replaced_by_another(images: Pictures) -> None:
     data = StreamDataset([numbered([9], name="a"), numbered([9], name="b")], images, allowed=5)
-    pairs, _ = data[[stream_row(0, 1), stream_row(1, 0, "bad.png"), stream_row(2, 1), stream_row(3, 1)]]
+    pairs, _, _ = data[[stream_row(0, 1), stream_row(1, 0, "bad.png"), stream_row(2, 1), stream_row(3, 1)]]
     assert [pair.query.text for pair in pairs] == ["q0", "q2", "q2", "q3"]
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from fanoise_lightning import ContrastiveModule, Encoder, InfoNCE, OpenClipEncoder, Pair, Sample
 from fanoise_lightning.data.datasets import PairCollate
+from fanoise_lightning.data.refusals import Read
 from fanoise_lightning.distributed import all_reduce_sum
 from fanoise_lightning.encoders.two_tower import TwoTowerEncoder
 from fanoise_lightning.encoders.vision_language import VisionLanguageEncoder
@@ -56,7 +57,7 @@ def encoder_of(tiny, tiny_clip, tmp_path_factory) -> Callable[[str], Encoder]:
 def step(module: ContrastiveModule, pairs: list[Pair], chunk_size: int | None = None) -> dict[str, Tensor]:
     """The loss and every gradient."""
     module.chunk_size = chunk_size
-    batch = PairCollate(module.collate, chunk_size)((pairs, []))
+    batch = PairCollate(module.collate, chunk_size)(Read(pairs, []))
     module.zero_grad()
     sides = [batch[side] for side in ("query", "target", "negatives") if side in batch]
     loss = module.loss(*module._embed_sides(sides))
@@ -233,7 +234,7 @@ def fit(
         enable_checkpointing=False,
     )
     collate = PairCollate(module.collate)
-    trainer.fit(module, DataLoader([collate((some, [])) for some in pairs], batch_size=None))
+    trainer.fit(module, DataLoader([collate(Read(some, [])) for some in pairs], batch_size=None))
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 

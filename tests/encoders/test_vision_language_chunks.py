@@ -10,6 +10,7 @@ from tiny_models import BUILDERS, picture
 
 from fanoise_lightning import ContrastiveModule, InfoNCE, Pair, Sample
 from fanoise_lightning.data.datasets import PairCollate
+from fanoise_lightning.data.refusals import Read
 from fanoise_lightning.encoders.vision_language import VisionLanguageEncoder
 
 PAIRS = [
@@ -31,7 +32,7 @@ def gradients(
     module: ContrastiveModule, chunk_size: int | None, collate_size: int | None
 ) -> list[torch.Tensor]:
     module.chunk_size = chunk_size
-    batch = PairCollate(partial(collate_in_double, module), collate_size)((PAIRS, []))
+    batch = PairCollate(partial(collate_in_double, module), collate_size)(Read(PAIRS, []))
     sides = [batch["query"], batch["target"]]
     if collate_size and not chunk_size:  # the reference: the same chunks, with one graph over all of them
         embedded = [torch.cat([module(chunk) for chunk in side]) for side in sides]
