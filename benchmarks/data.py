@@ -2,16 +2,16 @@
 
     OMP_NUM_THREADS=1 python benchmarks/data.py [speed] [memory] [first] [--pairs 1280] [--repeats 5]
 
-speed: pictures of 512x512 pixels, JPEG of quality 90, and a caption each, through CLIP's processor at 224
+speed: images of 512x512 pixels, JPEG of quality 90, and a caption each, through CLIP's processor at 224
 pixels. Ours reads them from a folder, from a zip archive and in a stream, against a plain loop of Pillow and
 the processor in one process, and against `datasets` streaming with a torch DataLoader of one worker. All take
 turns; medians, and the median of the ratios to the faster of the two.
 
-memory: the proportional set size of the process and its workers over 200,000 pairs. The pictures have 16x16
+memory: the proportional set size of the process and its workers over 200,000 pairs. The images have 16x16
 pixels, each is a member of its own in the archive, and the processor makes 32x32 of them: a leak counts pairs
 and not pixels.
 
-first: from the call for batches to the first one, with 20 subsets of 512x512 pictures.
+first: from the call for batches to the first one, with 20 subsets of 512x512 images.
 """
 
 from __future__ import annotations
@@ -55,29 +55,29 @@ CAPTION = "a photograph of {} things on a table, number {}"
 def photograph(side: int, seed: int) -> bytes:
     """Noise at several scales, as bright and as detailed as a photograph: about 70 kB at 512x512 pixels."""
     random = np.random.default_rng(seed)
-    picture = np.zeros((side, side, 3), np.float32)
+    image = np.zeros((side, side, 3), np.float32)
     for cells, weight in ((3, 0.5), (12, 0.25), (48, 0.15), (192, 0.07), (side, 0.03)):
         noise = Image.fromarray(random.integers(0, 256, (cells, cells, 3), np.uint8))
-        picture += weight * np.asarray(noise.resize((side, side), Image.Resampling.BICUBIC), np.float32)
+        image += weight * np.asarray(noise.resize((side, side), Image.Resampling.BICUBIC), np.float32)
     file = io.BytesIO()
-    Image.fromarray(picture.astype(np.uint8)).save(file, "jpeg", quality=90)
+    Image.fromarray(image.astype(np.uint8)).save(file, "jpeg", quality=90)
     return file.getvalue()
 
 
 def write_root(
-    root: Path, pictures: list[bytes], *, rows: int, subsets: int, members: int, unpack: bool
+    root: Path, images: list[bytes], *, rows: int, subsets: int, members: int, unpack: bool
 ) -> Path:
-    """A root of `subsets` with `rows` each; the `members` of the archive are the `pictures` over and over."""
+    """A root of `subsets` with `rows` each; the `members` of the archive are the `images` over and over."""
     (root / "train").mkdir(parents=True)
     (root / "eval").mkdir()
     names = [f"Train/COCO_train2014_{number:012}.jpg" for number in range(members)]
     if unpack:
         (root / "images" / "Train").mkdir(parents=True)
-        for name, data in zip(names, itertools.cycle(pictures)):
+        for name, data in zip(names, itertools.cycle(images)):
             (root / "images" / name).write_bytes(data)
     else:
         with zipfile.ZipFile(root / "images.zip", "w") as archive:
-            for name, data in zip(names, itertools.cycle(pictures)):
+            for name, data in zip(names, itertools.cycle(images)):
                 archive.writestr(name, data)
     for subset in range(subsets):
         numbers = range(subset * rows, (subset + 1) * rows)
@@ -157,10 +157,10 @@ def rate(batches: Iterator[Any], pairs: int) -> float:
 def compare_speed(options: argparse.Namespace, folder: Path) -> None:
     model = save_clip(folder / "clip", 224)
     processor, collate = transformers.AutoProcessor.from_pretrained(model), TwoTowerEncoder(model).collate
-    pictures = [photograph(512, seed) for seed in range(300)]
+    images = [photograph(512, seed) for seed in range(300)]
     sizes = {"subsets": 4, "rows": options.pairs, "members": 300}
-    unpacked = write_root(folder / "unpacked", pictures, unpack=True, **sizes)
-    packed = write_root(folder / "packed", pictures, unpack=False, **sizes)
+    unpacked = write_root(folder / "unpacked", images, unpack=True, **sizes)
+    packed = write_root(folder / "packed", images, unpack=False, **sizes)
     ways: dict[str, Callable[[], Iterator[Any]]] = {
         "loop of Pillow and the processor": lambda: plain_loop(unpacked, processor),
         "datasets and DataLoader, 1 worker": lambda: streaming(unpacked, processor),
@@ -173,7 +173,7 @@ def compare_speed(options: argparse.Namespace, folder: Path) -> None:
     rounds = [
         {name: rate(way(), options.pairs) for name, way in ways.items()} for _ in range(options.repeats)
     ]
-    size = statistics.mean(map(len, pictures)) / 1000
+    size = statistics.mean(map(len, images)) / 1000
     print(f"\n300 JPEGs of 512x512 pixels, {size:.0f} kB each; batches of {BATCH}")
     print(f"{'':38}{'pairs/s':>8}  of the faster of the first two")
     for name in ways:
@@ -198,9 +198,9 @@ def resident() -> float:
 
 def watch_memory(options: argparse.Namespace, folder: Path) -> None:
     collate = TwoTowerEncoder(save_clip(folder / "clip", 32)).collate
-    pictures = [photograph(16, seed) for seed in range(300)]
+    images = [photograph(16, seed) for seed in range(300)]
     rows = options.memory_pairs // 20
-    root = write_root(folder / "root", pictures, rows=rows, subsets=20, members=rows * 20, unpack=False)
+    root = write_root(folder / "root", images, rows=rows, subsets=20, members=rows * 20, unpack=False)
     print(f"\nMB of the process and 2 workers after each tenth of {options.memory_pairs} pairs, 20 subsets")
     for stream in (False, True):
         batches = ours(root, collate, 2, streaming=stream)
@@ -217,8 +217,8 @@ def watch_memory(options: argparse.Namespace, folder: Path) -> None:
 
 def time_first_batch(options: argparse.Namespace, folder: Path) -> None:
     collate = TwoTowerEncoder(save_clip(folder / "clip", 224)).collate
-    pictures = [photograph(512, seed) for seed in range(300)]
-    root = write_root(folder / "root", pictures, rows=1000, subsets=20, members=300, unpack=False)
+    images = [photograph(512, seed) for seed in range(300)]
+    root = write_root(folder / "root", images, rows=1000, subsets=20, members=300, unpack=False)
     print("\nseconds to the first batch, 20 subsets, 2 workers")
     for stream in (False, True):
         seconds = []

@@ -2,9 +2,9 @@
 
     python benchmarks/encoders.py [--rows 64] [--repeats 30] [--model FOLDER_OR_HUB_ID]
 
-Both sides hold the same weights and get the same mixed batch. For vision-language models: texts, pictures,
-texts with one and with two pictures; the plain side calls the inner model and takes the last position. For
-two-tower models: texts, pictures, and both; the plain side calls the towers. The sides take turns, so that
+Both sides hold the same weights and get the same mixed batch. For vision-language models: texts, images,
+texts with one and with two images; the plain side calls the inner model and takes the last position. For
+two-tower models: texts, images, and both; the plain side calls the towers. The sides take turns, so that
 both see the same machine; medians, and the median of the ratios. Without a model: a tiny (two towers: small)
 random one of each family, where whatever the encoder adds weighs most.
 """
@@ -34,9 +34,13 @@ import tiny_models
 import tiny_two_towers
 
 TOWERS = {"clip": tiny_two_towers.clip, "siglip": tiny_two_towers.siglip, "siglip2": tiny_two_towers.siglip2}
-PICTURES = [tiny_models.picture(90, 60, 1), tiny_models.picture(60, 90, 2), tiny_models.picture(64, 64, 3)]
-KINDS = [Sample("a red apple on a table"), Sample(image=PICTURES[0]), Sample("what is it", PICTURES[1])]
-SEVERAL = Sample("the same", (PICTURES[2], PICTURES[0]))
+IMAGES = [
+    tiny_models.make_image(90, 60, 1),
+    tiny_models.make_image(60, 90, 2),
+    tiny_models.make_image(64, 64, 3),
+]
+KINDS = [Sample("a red apple on a table"), Sample(image=IMAGES[0]), Sample("what is it", IMAGES[1])]
+SEVERAL = Sample("the same", (IMAGES[2], IMAGES[0]))
 
 
 def save_towers(folder: str, family: str) -> str:

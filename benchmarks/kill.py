@@ -31,9 +31,9 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_flatten_with_path
 
-from fanoise_lightning.checkpoints import AtomicCheckpointIO
 from fanoise_lightning.cli import FANoiseCLI
 from fanoise_lightning.module import ContrastiveModule
+from fanoise_lightning.training.checkpoints import AtomicCheckpointIO
 
 STEPS = 12
 KILLS_A_RUN = 5
@@ -51,7 +51,7 @@ VARIANTS = {
 
 def command(folder: Path, *more: str) -> list[str]:
     """The one command, for the first start and every other."""
-    picture = {
+    image = {
         "image_size": 32,
         "layers": 2,
         "width": 16,
@@ -60,7 +60,7 @@ def command(folder: Path, *more: str) -> list[str]:
         "patch_dropout": 0.5,
     }
     text = {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 2}
-    config = {"embed_dim": 16, "vision_cfg": picture, "text_cfg": text}
+    config = {"embed_dim": 16, "vision_cfg": image, "text_cfg": text}
     model = folder.parent / "tiny-two-tower.json"
     model.write_text(json.dumps(config))
     return [

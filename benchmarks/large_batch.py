@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from fanoise_lightning import InfoNCE
-from fanoise_lightning.grad_cache import embed_in_chunks
+from fanoise_lightning.training.grad_cache import embed_in_chunks
 
 TEMPERATURE = 0.05
 

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fanoise_lightning import tiled
-from fanoise_lightning.losses import InfoNCE, SigmoidLoss
+from fanoise_lightning.losses import InfoNCE, SigmoidLoss, tiled
 
 LOSSES = {
     "InfoNCE": lambda: InfoNCE(0.07, learnable_temperature=True),

@@ -18,8 +18,8 @@ from fanoise_lightning.callbacks._files import output_folder, whole_file
 class EmbeddingWriter(BasePredictionWriter):
     """Write the embeddings of each subset to ``{subset}.safetensors`` in ``fanoise predict``.
 
-    A file holds ``index`` (n,), the numbers of the texts and pictures in the subset's evaluation data,
-    ascending, and ``embeddings`` (n, D). A broken picture has no row. With several processes each writes what
+    A file holds ``index`` (n,), the numbers of the texts and images in the subset's evaluation data,
+    ascending, and ``embeddings`` (n, D). A broken image has no row. With several processes each writes what
     it embedded, to ``{subset}.rank{r}.safetensors``. A subset is held in memory until it is written; call
     ``trainer.predict`` with ``return_predictions=False``, or the trainer keeps all of them.
 
@@ -84,7 +84,7 @@ class EmbeddingWriter(BasePredictionWriter):
 
         file = self._files[self._current]
         if not self._batches:
-            rank_zero_warn(f"there is nothing to write to {file.name}: no text or picture was embedded")
+            rank_zero_warn(f"there is nothing to write to {file.name}: no text or image was embedded")
             return
         index = torch.cat([batch["index"] for batch in self._batches])
         embeddings = torch.cat([batch["embeddings"] for batch in self._batches])

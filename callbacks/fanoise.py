@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from fanoise_lightning._checks import check_choice
 from fanoise_lightning._lightning import should_log
 from fanoise_lightning.callbacks._features import SIDES, FeatureFinder
 from fanoise_lightning.callbacks._hooks import hook_before
@@ -24,7 +25,7 @@ from fanoise_lightning.callbacks._repeats import Draw, Repeats, trains
 from fanoise_lightning.callbacks._shapes import Scope, ShapeMemory
 from fanoise_lightning.callbacks._source import NoiseSource, statistics
 from fanoise_lightning.distributed import check_equal
-from fanoise_lightning.noise import Energy, Scaling, check_alpha, check_choice
+from fanoise_lightning.noise import Energy, Scaling, check_alpha
 from fanoise_lightning.seeds import run_seed
 
 __all__ = ["FANoise"]

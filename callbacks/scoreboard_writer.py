@@ -10,8 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from fanoise_lightning.callbacks._files import output_folder, refuse_a_used_folder, write_json
 
 if TYPE_CHECKING:
-    from fanoise_lightning.scoreboard import Scoreboard
-    from fanoise_lightning.scores import ReferenceScores
+    from fanoise_lightning.evaluation.scoreboard import Scoreboard
+    from fanoise_lightning.evaluation.scores import ReferenceScores
 
 
 class ScoreboardWriter(Callback):
@@ -51,8 +51,8 @@ class ScoreboardWriter(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not hasattr(pl_module, "scoreboard"):
             raise ValueError(
-                f"ScoreboardWriter reads `scoreboard`, which {type(pl_module).__name__} does not have: use a "
-                "ContrastiveModule, or keep a fanoise_lightning.scoreboard.Scoreboard there after validation"
+                f"ScoreboardWriter reads `scoreboard`, which {type(pl_module).__name__} does not have: use "
+                "a ContrastiveModule, or keep a Scoreboard there after validation"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -99,7 +99,7 @@ def _when(trainer: Trainer) -> dict[str, int]:
 
 
 def _references(backbone: str) -> dict[str, ReferenceScores]:
-    from fanoise_lightning.data.catalog import published  # the data package is slow to import
+    from fanoise_lightning.evaluation.mmeb import published  # the data package is slow to import
 
     return published(backbone)
 

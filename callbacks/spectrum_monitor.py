@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fanoise_lightning._lightning import batches_that_stepped
-from fanoise_lightning.analysis.spectra import side_spectrum, spectrum_figure
 from fanoise_lightning.callbacks._features import FeatureFinder
 from fanoise_lightning.callbacks._files import output_folder, whole_file, write_json
 from fanoise_lightning.callbacks._hooks import hook_after, hook_before
 from fanoise_lightning.callbacks._loss_search import find_loss
 from fanoise_lightning.callbacks._repeats import trains
+from fanoise_lightning.figures.spectra import side_spectrum, spectrum_figure
 
 
 class SpectrumMonitor(Callback):

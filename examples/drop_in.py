@@ -47,7 +47,7 @@ class TwoTowers(LightningModule):
 
 
 def captioned_noise(pairs: int = 512) -> TensorDataset:
-    """Random pictures, each with eight tokens that tell how bright its parts are."""
+    """Random images, each with eight tokens that tell how bright its parts are."""
     images = torch.rand(pairs, 3, 16, 16)
     tokens = (F.adaptive_avg_pool2d(images.mean(1), (2, 4)).flatten(1) * 100).long()
     return TensorDataset(images, tokens)

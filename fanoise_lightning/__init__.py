@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fanoise_lightning._version import __version__
 
 if TYPE_CHECKING:
-    from fanoise_lightning.checkpoints import AtomicCheckpointIO
+    from fanoise_lightning.callbacks import EmbeddingWriter, FANoise, ScoreboardWriter, SpectrumMonitor
     from fanoise_lightning.data import MMEBDataModule, PairDataModule
     from fanoise_lightning.encoders import (
         Encoder,
@@ -16,29 +16,34 @@ if TYPE_CHECKING:
         TwoTowerEncoder,
         VisionLanguageEncoder,
     )
+    from fanoise_lightning.evaluation.precision_at_one import PrecisionAtOne
     from fanoise_lightning.losses import FeatureTap, InfoNCE, SigmoidLoss
-    from fanoise_lightning.metrics import PrecisionAtOne
     from fanoise_lightning.module import ContrastiveModule
     from fanoise_lightning.noise import feature_noise
     from fanoise_lightning.sample import Pair, Sample
-    from fanoise_lightning.schedules import LinearWarmup
     from fanoise_lightning.spectrum import effective_rank, singular_values
+    from fanoise_lightning.training.checkpoints import AtomicCheckpointIO
+    from fanoise_lightning.training.schedules import LinearWarmup
 
 # Resolved on first use: importing the callback must not pay for encoders, data or figures.
 _HOME = {
-    "AtomicCheckpointIO": "checkpoints",
+    "AtomicCheckpointIO": "training.checkpoints",
     "ContrastiveModule": "module",
+    "EmbeddingWriter": "callbacks",
     "Encoder": "encoders",
+    "FANoise": "callbacks",
     "FeatureTap": "losses",
     "InfoNCE": "losses",
-    "LinearWarmup": "schedules",
+    "LinearWarmup": "training.schedules",
     "MMEBDataModule": "data",
     "OpenClipEncoder": "encoders",
     "Pair": "sample",
     "PairDataModule": "data",
-    "PrecisionAtOne": "metrics",
+    "PrecisionAtOne": "evaluation",
     "Sample": "sample",
+    "ScoreboardWriter": "callbacks",
     "SigmoidLoss": "losses",
+    "SpectrumMonitor": "callbacks",
     "TwoTowerEncoder": "encoders",
     "VisionLanguageEncoder": "encoders",
     "effective_rank": "spectrum",
@@ -49,7 +54,9 @@ _HOME = {
 __all__ = [
     "AtomicCheckpointIO",
     "ContrastiveModule",
+    "EmbeddingWriter",
     "Encoder",
+    "FANoise",
     "FeatureTap",
     "InfoNCE",
     "LinearWarmup",
@@ -59,7 +66,9 @@ __all__ = [
     "PairDataModule",
     "PrecisionAtOne",
     "Sample",
+    "ScoreboardWriter",
     "SigmoidLoss",
+    "SpectrumMonitor",
     "TwoTowerEncoder",
     "VisionLanguageEncoder",
     "__version__",

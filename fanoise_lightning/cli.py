@@ -17,10 +17,10 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from fanoise_lightning.callbacks import FANoise, ScoreboardWriter, SpectrumMonitor
 from fanoise_lightning.callbacks._files import output_folder, refuse_a_used_folder
-from fanoise_lightning.checkpoints import AtomicCheckpointIO, read_hyperparameters
-from fanoise_lightning.data import download
+from fanoise_lightning.data.sources import download
 from fanoise_lightning.module import ContrastiveModule
-from fanoise_lightning.trust import check_arguments, named_classes, own_arguments
+from fanoise_lightning.training.checkpoints import AtomicCheckpointIO, read_hyperparameters
+from fanoise_lightning.training.trust import check_arguments, named_classes, own_arguments
 
 __all__ = ["FANoiseCLI", "main"]
 

@@ -17,24 +17,31 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
 from fanoise_lightning._lightning import should_log
-from fanoise_lightning.accuracy import batch_accuracy
-from fanoise_lightning.checkpoints import read_hyperparameters
-from fanoise_lightning.describe import describe
 from fanoise_lightning.distributed import reach_all
 from fanoise_lightning.encoders.base import Encoder
 from fanoise_lightning.encoders.families import refuse_remote_code
-from fanoise_lightning.grad_cache import embed_in_chunks
-from fanoise_lightning.known_right import Identities
-from fanoise_lightning.lockstep import Padded, embed_own_rows, is_sharded, largest, same_calls, same_parts
+from fanoise_lightning.evaluation.batch_accuracy import batch_accuracy
+from fanoise_lightning.evaluation.precision_at_one import EmbeddingTable
+from fanoise_lightning.evaluation.scoreboard import Scoreboard
+from fanoise_lightning.evaluation.scores import SubsetScore
 from fanoise_lightning.losses import InfoNCE
-from fanoise_lightning.metrics import EmbeddingTable
-from fanoise_lightning.resume import ResumableModule
+from fanoise_lightning.losses.known_right import Identities
 from fanoise_lightning.sample import Collate, Sample
-from fanoise_lightning.schedules import LinearWarmup
-from fanoise_lightning.scoreboard import Scoreboard
-from fanoise_lightning.scores import SubsetScore
-from fanoise_lightning.sharding import average_gradients, shard
-from fanoise_lightning.trust import described_arguments
+from fanoise_lightning.training.checkpoints import read_hyperparameters
+from fanoise_lightning.training.describe import describe
+from fanoise_lightning.training.grad_cache import embed_in_chunks
+from fanoise_lightning.training.lockstep import (
+    Padded,
+    embed_own_rows,
+    is_sharded,
+    largest,
+    same_calls,
+    same_parts,
+)
+from fanoise_lightning.training.resume import ResumableModule
+from fanoise_lightning.training.schedules import LinearWarmup
+from fanoise_lightning.training.sharding import average_gradients, shard
+from fanoise_lightning.training.trust import described_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -217,7 +224,7 @@ class ContrastiveModule(ResumableModule):
             raise TypeError(
                 f"with chunk_size={self.chunk_size} each side of a batch must be a list of collated chunks: "
                 "use MMEBDataModule or PairDataModule, or collate as "
-                "fanoise_lightning.data.datasets.PairCollate does"
+                "fanoise_lightning.data.batches.datasets.PairCollate does"
             )
         own = len(sides)
         if is_sharded(self.encoder):
@@ -261,7 +268,7 @@ class ContrastiveModule(ResumableModule):
             scheduler.total_steps = int(self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    # Validation and test: the different texts and pictures of all subsets are embedded once, then compared
+    # Validation and test: the different texts and images of all subsets are embedded once, then compared
 
     def on_validation_epoch_start(self) -> None:
         self._start_scoring(self.trainer.val_dataloaders)
@@ -295,8 +302,8 @@ class ContrastiveModule(ResumableModule):
             return
         suite, embeddings = _suite(loader), table.compute()
         rows = []
-        for data, sides in zip(suite.subsets, suite.numbers, strict=True):
-            result = embeddings.select(sides).score(data.queries, data.candidates, data.subset.name)
+        for data, items in zip(suite.subsets, suite.numbers, strict=True):
+            result = embeddings.select(items).score(data.queries, data.candidates, data.subset.name)
             rows.append(SubsetScore.of(data.subset, result))
         self.scoreboard = Scoreboard(rows)
         self.log_dict(self.scoreboard.metrics(stage))
@@ -308,14 +315,14 @@ class ContrastiveModule(ResumableModule):
         """Embed samples: the encoder in eval mode, on its device, in batches.
 
         Args:
-            samples: n texts, pictures or both.
+            samples: n texts, images or both.
             batch_size: how many go through the encoder at once.
 
         Returns:
             (n, D) unit vectors, float32, on the CPU.
 
         Example:
-            >>> vectors = module.embed([Sample("a red apple"), Sample(image=picture)])   # doctest: +SKIP
+            >>> vectors = module.embed([Sample("a red apple"), Sample(image=image)])   # doctest: +SKIP
             >>> vectors @ vectors.T                                                      # doctest: +SKIP
         """
         modes = {part: part.training for part in self.modules()}
@@ -336,7 +343,7 @@ class ContrastiveModule(ResumableModule):
         return {"index": batch["index"], "embeddings": self._embed_batch(batch)}
 
     def _embed_batch(self, batch: Batch) -> Tensor:
-        """Unit embeddings (n, D) of a batch of sides, also if every picture of it was broken."""
+        """Unit embeddings (n, D) of a batch of items, also if every image of it was broken."""
         return self._embed_inputs(batch["inputs"] if len(batch["index"]) else {})
 
     def _embed_inputs(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -362,7 +369,7 @@ def _suite(loader: Any) -> Any:
     if not hasattr(dataset, "numbers"):
         got = type(loader if dataset is None else dataset).__name__
         raise TypeError(
-            "ContrastiveModule evaluates one loader over all subsets (fanoise_lightning.data.datasets."
-            f"EvalSuite), got {got}; use MMEBDataModule or PairDataModule for the evaluation loader"
+            f"ContrastiveModule evaluates one loader over all subsets (an EvalSuite), got {got}; use "
+            "MMEBDataModule or PairDataModule for the evaluation loader"
         )
     return dataset

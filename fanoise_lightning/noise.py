@@ -26,11 +26,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fanoise_lightning._checks import check_choice
 from fanoise_lightning.spectrum import (
     as_matrix,
     frobenius_norm,
@@ -240,9 +241,3 @@ def check_alpha(alpha: float) -> None:
     """Raise ``ValueError`` unless ``alpha`` is a finite number from 0 up."""
     if not (math.isfinite(alpha) and alpha >= 0):
         raise ValueError(f"`alpha` must be finite and at least 0, got {alpha}")
-
-
-def check_choice(name: str, value: str, choices: object) -> None:
-    """Raise ``ValueError`` unless ``value`` is one of the ``Literal`` type's values."""
-    if value not in get_args(choices):
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, get_args(choices)))}, got {value!r}")

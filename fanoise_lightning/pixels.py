@@ -1,4 +1,4 @@
-"""The one rule for pictures: which files are decoded, and how their values become upright 8-bit RGB."""
+"""The one rule for images: which files are decoded, and how their values become upright 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import IO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["FORMATS", "MAX_PIXELS", "open_picture", "upright_rgb"]
+__all__ = ["FORMATS", "MAX_PIXELS", "open_image", "upright_rgb"]
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit, there a warning only: 256 MiB decoded
 
@@ -32,20 +32,20 @@ _DEEP = 65535  # of 16 bits
 _SCALED = ("JPEG2000", "PNG", "PPM")  # formats whose 16-bit values run from 0 to 65535 by specification
 
 
-def open_picture(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
-    """Open a picture file of one of the `FORMATS`, whatever its name says; its pixels are decoded later.
+def open_image(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
+    """Open an image file of one of the `FORMATS`, whatever its name says; its pixels are decoded later.
 
     Args:
         file: a path, or an open file.
 
     Raises:
-        OSError: if it cannot be read, or is no picture of these formats (`PIL.UnidentifiedImageError`).
+        OSError: if it cannot be read, or is no image of these formats (`PIL.UnidentifiedImageError`).
         ValueError: if it has more than `MAX_PIXELS`.
     """
     try:
         image = Image.open(file, formats=_formats())
     except UnidentifiedImageError as error:  # its own text has an address, another at each try
-        told = f"it is no picture, or of a format that is not read ({', '.join(FORMATS)} are)"
+        told = f"it is no image, or of a format that is not read ({', '.join(FORMATS)} are)"
         raise UnidentifiedImageError(told) from error
     if image.width * image.height > MAX_PIXELS:
         image.close()
@@ -60,12 +60,12 @@ def _formats() -> list[str]:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """The picture turned by its EXIF orientation, in 8-bit RGB; transparency is laid on white.
+    """The image turned by its EXIF orientation, in 8-bit RGB; transparency is laid on white.
 
-    A picture whose orientation cannot be read is upright.
+    An image whose orientation cannot be read is upright.
 
     Values of more than 8 bits are scaled where the file says what their range is: PNG, JPEG 2000 and PGM by
-    their formats, TIFF by its tags. A picture that was converted or copied in memory has lost that.
+    their formats, TIFF by its tags. An image that was converted or copied in memory has lost that.
 
     Raises:
         ValueError: if nobody but the user knows the range of its values: floating point, 32 bits, 16 bits in
@@ -73,7 +73,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
             or if it has no pixels.
     """
     if not image.width or not image.height:
-        raise ValueError(f"a picture of {image.width}x{image.height} has no pixels: leave it out")
+        raise ValueError(f"an image of {image.width}x{image.height} has no pixels: leave it out")
     depth = _Depth.of(image)  # before its pixels are loaded: what is read here is gone afterwards
     image = _upright(image)
     if depth is not None:
@@ -105,10 +105,10 @@ def _upright(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class _Depth:
-    """How a picture holds more than 8 bits of a colour.
+    """How an image holds more than 8 bits of a colour.
 
     Args:
-        white: the value of white in a grey picture; ``None`` if nothing says so.
+        white: the value of white in a grey image; ``None`` if nothing says so.
         inverted: whether white is 0 instead.
         presumed: whether all 16 bits are taken to be used, because nothing says otherwise.
     """
@@ -133,7 +133,7 @@ class _Depth:
         return cls(None)
 
     def scale(self, image: Image.Image) -> Image.Image:
-        """8 bits; a picture whose colours Pillow reduced already is only checked."""
+        """8 bits; an image whose colours Pillow reduced already is only checked."""
         if self.white is None:
             raise _unknown(image, "has no known range of values")
         grey = image.mode[0] in "IF"
@@ -160,6 +160,6 @@ def _first(value: int | tuple[int, ...] | None) -> int | None:
 
 def _unknown(image: Image.Image, cause: str) -> ValueError:
     return ValueError(
-        f"a picture of mode {image.mode!r} ({image.width}x{image.height}) {cause}: scale it to 0..255 and "
+        f"an image of mode {image.mode!r} ({image.width}x{image.height}) {cause}: scale it to 0..255 and "
         "convert it to RGB first"
     )

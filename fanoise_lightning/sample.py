@@ -13,28 +13,28 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    Picture = Image | np.ndarray[Any, Any] | str | os.PathLike[str]
+    ImageLike = Image | np.ndarray[Any, Any] | str | os.PathLike[str]
 
 __all__ = ["Collate", "Pair", "Sample"]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A text, a picture, or both: what an encoder turns into one embedding.
+    """A text, an image, or both: what an encoder turns into one embedding.
 
-    Instructions and columns are resolved before a sample is made. Where a text and pictures come together,
-    the pictures stand before the text.
+    Instructions and columns are resolved before a sample is made. Where a text and images come together,
+    the images stand before the text.
 
     Args:
         text: the text; ``""`` for none.
-        image: a picture, or a list or tuple of several; ``None`` for none. A picture is a Pillow image, an
+        image: an image, or a list or tuple of several; ``None`` for none. An image is a Pillow image, an
             array of 8-bit values, (H, W) grey or (H, W, 3) RGB or (H, W, 4) RGBA, or the path of a file,
             which is decoded to upright RGB. Kept as one Pillow image or a tuple of them.
 
     Raises:
-        TypeError: if the text is not a string, or a picture none of the above.
-        ValueError: if there is neither a text nor a picture, if an array has another shape or other values,
-            or if a file is no picture.
+        TypeError: if the text is not a string, or an image none of the above.
+        ValueError: if there is neither a text nor an image, if an array has another shape or other values,
+            or if a file is no image.
         FileNotFoundError: if there is no such file.
 
     Example:
@@ -49,21 +49,21 @@ class Sample:
 
     if TYPE_CHECKING:
         # what is accepted is wider than what is kept
-        def __init__(self, text: str = "", image: Picture | Sequence[Picture] | None = None) -> None: ...
+        def __init__(self, text: str = "", image: ImageLike | Sequence[ImageLike] | None = None) -> None: ...
 
     def __post_init__(self) -> None:
         _check_text(self.text)
         if isinstance(self.image, list | tuple):
-            pictures = tuple(_to_picture(image, f"`image[{i}]`") for i, image in enumerate(self.image))
-            object.__setattr__(self, "image", pictures)
+            images = tuple(_to_image(image, f"`image[{i}]`") for i, image in enumerate(self.image))
+            object.__setattr__(self, "image", images)
         elif self.image is not None:
-            object.__setattr__(self, "image", _to_picture(self.image, "`image`"))
+            object.__setattr__(self, "image", _to_image(self.image, "`image`"))
         if not self.text and not self.images:
-            raise ValueError("`Sample` needs a text, a picture or both, got neither")
+            raise ValueError("`Sample` needs a text, an image or both, got neither")
 
     @property
     def images(self) -> tuple[Image, ...]:
-        """The pictures: none, one or several."""
+        """The images: none, one or several."""
         if self.image is None:
             return ()
         return self.image if isinstance(self.image, tuple) else (self.image,)
@@ -105,8 +105,8 @@ def _check_text(text: Any) -> None:
         raise TypeError(f"the `text` of a `Sample` is a string, got {_kind(text)}{hint}")
 
 
-def _to_picture(image: Any, name: str) -> Image:
-    """A Pillow image of whatever holds one picture; `name` is what to call it in messages."""
+def _to_image(image: Any, name: str) -> Image:
+    """A Pillow image of whatever holds one image; `name` is what to call it in messages."""
     from PIL import Image
 
     if isinstance(image, Image.Image):
@@ -118,7 +118,7 @@ def _to_picture(image: Any, name: str) -> Image:
             advice = "; its colours come first: pass `array.transpose(1, 2, 0)`" if first else ""
             raise ValueError(
                 f"{name} is an array of {image.dtype} and of shape {image.shape}; expected 8-bit values "
-                "(uint8) of shape (H, W), (H, W, 3) or (H, W, 4); several pictures come as a list of arrays"
+                "(uint8) of shape (H, W), (H, W, 3) or (H, W, 4); several images come as a list of arrays"
                 f"{advice}"
             )
         return Image.fromarray(image)
@@ -131,13 +131,13 @@ def _to_picture(image: Any, name: str) -> Image:
 
 
 def _open(path: str | os.PathLike[str], name: str) -> Image:
-    from fanoise_lightning.pixels import open_picture, upright_rgb
+    from fanoise_lightning.pixels import open_image, upright_rgb
 
     try:
-        with open_picture(path) as file:
-            picture = upright_rgb(file)
-            picture.load()
-            return picture
+        with open_image(path) as file:
+            image = upright_rgb(file)
+            image.load()
+            return image
     except FileNotFoundError:  # names the file
         raise
     except Exception as error:  # decoders raise almost anything on broken files

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import copy
 import json
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # for processes, in spawned processes as well
+
+from foreign_code import PACKAGE
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +32,45 @@ def snapshot(tmp_path_factory) -> Path:
     from data.snapshots import make_snapshot
 
     return make_snapshot(tmp_path_factory.mktemp("snapshot"))
+
+
+@pytest.fixture
+def their_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of the package ``their_code``, which can be imported, and says so if it is."""
+    folder = tmp_path / "their_code"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(PACKAGE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield folder
+    sys.modules.pop("their_code", None)
+
+
+@pytest.fixture(scope="session")
+def saved_checkpoint(tiny_clip: str) -> dict[str, Any]:
+    """A checkpoint of a module that was built in Python; for all tests: do not change it."""
+    from fanoise_lightning import ContrastiveModule, InfoNCE, LinearWarmup, OpenClipEncoder
+
+    module = ContrastiveModule(
+        OpenClipEncoder(tiny_clip),
+        InfoNCE(0.1),
+        optimizer=partial(torch.optim.SGD, lr=0.5),
+        lr_scheduler=partial(LinearWarmup, warmup_steps=3),
+    )
+    return {
+        "state_dict": module.state_dict(),
+        "hyper_parameters": dict(module.hparams),
+        "pytorch-lightning_version": "2.6.6",
+    }
+
+
+@pytest.fixture
+def write_checkpoint(saved_checkpoint: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
+    """Write that checkpoint with other hyperparameters, and return its path."""
+
+    def changed(top: dict[str, Any] | None = None, **hyperparameters: Any) -> Path:
+        checkpoint = copy.copy(saved_checkpoint) | (top or {})
+        checkpoint["hyper_parameters"] = copy.deepcopy(saved_checkpoint["hyper_parameters"]) | hyperparameters
+        torch.save(checkpoint, tmp_path / "changed.ckpt")
+        return tmp_path / "changed.ckpt"
+
+    return changed

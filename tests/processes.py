@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 import traceback
@@ -17,6 +18,7 @@ from torch import multiprocessing
 def run_on_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 60) -> list[Any]:
     """What ``fn(rank, *args)`` returns on each rank; processes are forked, so ``fn`` may be a closure.
 
+    The environment is that of torchrun: a Trainer of ``devices=world_size, strategy="ddp"`` joins the group.
     Tensors come back as copies. Any exception on a rank is raised here with its traceback.
 
     Raises:
@@ -53,6 +55,7 @@ def run_on_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout: f
 
 def _run(fn: Callable[..., Any], rank: int, world_size: int, folder: Path, args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)  # a forked process must not use the threads of its parent's OpenMP
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
     try:
         dist.init_process_group(
             "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world_size

@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from fanoise_lightning.checkpoints import AtomicCheckpointIO
 from fanoise_lightning.cli import FANoiseCLI
+from fanoise_lightning.training.checkpoints import AtomicCheckpointIO
 
 RECIPE = Path(__file__).parents[1] / "examples" / "configs" / "emoji.yaml"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import zlib
 from collections import Counter
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).parent / "data"))  # in spawned processes as well
 
 from data_roots import eval_row, make_root, make_trainer, write_rows
+from processes import run_on_ranks
 
 from fanoise_lightning import ContrastiveModule, Encoder, MMEBDataModule, PrecisionAtOne, Sample
 
@@ -65,10 +66,15 @@ def root(tmp_path: Path) -> Path:
     return evaluation_root(tmp_path / "root")
 
 
-def evaluate(root: Path, module: ContrastiveModule | None = None, **options: Any) -> ContrastiveModule:
+def evaluate(
+    root: Path,
+    module: ContrastiveModule | None = None,
+    trainer: Trainer | None = None,
+    **options: Any,
+) -> ContrastiveModule:
     module = module or ContrastiveModule(Hashing())
     data = MMEBDataModule(root, **{"num_workers": 0, "eval_batch_size": 5, **options})
-    make_trainer(root).validate(module, data, verbose=False)
+    (trainer or make_trainer(root)).validate(module, data, verbose=False)
     return module
 
 
@@ -122,23 +128,23 @@ def test_a_test_is_a_validation(root: Path) -> None:
     assert "test/precision_at_1/vqa/many" in trainer.callback_metrics
 
 
-def test_a_broken_picture_costs_each_subset_its_own_queries(root: Path) -> None:
-    """It is the picture of one query of `looking`, and of several of `many`."""
+def test_a_broken_image_costs_each_subset_its_own_queries(root: Path) -> None:
+    """It is the image of one query of `looking`, and of several of `many`."""
     (root / "images" / "3.png").write_bytes(b"broken")
     with pytest.warns(UserWarning, match=r"subset `(looking|many)`, side .*3\.png") as caught:
         ours = scores(evaluate(root, max_skipped=0.9))
     assert (ours["reading"]["num_skipped"], ours["looking"]["num_skipped"]) == (0, 1)
     assert ours["many"]["num_skipped"] == sum(row % 5 == 3 and row % 3 > 0 for row in range(23))
     said = [str(warning.message) for warning in caught]
-    assert [text for text in said if "subset 'looking': 1 of 12 texts and pictures have no embedding" in text]
+    assert [text for text in said if "subset 'looking': 1 of 12 texts and images have no embedding" in text]
     assert [text for text in said if "subset 'many': " in text and "no embedding" in text]
     assert not [text for text in said if "'reading'" in text]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_subset_without_one_readable_query_has_no_score(root: Path) -> None:
-    for picture in (root / "images").iterdir():
-        picture.unlink()
+    for image in (root / "images").iterdir():
+        image.unlink()
     ours = scores(evaluate(root, max_skipped=1.0, eval_batch_size=2))  # batches without one good side
     assert (ours["looking"]["precision"], ours["looking"]["num_skipped"]) == (None, 6)
     assert ours["reading"] == scores(evaluate(root, eval_subsets=["reading"]))["reading"]
@@ -166,33 +172,14 @@ def test_the_scores_are_forgotten_and_the_embeddings_freed_before_the_next_pass(
     assert scores(evaluate(root, module)) == first
 
 
-DISTRIBUTED = """
-import json, sys
-from pathlib import Path
-from test_evaluation import *
-
-class Writer(ContrastiveModule):
-    def on_validation_end(self):
-        result = {"scores": scores(self), "encoded": sum(self.encoder.seen.values())}
-        (Path(sys.argv[1]) / f"rank{self.trainer.global_rank}.json").write_text(json.dumps(result))
-
-if __name__ == "__main__":
-    root = Path(sys.argv[1])
-    trainer = make_trainer(root, devices=2, strategy="ddp_fork")
-    trainer.validate(Writer(Hashing()), MMEBDataModule(root, num_workers=0, eval_batch_size=5), verbose=False)
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_score_what_one_does(root: Path, tmp_path: Path) -> None:
+def test_two_processes_score_what_one_does(root: Path) -> None:
     """To the bit, with a number of sides that does not divide, each encoding its half."""
-    script = tmp_path / "distributed.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{DISTRIBUTED}")
-    subprocess.run([sys.executable, script, root], check=True, capture_output=True, timeout=120)
-    ranks = [json.loads((root / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+    def on_rank(rank: int) -> tuple[dict[str, Any], int]:
+        module = evaluate(root, trainer=make_trainer(root, devices=2, strategy="ddp"))
+        return scores(module), sum(module.encoder.seen.values())
+
     alone = evaluate(root)
     number = len(alone.encoder.seen)
     assert number % 2 == 1
-    for rank in ranks:
-        assert rank["scores"] == scores(alone)
-        assert rank["encoded"] == (number + 1) // 2
+    assert run_on_ranks(on_rank, 2) == [(scores(alone), (number + 1) // 2)] * 2

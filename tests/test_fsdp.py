@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
 from fanoise_lightning import ContrastiveModule, Encoder, InfoNCE, OpenClipEncoder, Sample
-from fanoise_lightning.sharding import repeated_blocks
+from fanoise_lightning.training.sharding import repeated_blocks
 
 WIDTH = 16
 
@@ -122,13 +122,7 @@ def whole(value: Tensor) -> Tensor:
 
 
 def fit_on_two(**options) -> dict[str, Tensor]:
-    def on_rank(rank: int) -> dict[str, Tensor]:
-        with pytest.MonkeyPatch.context() as patch:  # as torchrun says it
-            patch.setenv("LOCAL_RANK", str(rank))
-            patch.setenv("WORLD_SIZE", "2")
-            return fit(rank, 2, **options)
-
-    first, second = run_on_ranks(on_rank, 2)
+    first, second = run_on_ranks(lambda rank: fit(rank, 2, **options), 2)
     assert all(torch.equal(first[name], second[name]) for name in first)
     return first
 
@@ -199,12 +193,8 @@ def test_the_towers_blocks_are_sharded_one_by_one(tiny_clip):
 
 def test_a_mesh_that_splits_more_than_the_data_is_refused():
     def on_rank(rank: int) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("LOCAL_RANK", str(rank))
-            patch.setenv("WORLD_SIZE", "2")
-            fit(
-                0, 1, devices=2, strategy=ModelParallelStrategy()
-            )  # by default a node is one tensor-parallel copy
+        # by default a node is one tensor-parallel copy
+        fit(0, 1, devices=2, strategy=ModelParallelStrategy())
 
     with pytest.raises(
         RuntimeError, match=r"ModelParallelStrategy\(data_parallel_size=2, tensor_parallel_size=1"

@@ -13,9 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 from toy_encoder import ToyEncoder
 
 from fanoise_lightning import ContrastiveModule, InfoNCE, MMEBDataModule, Pair, Sample
-from fanoise_lightning.data.datasets import PairCollate
+from fanoise_lightning.data.batches.training import PairCollate
 from fanoise_lightning.distributed import all_reduce_sum
-from fanoise_lightning.grad_cache import embed_in_chunks
+from fanoise_lightning.training.grad_cache import embed_in_chunks
 
 
 def gradients(encoder: nn.Module, embed, sides: list, loss: nn.Module, chunked: bool) -> dict[str, Tensor]:

@@ -62,11 +62,8 @@ COMBINATIONS = list(itertools.product([1, 2], [None, 0.05], [None, "local", "glo
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_five_steps_with_chunks_end_at_the_weights_without(world_size, monkeypatch):
+def test_five_steps_with_chunks_end_at_the_weights_without(world_size):
     def train(rank: int) -> list[tuple]:
-        if world_size > 1:  # as a launcher would
-            for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}.items():
-                monkeypatch.setenv(name, str(value))
         return [
             (case, fit(rank, world_size, None, *case), fit(rank, world_size, 3, *case))
             for case in COMBINATIONS

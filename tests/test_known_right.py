@@ -13,9 +13,9 @@ from processes import run_on_ranks
 from torch.nn import functional as F
 
 from fanoise_lightning import InfoNCE, tiled
-from fanoise_lightning.accuracy import batch_accuracy
-from fanoise_lightning.known_right import Identities
+from fanoise_lightning.evaluation.batch_accuracy import batch_accuracy
 from fanoise_lightning.losses import SigmoidLoss
+from fanoise_lightning.losses.known_right import Identities
 
 LOSSES = {
     "InfoNCE": lambda: InfoNCE(0.3, learnable_temperature=True),
@@ -28,7 +28,7 @@ LOSSES = {
 class World:
     """Pairs and hard negatives of all ranks in a row, by name; ``?`` is like no other.
 
-    The same letter is the same text and picture, whether as a query, a target or a hard negative.
+    The same letter is the same text and image, whether as a query, a target or a hard negative.
     """
 
     queries: str
@@ -297,7 +297,7 @@ def test_accuracy_counts_hard_negatives_and_holds_no_whole_matrix(monkeypatch):
     better = torch.stack([query[0], query[1]])
     assert batch_accuracy(query, query * 0.9, better).item() == pytest.approx(4 / 6)
     shapes = []
-    monkeypatch.setattr("fanoise_lightning.accuracy.MAX_LOGITS", 12)
+    monkeypatch.setattr("fanoise_lightning.evaluation.batch_accuracy.MAX_LOGITS", 12)
     original = torch.Tensor.__matmul__
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: shapes.append(a.shape) or original(a, b))
     assert batch_accuracy(query, query).item() == 1

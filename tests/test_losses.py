@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from fanoise_lightning import FeatureTap, InfoNCE
 from fanoise_lightning.callbacks._features import FeatureFinder
-from fanoise_lightning.describe import describe
 from fanoise_lightning.losses import SigmoidLoss
+from fanoise_lightning.training.describe import describe
 
 
 def unit(rows: int, dim: int = 8, seed: int = 0) -> torch.Tensor:

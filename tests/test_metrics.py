@@ -10,7 +10,12 @@ from processes import run_on_ranks
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fanoise_lightning.metrics import EmbeddingTable, PrecisionAtOne, SubsetResult, precision_at_one
+from fanoise_lightning.evaluation.precision_at_one import (
+    EmbeddingTable,
+    PrecisionAtOne,
+    SubsetResult,
+    precision_at_one,
+)
 
 
 def brute_force(queries: list[list[float]], candidates: list[list[list[float]]]) -> list[float]:
@@ -23,17 +28,17 @@ def brute_force(queries: list[list[float]], candidates: list[list[list[float]]])
     return outcomes
 
 
-def subset(num_queries: int = 40, num_sides: int = 60, dim: int = 8, seed: int = 0) -> tuple[Tensor, ...]:
+def subset(num_queries: int = 40, num_items: int = 60, dim: int = 8, seed: int = 0) -> tuple[Tensor, ...]:
     """Queries, ragged candidates and the embedding of each side; half of the queries are easy."""
     generator = torch.Generator().manual_seed(seed)
     candidates = torch.stack(
-        [torch.randperm(num_sides, generator=generator)[:12] for _ in range(num_queries)]
+        [torch.randperm(num_items, generator=generator)[:12] for _ in range(num_queries)]
     )
     lengths = torch.randint(1, 13, (num_queries,), generator=generator)
     candidates[torch.arange(12) >= lengths[:, None]] = -1
-    queries = torch.randint(num_sides, (num_queries,), generator=generator)
+    queries = torch.randint(num_items, (num_queries,), generator=generator)
     queries[::2] = candidates[::2, 0]
-    return queries, candidates, normalize(torch.randn(num_sides, dim, generator=generator), dim=1)
+    return queries, candidates, normalize(torch.randn(num_items, dim, generator=generator), dim=1)
 
 
 def expected(queries: Tensor, candidates: Tensor, embeddings: Tensor) -> float:
@@ -98,7 +103,7 @@ def test_ragged_candidates_agree_with_brute_force() -> None:
 
 def test_many_blocks_agree_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
     queries, candidates, embeddings = subset(seed=3)
-    monkeypatch.setattr("fanoise_lightning.metrics._CANDIDATES_PER_BLOCK", 30)
+    monkeypatch.setattr("fanoise_lightning.evaluation.precision_at_one._CANDIDATES_PER_BLOCK", 30)
     metric = PrecisionAtOne(queries, candidates)
     metric.update(embeddings, torch.arange(len(embeddings)))
     assert metric.compute()["precision"] == pytest.approx(expected(queries, candidates, embeddings))
@@ -145,15 +150,15 @@ def test_queries_without_their_side_or_ground_truth_are_skipped() -> None:
     embeddings[0] = embeddings[3]
     arrived = torch.tensor([0, 2, 3])  # 1 is the second query, 4 the ground truth of the third
     metric.update(embeddings[arrived], arrived)
-    with pytest.warns(UserWarning, match="'vqa': 2 of 5 texts and pictures have no embedding"):
+    with pytest.warns(UserWarning, match="'vqa': 2 of 5 texts and images have no embedding"):
         result = metric.compute()
     assert result == {"precision": 1.0, "num_queries": 2, "num_ties": 0, "num_skipped": 2}
 
 
 def test_a_subset_of_which_nothing_arrived_has_no_score() -> None:
     metric = PrecisionAtOne(torch.tensor([0]), torch.tensor([[1]]))
-    metric.update(torch.empty(0, 8), torch.empty(0, dtype=torch.long))  # a batch of broken pictures
-    with pytest.warns(UserWarning, match="2 of 2 texts and pictures have no embedding"):
+    metric.update(torch.empty(0, 8), torch.empty(0, dtype=torch.long))  # a batch of broken images
+    with pytest.warns(UserWarning, match="2 of 2 texts and images have no embedding"):
         result = metric.compute()
     assert result["precision"] != result["precision"]
     assert (result["num_queries"], result["num_skipped"]) == (0, 1)
@@ -216,7 +221,7 @@ def test_subsets_score_on_a_shared_table_what_they_score_alone() -> None:
     generator = torch.Generator().manual_seed(5)
     everything = normalize(torch.randn(100, 8, generator=generator), dim=1)
     order = torch.randperm(100, generator=generator)
-    table = EmbeddingTable(num_sides=100)
+    table = EmbeddingTable(num_items=100)
     for index in torch.randperm(100, generator=generator).split(17):
         table.update(everything[index], index)
     for seed, sides in enumerate((order[:60], order[40:].flip(0))):
@@ -229,18 +234,18 @@ def test_subsets_score_on_a_shared_table_what_they_score_alone() -> None:
 
 
 def test_only_the_sides_of_a_subset_count_as_missing() -> None:
-    table = EmbeddingTable(num_sides=10)
+    table = EmbeddingTable(num_items=10)
     table.update(torch.eye(3), torch.tensor([0, 4, 9]))
     embeddings = table.compute()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         embeddings.score(torch.tensor([0]), torch.tensor([[4, 9, -1]]))
-    with pytest.warns(UserWarning, match="subset 'b': 2 of 4 texts and pictures have no embedding"):
+    with pytest.warns(UserWarning, match="subset 'b': 2 of 4 texts and images have no embedding"):
         embeddings.score(torch.tensor([0, 0]), torch.tensor([[4, 5], [4, 6]]), "b")
 
 
 def test_a_side_that_the_table_does_not_have_is_an_error() -> None:
-    table = EmbeddingTable(num_sides=2, owner="the suite")
+    table = EmbeddingTable(num_items=2, owner="the suite")
     table.update(torch.eye(2), torch.tensor([0, 2]))
     with pytest.raises(
         ValueError, match="the suite has the sides 0 to 1, got embeddings of the sides 0 to 2"
@@ -249,7 +254,7 @@ def test_a_side_that_the_table_does_not_have_is_an_error() -> None:
 
 
 def test_the_embeddings_are_held_once() -> None:
-    table = EmbeddingTable(num_sides=60)
+    table = EmbeddingTable(num_items=60)
     for index in torch.arange(60).split(7):
         table.update(torch.ones(len(index), 8, dtype=torch.bfloat16), index)
     embeddings = table.compute()

@@ -34,7 +34,7 @@ print(json.dumps({
         row.interval[0] <= row.precision <= row.interval[1] for board in boards.values() for row in board
     ),
     "ranks": {f"{title} {side}": value for (title, side), value in ranks.items()},
-    "pictures_rank": _entropy_rank(noisy.embed(pictures)),
+    "images_rank": _entropy_rank(noisy.embed(images)),
     "moved": {
         title: float((_weights(module) - _weights(before)).norm()) for title, module in modules.items()
     },
@@ -42,8 +42,8 @@ print(json.dumps({
     "noise": [side for record in monitor.spectra for side in record["sides"].values()],
     "hits": text_hits,
     "brute_force": sorted(
-        range(len(pictures)),
-        key=lambda row: -float(noisy.embed([pictures[row]])[0] @ noisy.embed([Sample(text="a heart")])[0]),
+        range(len(images)),
+        key=lambda row: -float(noisy.embed([images[row]])[0] @ noisy.embed([Sample(text="a heart")])[0]),
     )[: len(text_hits)],
     "recall": float(np.mean([row in search(Sample(text=text))[0] for row, text in enumerate(captions)])),
     "left_over": folder.exists(),
@@ -119,14 +119,14 @@ def test_the_noise_has_the_length_that_was_asked_for(executed):
 @pytest.mark.slow
 def test_the_effective_ranks_are_those_of_an_exact_svd(executed):
     assert set(executed.ranks) == {
-        f"{title} {side}" for title in executed.scores for side in ("pictures", "captions")
+        f"{title} {side}" for title in executed.scores for side in ("images", "captions")
     }
     assert all(1 < rank < 130 for rank in executed.ranks.values())
-    assert executed.ranks["with noise pictures"] == pytest.approx(executed.pictures_rank, rel=1e-3)
+    assert executed.ranks["with noise images"] == pytest.approx(executed.images_rank, rel=1e-3)
 
 
 @pytest.mark.slow
-def test_the_search_is_exact_and_finds_held_out_pictures_by_their_captions(executed):
+def test_the_search_is_exact_and_finds_held_out_images_by_their_captions(executed):
     assert executed.hits == executed.brute_force
     assert executed.recall > 0.25  # six hits of 130: chance is 0.05
 

@@ -1,4 +1,4 @@
-"""Which files are pictures, and what their values become: the same in training, evaluation and `embed`."""
+"""Which files are images, and what their values become: the same in training, evaluation and `embed`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fanoise_lightning.data.images import PictureError, decode
-from fanoise_lightning.encoders import pictures
-from fanoise_lightning.pixels import FORMATS, open_picture, upright_rgb
+from fanoise_lightning.data.images.decode import ImageError, decode
+from fanoise_lightning.encoders import images as images
+from fanoise_lightning.pixels import FORMATS, open_image, upright_rgb
 from fanoise_lightning.sample import Sample
 
 RAMP = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
@@ -68,7 +68,7 @@ SCALED = {
 def test_a_known_range_is_scaled(name: str) -> None:
     trained = np.asarray(decode(SCALED[name], "x"))
     assert np.abs(trained - (RAMP / 65535 * 255)[..., None]).max() <= 1
-    embedded = upright_rgb(Sample(image=open_picture(io.BytesIO(SCALED[name]))).images[0])
+    embedded = upright_rgb(Sample(image=open_image(io.BytesIO(SCALED[name]))).images[0])
     assert np.array_equal(np.asarray(embedded), trained)
 
 
@@ -83,12 +83,10 @@ UNKNOWN = {
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_an_unknown_range_is_refused_by_name(name: str) -> None:
-    with pytest.raises(
-        PictureError, match=r"picture `x`: a picture of mode '[IF].*\(8x8\).*scale it to 0\.\.255"
-    ):
+    with pytest.raises(ImageError, match=r"image `x`: an image of mode '[IF].*\(8x8\).*scale it to 0\.\.255"):
         decode(UNKNOWN[name], "`x`")
     with pytest.raises(ValueError, match=r"scale it to 0\.\.255"):
-        upright_rgb(open_picture(io.BytesIO(UNKNOWN[name])))
+        upright_rgb(open_image(io.BytesIO(UNKNOWN[name])))
 
 
 def test_colours_that_may_hold_12_bits_in_16_are_refused() -> None:
@@ -111,11 +109,11 @@ def test_colours_that_may_hold_12_bits_in_16_are_refused() -> None:
         return b"II*\0" + (bits_at + 6).to_bytes(4, "little") + values.tobytes() + b"\x10\0" * 3 + directory
 
     assert np.abs(np.asarray(decode(colours(16), "x"))[..., 0] - RAMP / 65535 * 255).max() <= 1
-    with pytest.raises(PictureError, match="quarter of its 16 bits"):
+    with pytest.raises(ImageError, match="quarter of its 16 bits"):
         decode(colours(12), "x")
 
 
-def test_a_black_picture_is_black() -> None:
+def test_a_black_image_is_black() -> None:
     assert decode(deep(RAMP * 0, "png"), "x").getextrema() == ((0, 0),) * 3
 
 
@@ -125,7 +123,7 @@ def test_transparency_does_not_count_as_colour() -> None:
 
 
 def test_there_is_one_rule() -> None:
-    assert pictures.upright_rgb is upright_rgb
+    assert images.upright_rgb is upright_rgb
 
 
 @pytest.mark.parametrize("kind", ["bmp", "gif", "jpeg", "jpeg2000", "png", "ppm", "tiff", "webp", "avif"])
@@ -142,11 +140,11 @@ def test_formats_of_pixels_are_read_whatever_the_name(tmp_path: Path, kind: str)
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(ls) system\nshowpage\n"
 
 
-def test_no_program_is_started_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_program_is_started_for_a_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[object] = []
     monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: started.append(args) or 1 / 0)
     (tmp_path / "x.png").write_bytes(EPS)
-    with pytest.raises(PictureError, match=r"`x\.png`: it is no picture, or of a format that is not read"):
+    with pytest.raises(ImageError, match=r"`x\.png`: it is no image, or of a format that is not read"):
         decode(EPS, "`x.png`")
     with pytest.raises((ValueError, UnidentifiedImageError), match=r"not read .*JPEG"):
         Sample(image=tmp_path / "x.png")
@@ -164,14 +162,14 @@ def test_only_decoders_of_the_list_see_a_file() -> None:
         except Exception:
             continue  # of this mode Pillow writes none
         if kind != "DIB" and Image.open(io.BytesIO(file.getvalue())).format == kind:
-            with pytest.raises(PictureError, match="not read"):
+            with pytest.raises(ImageError, match="not read"):
                 decode(file.getvalue(), "x")
 
 
 @pytest.mark.parametrize("kind", ["bmp", "gif", "jpeg2000", "ppm", "tiff", "webp"])
 def test_a_file_that_ends_early_is_an_error(kind: str) -> None:
     values = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    with pytest.raises(PictureError, match="picture `x`"):
+    with pytest.raises(ImageError, match="image `x`"):
         decode(encoded(Image.fromarray(values), kind)[:-1500], "`x`")
 
 
@@ -188,7 +186,7 @@ def exif(orientation: int) -> bytes:
 
 @pytest.mark.parametrize("kind", ["png", "webp", "tiff"])
 @pytest.mark.parametrize("orientation", range(10))
-def test_a_picture_is_turned_as_pillow_turns_it_once(kind: str, orientation: int) -> None:
+def test_a_image_is_turned_as_pillow_turns_it_once(kind: str, orientation: int) -> None:
     block = Image.Exif()
     block[0x0112] = orientation
     data = encoded(TURNED, kind, exif=block)
@@ -200,7 +198,7 @@ def test_a_picture_is_turned_as_pillow_turns_it_once(kind: str, orientation: int
 
 @pytest.mark.parametrize("kind", ["png", "webp", "jpeg", "avif"])
 @pytest.mark.parametrize("block", [b"nonsense", b"II*\0\x08\0\0\0\xff\xff\x12\x01", b"MM", b""])
-def test_a_picture_whose_orientation_cannot_be_read_is_upright(kind: str, block: bytes) -> None:
+def test_a_image_whose_orientation_cannot_be_read_is_upright(kind: str, block: bytes) -> None:
     data = encoded(TURNED, kind, exif=exif(1))
     image = Image.open(io.BytesIO(data))
     image.info["exif"] = b"Exif\0\0" + block
@@ -210,12 +208,12 @@ def test_a_picture_whose_orientation_cannot_be_read_is_upright(kind: str, block:
 @pytest.mark.parametrize("kind", ["png", "webp"])
 def test_a_file_with_a_damaged_block_is_read_everywhere(tmp_path: Path, kind: str) -> None:
     data = encoded(TURNED, kind, exif=b"Exif\0\0nonsense")
-    (tmp_path / "picture").write_bytes(data)
-    assert decode(data, "x").size == Sample(image=tmp_path / "picture").images[0].size == TURNED.size
+    (tmp_path / "image").write_bytes(data)
+    assert decode(data, "x").size == Sample(image=tmp_path / "image").images[0].size == TURNED.size
     assert upright_rgb(Image.open(io.BytesIO(data))).size == TURNED.size  # as `embed` does
 
 
-def test_a_damaged_tag_beside_the_orientation_does_not_keep_a_picture_from_being_turned() -> None:
+def test_a_damaged_tag_beside_the_orientation_does_not_keep_a_image_from_being_turned() -> None:
     block = bytearray(exif(6))
     block[block.index(b"\x01\x0f\x00\x02") + 1] = 0  # Make becomes a tag of numbers
     image = TURNED.copy()
@@ -228,13 +226,13 @@ def test_a_damaged_tag_beside_the_orientation_does_not_keep_a_picture_from_being
 @pytest.mark.parametrize("kind", ["png", "webp", "jpeg"])
 def test_a_cut_file_with_an_orientation_is_an_error(kind: str) -> None:
     large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    with pytest.raises(PictureError):
+    with pytest.raises(ImageError):
         decode(encoded(large, kind, exif=exif(6))[:-2000], "x")
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
-def test_a_picture_without_pixels_is_refused_by_its_size(size: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=f"a picture of {size[0]}x{size[1]} has no pixels"):
+def test_a_image_without_pixels_is_refused_by_its_size(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"an image of {size[0]}x{size[1]} has no pixels"):
         upright_rgb(Image.new("RGB", size))
 
 

@@ -13,12 +13,12 @@ from PIL import Image
 from fanoise_lightning import Sample
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-PICTURE = Image.fromarray(PIXELS)
+IMAGE = Image.fromarray(PIXELS)
 
 
 @pytest.fixture
 def path(tmp_path) -> Path:
-    PICTURE.save(tmp_path / "cat.png")
+    IMAGE.save(tmp_path / "cat.png")
     return tmp_path / "cat.png"
 
 
@@ -26,23 +26,23 @@ def same(image: Image.Image) -> bool:
     return isinstance(image, Image.Image) and np.array_equal(np.asarray(image), PIXELS)
 
 
-def test_a_picture_is_an_image_an_array_or_a_path(path):
-    for image in (PICTURE, PIXELS, path, str(path)):
+def test_a_image_is_an_image_an_array_or_a_path(path):
+    for image in (IMAGE, PIXELS, path, str(path)):
         assert same(Sample(image=image).image)
         assert len(Sample("a text", image).images) == 1
 
 
 @pytest.mark.parametrize("kind", [list, tuple])
-def test_several_pictures_come_as_a_list_or_a_tuple(path, kind):
-    sample = Sample("which one?", kind([PICTURE, PIXELS, path]))
+def test_several_images_come_as_a_list_or_a_tuple(path, kind):
+    sample = Sample("which one?", kind([IMAGE, PIXELS, path]))
     assert len(sample.images) == 3
     assert all(map(same, sample.images))
 
 
-def test_a_list_of_one_picture_or_of_none_is_what_it_says():
-    assert Sample(image=[PICTURE]).images == (PICTURE,)
+def test_a_list_of_one_image_or_of_none_is_what_it_says():
+    assert Sample(image=[IMAGE]).images == (IMAGE,)
     assert Sample("a text", []).images == ()
-    with pytest.raises(ValueError, match="needs a text, a picture or both, got neither"):
+    with pytest.raises(ValueError, match="needs a text, an image or both, got neither"):
         Sample("", [])
 
 
@@ -54,7 +54,7 @@ def test_grey_and_transparent_arrays_keep_their_values():
 def test_a_file_is_read_at_once_upright_in_rgb(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera lay on its side
-    PICTURE.convert("RGBA").save(tmp_path / "photo.png", exif=exif)
+    IMAGE.convert("RGBA").save(tmp_path / "photo.png", exif=exif)
     image = Sample(image=tmp_path / "photo.png").image
     (tmp_path / "photo.png").unlink()
     assert np.array_equal(np.asarray(image), np.rot90(PIXELS, -1))
@@ -65,7 +65,7 @@ def test_another_text_is_refused_by_name(value):
     with pytest.raises(
         TypeError, match=rf"the `text` of a `Sample` is a string, got .*{type(value).__name__}"
     ):
-        Sample(value, PICTURE)
+        Sample(value, IMAGE)
 
 
 @pytest.mark.parametrize(
@@ -75,11 +75,11 @@ def test_another_text_is_refused_by_name(value):
         (b"\x89PNG", "`image` of a `Sample` is bytes"),
         ({"bytes": b""}, "`image` of a `Sample` is dict"),
         (7, "`image` of a `Sample` is int"),
-        ([PICTURE, None], r"`image\[1\]` of a `Sample` is NoneType"),
-        ([[PICTURE]], r"`image\[0\]` of a `Sample` is list"),
+        ([IMAGE, None], r"`image\[1\]` of a `Sample` is NoneType"),
+        ([[IMAGE]], r"`image\[0\]` of a `Sample` is list"),
     ],
 )
-def test_another_picture_is_refused_by_name(value, name):
+def test_another_image_is_refused_by_name(value, name):
     with pytest.raises(TypeError, match=f"{name}; expected a Pillow image, an array"):
         Sample("a text", value)
 
@@ -108,11 +108,11 @@ def test_colours_that_come_first_are_refused_with_advice(shape):
         Sample(image=np.zeros(shape, np.uint8))
 
 
-def test_a_file_that_is_missing_or_no_picture_is_named(path):
+def test_a_file_that_is_missing_or_no_image_is_named(path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
         Sample(image="nowhere.png")
     notes, cut = path.with_name("notes.png"), path.with_name("cut.png")
-    notes.write_text("no picture")
+    notes.write_text("no image")
     cut.write_bytes(path.read_bytes()[:-100])
     for file in (notes, cut):
         with pytest.raises(ValueError, match=rf"`image\[1\]` of a `Sample`, the file '.*{file.stem}\.png': "):

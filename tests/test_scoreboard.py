@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fanoise_lightning.intervals import mean_interval, wilson_interval
-from fanoise_lightning.scoreboard import Scoreboard
-from fanoise_lightning.scores import ReferenceScores, SubsetScore
+from fanoise_lightning.evaluation.intervals import mean_interval, wilson_interval
+from fanoise_lightning.evaluation.scoreboard import Scoreboard
+from fanoise_lightning.evaluation.scores import ReferenceScores, SubsetScore
 
 Z = 1.959963984540054
 

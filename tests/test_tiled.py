@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from fanoise_lightning import InfoNCE, tiled
 from fanoise_lightning.losses import SigmoidLoss
-from fanoise_lightning.tiled import sum_of_blocks
+from fanoise_lightning.losses.tiled import sum_of_blocks
 
 LOSSES = {
     "InfoNCE": lambda: InfoNCE(0.1, learnable_temperature=True),

@@ -1,4 +1,4 @@
-"""What the data modules share: loaders, the collate of the encoder, and the account of broken pictures."""
+"""What the data modules share: loaders, the collate of the encoder, and the account of broken images."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CUDAAccelerator
 from torch.utils.data import DataLoader
 
-from fanoise_lightning.checkpoints import read_hyperparameters
-from fanoise_lightning.data.datasets import EvalDataset, EvalSuite, PairCollate, SideCollate, TrainDataset
-from fanoise_lightning.data.image_roots import ImageRoot
-from fanoise_lightning.data.images import Pictures
-from fanoise_lightning.data.loader import ResumableLoader
-from fanoise_lightning.data.mixing import BatchSubsets, MixingSampler, Sampling
-from fanoise_lightning.data.records import EvalRows, TrainRows
-from fanoise_lightning.data.refusals import SkipRefused
-from fanoise_lightning.data.skipped import SkipLog
-from fanoise_lightning.data.stream_loader import StreamDataset, StreamLoader, StreamSampler
-from fanoise_lightning.data.streaming import TrainStream
+from fanoise_lightning.data.batches.evaluation import EvalDataset, EvalSuite, ItemCollate
+from fanoise_lightning.data.batches.loader import ResumableLoader
+from fanoise_lightning.data.batches.mixing import BatchSubsets, MixingSampler, Sampling
+from fanoise_lightning.data.batches.refusals import SkipRefused
+from fanoise_lightning.data.batches.skipped import SkipLog
+from fanoise_lightning.data.batches.training import PairCollate, TrainDataset
+from fanoise_lightning.data.images.roots import ImageRoot
+from fanoise_lightning.data.images.store import ImageStore
+from fanoise_lightning.data.rows.records import EvalRows, TrainRows
+from fanoise_lightning.data.streaming.loader import StreamDataset, StreamLoader, StreamSampler
+from fanoise_lightning.data.streaming.reader import TrainStream
 from fanoise_lightning.sample import Collate
 from fanoise_lightning.seeds import run_seed
-from fanoise_lightning.trust import described_arguments
+from fanoise_lightning.training.checkpoints import read_hyperparameters
+from fanoise_lightning.training.trust import described_arguments
 
 __all__ = ["DEFAULT_SEED", "ContrastiveDataModule", "MaskSameTarget"]
 
@@ -124,7 +125,7 @@ class ContrastiveDataModule(LightningDataModule):
 
     @abstractmethod
     def images(self, part: Literal["train", "eval"]) -> ImageRoot | None:
-        """The root of the pictures of training or evaluation rows, ``None`` if there is none."""
+        """The root of the images of training or evaluation rows, ``None`` if there is none."""
 
     def setup(self, stage: str | None = None) -> None:
         """Read the rows that `stage` needs, once."""
@@ -135,37 +136,39 @@ class ContrastiveDataModule(LightningDataModule):
             log = self._skips["train"] = SkipLog("training rows", sizes, self.max_skipped)
             self._streams = [stream for stream in rows if isinstance(stream, TrainStream)]
             if self._streams:
-                images = Pictures(self.images("train"), decode_size=self.decode_size)
+                images = ImageStore(self.images("train"), decode_size=self.decode_size)
                 self.train_set = StreamDataset(self._streams, images, log.allowed, log.in_subsets)
             else:
                 tables = [subset for subset in rows if isinstance(subset, TrainRows)]
-                images = self._pictures("train", tables)
+                images = self._image_store("train", tables)
                 self.train_set = TrainDataset(tables, images, log.allowed, log.in_subsets)
         if self.eval_sets is None:
             subsets = self.read_eval()
-            images = self._pictures("eval", subsets)
+            images = self._image_store("eval", subsets)
             self.eval_sets = [EvalDataset(rows, images) for rows in subsets]
             self.eval_suite = EvalSuite(self.eval_sets)
-            # a side that several subsets share is read once in validation, but for each of them in prediction
+            # items that several subsets share are read once in validation, but for each subset in prediction
             for name, sizes in (
                 ("eval", self.eval_suite.sizes),
-                ("predict", {sides.subset.name: len(sides) for sides in self.eval_sets}),
+                ("predict", {items.subset.name: len(items) for items in self.eval_sets}),
             ):
-                self._skips[name] = SkipLog("evaluation sides", sizes, self.max_skipped)
+                self._skips[name] = SkipLog("evaluation items", sizes, self.max_skipped)
 
-    def _pictures(self, part: Literal["train", "eval"], rows: Sequence[TrainRows | EvalRows]) -> Pictures:
-        """What opens the pictures of `rows`; the archives that they need are opened before workers start."""
+    def _image_store(
+        self, part: Literal["train", "eval"], rows: Sequence[TrainRows | EvalRows]
+    ) -> ImageStore:
+        """What opens the images of `rows`; the archives that they need are opened before workers start."""
         root = self.images(part)
         for subset in rows:
             if len(paths := subset.paths):
                 if root is None:
                     raise FileNotFoundError(
-                        f"the rows of {self._source()} have pictures (subset `{subset.name}`: `{paths[0]}`), "
+                        f"the rows of {self._source()} have images (subset `{subset.name}`: `{paths[0]}`), "
                         "but there is no image root"
                     )
                 root.prepare(paths, subset.name)
         embedded = [subset.embedded for subset in rows if subset.embedded is not None]
-        return Pictures(root, embedded, self.decode_size)
+        return ImageStore(root, embedded, self.decode_size)
 
     def _source(self) -> str:
         return type(self).__name__
@@ -241,11 +244,11 @@ class ContrastiveDataModule(LightningDataModule):
         """One loader per evaluation subset, over an `EvalDataset`."""
         if self.eval_sets is None:
             raise RuntimeError("call `setup()` before asking for the evaluation loaders")
-        return [self._eval_loader(sides) for sides in self.eval_sets]
+        return [self._eval_loader(items) for items in self.eval_sets]
 
-    def _eval_loader(self, sides: EvalDataset | EvalSuite) -> DataLoader:
-        collate = SideCollate(self._collate(), sides)
-        return DataLoader(sides, batch_size=self.eval_batch_size, collate_fn=collate, **self._loading())
+    def _eval_loader(self, items: EvalDataset | EvalSuite) -> DataLoader:
+        collate = ItemCollate(self._collate(), items)
+        return DataLoader(items, batch_size=self.eval_batch_size, collate_fn=collate, **self._loading())
 
     def _loading(self) -> dict[str, Any]:
         return {
@@ -268,7 +271,7 @@ class ContrastiveDataModule(LightningDataModule):
         return collate
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Take the account of skipped pictures out of a batch before it goes to the device."""
+        """Take the account of skipped images out of a batch before it goes to the device."""
         if isinstance(batch, dict) and "skipped" in batch:
             assert self.trainer is not None
             stage = "train" if self.trainer.training else "predict" if self.trainer.predicting else "eval"

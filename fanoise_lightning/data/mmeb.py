@@ -14,12 +14,12 @@ import numpy as np
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from fanoise_lightning.data.batches.mixing import BatchSubsets, Sampling
 from fanoise_lightning.data.datamodule import DEFAULT_SEED, ContrastiveDataModule, MaskSameTarget
-from fanoise_lightning.data.image_roots import ImageRoot
-from fanoise_lightning.data.layouts import Layout, Part, open_root
-from fanoise_lightning.data.mixing import BatchSubsets, Sampling
-from fanoise_lightning.data.records import EvalRows, TrainRows, read_eval, read_train
-from fanoise_lightning.data.stream_blocks import TrainStream
+from fanoise_lightning.data.images.roots import ImageRoot
+from fanoise_lightning.data.rows.records import EvalRows, TrainRows, read_eval, read_train
+from fanoise_lightning.data.sources.layouts import Layout, Part, open_root
+from fanoise_lightning.data.streaming.blocks import TrainStream
 from fanoise_lightning.sample import Collate
 
 __all__ = ["MMEBDataModule"]
@@ -33,21 +33,21 @@ class MMEBDataModule(ContrastiveDataModule):
     The root is one of three:
 
     - ``"hf://datasets/TIGER-Lab"``: MMEB on the hub. What the chosen subsets need of ``MMEB-train`` and
-      ``MMEB-eval``, rows and archives of pictures, is downloaded into the hub's cache once.
+      ``MMEB-eval``, rows and archives of images, is downloaded into the hub's cache once.
     - a folder with ``MMEB-train/`` and ``MMEB-eval/``, each with the files of that repository, all or some,
       as ``fanoise data --root`` makes it. Archives are read where they are, or unpacked into ``images/``.
     - a folder with ``subsets.json`` (name, meta-task and distribution of the evaluation subsets; name and
       meta-task of training subsets with other names), ``train/<subset>.parquet`` and
       ``eval/<subset>.parquet`` (or ``.jsonl``, or a folder of parquet shards) with MMEB's columns, and the
-      pictures in ``images/`` or ``images.zip``; ``"emoji"`` is such a folder.
+      images in ``images/`` or ``images.zip``; ``"emoji"`` is such a folder.
 
-    A picture that cannot be read, or that the encoder refuses, is skipped, counted and reported: in training
-    another row of its subset takes its place, in evaluation the side is left out.
+    An image that cannot be read, or that the encoder refuses, is skipped, counted and reported: in training
+    another row of its subset takes its place, in evaluation the item is left out.
 
     Args:
-        root: where rows and pictures are.
+        root: where rows and images are.
         batch_size: training pairs per process and step.
-        eval_batch_size: sides per process and evaluation step.
+        eval_batch_size: items per process and evaluation step.
         train_subsets: names of the subsets to train on; ``None`` for all.
         eval_subsets: names of the subsets to evaluate on; ``None`` for all.
         split: of MMEB's training rows: ``"original"``, or ``"diverse_instruction"`` with paraphrased
@@ -65,11 +65,11 @@ class MMEBDataModule(ContrastiveDataModule):
             another pair, are no negatives: ``"classification"``, where the targets are few, ``"all"`` or
             ``"none"``. Hard negatives that are right answers are left out in every subset, except with
             ``"none"``.
-        blind: drop the query pictures in training and evaluation: what can be solved without looking.
+        blind: drop the query images in training and evaluation: what can be solved without looking.
         num_workers: processes that decode and tokenise, per loader.
         seed: of the order, and of a random sample; ``None`` for that of the run (``seed_everything``, else
             42), which leaves the sample the same in all runs.
-        max_skipped: share of the training rows, or of the evaluation sides, whose pictures may be unreadable
+        max_skipped: share of the training rows, or of the evaluation items, whose images may be unreadable
             before the run stops; the same of each subset, rounded up.
         decode_size: open JPEG files at the smallest scale (1, 1/2, 1/4, 1/8) whose shorter side still has so
             many pixels: several times as fast for large photographs. At least the size that the encoder
@@ -205,7 +205,7 @@ class MMEBDataModule(ContrastiveDataModule):
         ]
 
     def images(self, part: Part) -> ImageRoot | None:
-        """The root of the training or of the evaluation pictures."""
+        """The root of the training or of the evaluation images."""
         return self._layout.images(part)
 
     def _source(self) -> str:

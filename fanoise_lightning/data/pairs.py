@@ -13,13 +13,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 
 from fanoise_lightning.data.datamodule import DEFAULT_SEED, ContrastiveDataModule
-from fanoise_lightning.data.image_roots import ImageRoot
-from fanoise_lightning.data.records import EvalRows, TrainRows, pad_candidates, read_train
-from fanoise_lightning.data.sides import unique_sides
-from fanoise_lightning.data.splits import Pairs, Split, count_candidates, hold_out, no_distractors, split
-from fanoise_lightning.data.subsets import Subset
-from fanoise_lightning.data.tables import subset_name
+from fanoise_lightning.data.images.roots import ImageRoot
+from fanoise_lightning.data.rows.records import EvalRows, TrainRows, pad_candidates, read_train
+from fanoise_lightning.data.rows.references import unique_references
+from fanoise_lightning.data.rows.splits import Pairs, Split, count_candidates, hold_out, no_distractors, split
+from fanoise_lightning.data.rows.tables import subset_name
 from fanoise_lightning.sample import Collate
+from fanoise_lightning.subset import Subset
 
 __all__ = ["PairDataModule", "draw_candidates", "hold_out", "number_pairs"]
 
@@ -29,11 +29,11 @@ class PairDataModule(ContrastiveDataModule):
     columns.
 
     Columns: ``qry``, ``qry_image_path``, ``pos_text``, ``pos_image_path``, and for hard negatives
-    ``neg_text``, ``neg_image_path`` (a text, or a list). An empty path is no picture.
+    ``neg_text``, ``neg_image_path`` (a text, or a list). An empty path is no image.
 
     A part of the pairs is held out, as a retrieval subset ``validation``: each query has to find its target
     among other targets that were held out; neither other right answers nor the query itself are among them.
-    Pairs that are connected by a query, a target or a picture are on one side of the split, and so are both
+    Pairs that are connected by a query, a target or an image are on one side of the split, and so are both
     directions of a pair: what is validated on was not trained on. Where a few labels connect most pairs that
     cannot be, and the pairs of a query are kept together; a warning then says how many of the targets are
     trained on as well. A validation query that would have its target as the only candidate is left out, with
@@ -41,20 +41,20 @@ class PairDataModule(ContrastiveDataModule):
 
     Args:
         path: the file, or a folder of parquet shards.
-        image_root: folder or zip that the picture paths are relative to; by default the folder of `path`, and
+        image_root: folder or zip that the image paths are relative to; by default the folder of `path`, and
             of `val_path` for its pairs.
         val_path: pairs of your own to validate on, with the same columns; then none are held out.
         val_fraction: share of the pairs that is held out.
         num_candidates: of each validation query, its target included, if there are so many.
         batch_size: training pairs per process and step.
-        eval_batch_size: sides per process and evaluation step.
-        blind: drop the query pictures in training and validation.
+        eval_batch_size: items per process and evaluation step.
+        blind: drop the query images in training and validation.
         mask_same_target: pairs of a batch with the same target are not each other's negatives: in ``"all"``
             batches, or in ``"none"``.
         num_workers: processes that decode and tokenise, per loader.
         seed: of the order; ``None`` for that of the run (``seed_everything``, else 42).
         split_seed: of the split and the candidates, which so are the same in runs with other seeds.
-        max_skipped: share of the training rows, or of the validation sides, whose pictures may be unreadable
+        max_skipped: share of the training rows, or of the validation items, whose images may be unreadable
             before the run stops.
         decode_size: open JPEG files at the smallest scale (1, 1/2, 1/4, 1/8) whose shorter side still has so
             many pixels: several times as fast for large photographs. At least the size that the encoder
@@ -66,7 +66,7 @@ class PairDataModule(ContrastiveDataModule):
         ValueError: for wrong columns or rows, or where no split leaves something to find (in `setup`).
 
     Example:
-        >>> data = PairDataModule("pairs.jsonl", image_root="pictures.zip")  # doctest: +SKIP
+        >>> data = PairDataModule("pairs.jsonl", image_root="images.zip")  # doctest: +SKIP
         >>> trainer.fit(module, datamodule=data)  # doctest: +SKIP
     """
 
@@ -151,7 +151,7 @@ class PairDataModule(ContrastiveDataModule):
         """Read the pairs to validate on, and draw their candidates."""
         train, rows, how = self._split()
         trained, pairs = number_pairs(train, rows)
-        sides, codes = unique_sides(rows.queries, rows.targets)
+        items, codes = unique_references(rows.queries, rows.targets)
         queries, targets = codes[: len(rows)], codes[len(rows) :]
         candidates = draw_candidates(queries, targets, self.num_candidates, self.split_seed)
         enough = count_candidates(pairs) > 1
@@ -161,12 +161,12 @@ class PairDataModule(ContrastiveDataModule):
         counts = (candidates >= 0).sum(axis=1)
         chance = float((1 / counts).mean())
         found = f"{counts.min()} to {counts.max()} candidates, chance {chance:.1%}"
-        held_out = sides.take(np.union1d(queries, candidates[:, 0]))
+        held_out = items.take(np.union1d(queries, candidates[:, 0]))
         if hard := pc.sum(pc.is_in(held_out.keys, value_set=train.all_negatives.keys)).as_py():
-            found += f"; {hard} of {len(held_out)} sides are hard negatives of training pairs"
+            found += f"; {hard} of {len(held_out)} items are hard negatives of training pairs"
         self._describe(trained, pairs, how, found)
         subset = Subset("validation", "retrieval", "IND", {"chance": chance})
-        return [EvalRows(subset, sides, queries, candidates, rows.embedded)]
+        return [EvalRows(subset, items, queries, candidates, rows.embedded)]
 
     def _report_alone(self, rows: TrainRows, enough: NDArray[np.bool_]) -> None:
         """Warn of the queries that are left out, as they have not two candidates.
@@ -210,17 +210,17 @@ class PairDataModule(ContrastiveDataModule):
 
 
 def number_pairs(*parts: TrainRows) -> list[Pairs]:
-    """Each part with its sides and pictures as numbers, which mean the same in all parts."""
+    """Each part with its references and images as numbers, which mean the same in all parts."""
     groups = [group for rows in parts for group in (rows.queries, rows.targets)]
-    _, sides = unique_sides(*groups)
-    images = pa.concat_arrays([group.images for group in groups])
-    pictures = pc.dictionary_encode(pc.if_else(pc.equal(images, ""), None, images)).indices
-    pictures = pictures.fill_null(-1).to_numpy().astype(np.int64)
+    _, references = unique_references(*groups)
+    paths = pa.concat_arrays([group.images for group in groups])
+    images = pc.dictionary_encode(pc.if_else(pc.equal(paths, ""), None, paths)).indices
+    images = images.fill_null(-1).to_numpy().astype(np.int64)
     ends = np.cumsum([len(group) for group in groups])[:-1]
-    columns = zip(*(iter(np.split(numbers, ends)) for numbers in (sides, pictures)))
+    columns = zip(*(iter(np.split(numbers, ends)) for numbers in (references, images)))
     return [
-        Pairs(queries, targets, query_pictures, target_pictures)
-        for (queries, query_pictures), (targets, target_pictures) in zip(columns, columns)
+        Pairs(queries, targets, query_images, target_images)
+        for (queries, query_images), (targets, target_images) in zip(columns, columns)
     ]
 
 
@@ -239,5 +239,5 @@ def draw_candidates(
     for query, target in zip(queries.tolist(), targets.tolist()):
         right = no_distractor[query]
         drawn = random.choice(pool, min(len(pool), count + len(right)), replace=False).tolist()
-        rows.append([target, *[side for side in drawn if side not in right][: count - 1]])
+        rows.append([target, *[reference for reference in drawn if reference not in right][: count - 1]])
     return pad_candidates(rows)

@@ -1,7 +1,7 @@
 """Encoders: samples in, embeddings out."""
 
 from fanoise_lightning.encoders.base import Encoder
-from fanoise_lightning.encoders.open_clip import OpenClipEncoder
+from fanoise_lightning.encoders.open_clip_encoder import OpenClipEncoder
 from fanoise_lightning.encoders.two_tower import TwoTowerEncoder
 from fanoise_lightning.encoders.vision_language import VisionLanguageEncoder
 

@@ -11,12 +11,12 @@ __all__ = ["Encoder"]
 
 
 class Encoder(nn.Module):
-    """Turns samples (a text, a picture, or both) into embeddings.
+    """Turns samples (a text, an image, or both) into embeddings.
 
     A family sets two attributes and writes :meth:`forward`. Every constructor argument is kept as an
     attribute of the same name, so that a checkpoint can say how to build the encoder again.
 
-    An encoder that runs some of its modules for some batches alone, such as a picture tower, also writes
+    An encoder that runs some of its modules for some batches alone, such as an image tower, also writes
     :meth:`parts` and :meth:`add_row`. With sharded parameters (FSDP2) every rank must run the same modules.
 
     Attributes:

@@ -19,19 +19,19 @@ class Family:
 
     Attributes:
         name: what people call it.
-        marker: what stands for a picture in the text that its processor reads; ``{i}`` is the picture's
+        marker: what stands for an image in the text that its processor reads; ``{i}`` is the image's
             number, from 1.
-        picture_options: which of ``image_size``, ``max_pixels`` and ``num_crops`` it takes.
+        image_options: which of ``image_size``, ``max_pixels`` and ``num_crops`` it takes.
         vision: the modules of the inner model that are not the language model.
         lora_targets: a regular expression over module names, the language part; ``None``: the user says.
-        reserved: texts that its processor takes for a picture or a video.
+        reserved: texts that its processor takes for an image or a video.
         bare_marker: the marker of ``positions="vlm2vec"``; ``None`` where there is no such recipe.
         module: is imported first: it registers the family with transformers' Auto classes.
     """
 
     name: str
     marker: str
-    picture_options: tuple[str, ...] = ("image_size",)
+    image_options: tuple[str, ...] = ("image_size",)
     vision: tuple[str, ...] = ()
     lora_targets: str | None = None
     reserved: tuple[str, ...] = ()
@@ -42,9 +42,9 @@ class Family:
 def _qwen(name: str, bare_marker: str | None = None) -> Family:
     return Family(
         name,
-        # two pictures with nothing between them would be read as one by M-RoPE: the markers keep them apart
+        # two images with nothing between them would be read as one by M-RoPE: the markers keep them apart
         marker="<|vision_start|><|image_pad|><|vision_end|>",
-        picture_options=("image_size", "max_pixels"),
+        image_options=("image_size", "max_pixels"),
         vision=("visual",),
         lora_targets=_ATTENTION_AND_MLP,
         reserved=("<|image_pad|>", "<|video_pad|>"),
@@ -66,7 +66,7 @@ FAMILIES = {
     "phi3_v": Family(
         "Phi-3.5-V",
         marker="<|image_{i}|>",
-        picture_options=("num_crops",),
+        image_options=("num_crops",),
         vision=("vision_embed_tokens",),
         lora_targets=r".*\blayers\.\d+\.(self_attn\.(qkv_proj|o_proj)|mlp\.(gate_up_proj|down_proj))",
         module="fanoise_lightning.encoders.phi3_vision",

@@ -1,4 +1,4 @@
-"""open_clip's models with the pictures and the activation that their weights were trained with."""
+"""open_clip's models with the images and the activation that their weights were trained with."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CHOICES = {
 def create_model(
     name: str, pretrained: str | None, options: dict[str, Any]
 ) -> tuple[Any, Callable[[Any], Tensor]]:
-    """The model and its evaluation transform; prints how it takes pictures.
+    """The model and its evaluation transform; prints how it takes images.
 
     Args:
         name: the name by which open_clip knows the model.
@@ -47,12 +47,12 @@ def create_model(
     clip, _, transform = open_clip.create_model_and_transforms(
         name, pretrained=pretrained, force_quick_gelu=bool(quick_gelu), **settled
     )
-    pictures = clip.visual.preprocess_cfg
-    mean, std = ([round(colour, 4) for colour in pictures[key]] for key in ("mean", "std"))
+    images = clip.visual.preprocess_cfg
+    mean, std = ([round(colour, 4) for colour in images[key]] for key in ("mean", "std"))
     quick = any(isinstance(module, open_clip.transformer.QuickGELU) for module in clip.modules())
     rank_zero_info(
-        f"{name}: pictures are resized to {pictures['size']} ({pictures['interpolation']}, "
-        f"{pictures['resize_mode']}), mean {mean}, std {std}; {'with' if quick else 'without'} QuickGELU"
+        f"{name}: images are resized to {images['size']} ({images['interpolation']}, "
+        f"{images['resize_mode']}), mean {mean}, std {std}; {'with' if quick else 'without'} QuickGELU"
     )
     return clip, transform
 

@@ -13,15 +13,15 @@ from torch.nn import functional as F
 from fanoise_lightning.encoders.vision_language_collate import VisionLanguageCollate
 from fanoise_lightning.sample import Sample
 
-__all__ = ["append_prompt", "smallest_picture_prompt"]
+__all__ = ["append_prompt", "smallest_image_prompt"]
 
 
 @torch.inference_mode(False)  # a training step saves it for backward, an evaluation may be the first to ask
-def smallest_picture_prompt(collate: VisionLanguageCollate) -> dict[str, Tensor]:
-    """A collated batch of one picture, of as few tokens as its processor lets it have."""
+def smallest_image_prompt(collate: VisionLanguageCollate) -> dict[str, Tensor]:
+    """A collated batch of one image, of as few tokens as its processor lets it have."""
     collate = copy.copy(collate)
     collate.side = None
-    if "num_crops" in collate.family.picture_options:
+    if "num_crops" in collate.family.image_options:
         collate.processor = copy.copy(collate.processor)
         collate.processor.image_processor = copy.copy(collate.processor.image_processor)
         collate.processor.image_processor.num_crops = 1
@@ -34,11 +34,11 @@ def append_prompt(batch: dict[str, Tensor], row: dict[str, Tensor], tokenizer: A
 
     Args:
         batch: tensors (B, L) alone.
-        row: a collated batch of one, with the same tensors (1, L') and those of its pictures.
+        row: a collated batch of one, with the same tensors (1, L') and those of its images.
         tokenizer: says what is padded, and on which side.
 
     Returns:
-        (B + 1, max(L, L')), and the tensors of the pictures; where the batch is.
+        (B + 1, max(L, L')), and the tensors of the images; where the batch is.
     """
     device = batch["input_ids"].device
     length = max(batch["input_ids"].shape[1], row["input_ids"].shape[1])

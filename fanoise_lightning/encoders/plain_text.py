@@ -20,7 +20,7 @@ class PlainTexts:
     """A tokenizer that reads every text as text, and is itself in everything else.
 
     Tokenizers look for their special tokens in each text: ``<|endoftext|>`` ends a caption for CLIP,
-    ``<|image_pad|>`` stands for a picture in Qwen2-VL. Here a text that holds such a name is read by
+    ``<|image_pad|>`` stands for an image in Qwen2-VL. Here a text that holds such a name is read by
     :attr:`plain`, a copy of the tokenizer whose special tokens have secret names and their old numbers; all
     other texts are read by the tokenizer as it came.
 

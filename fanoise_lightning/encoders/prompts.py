@@ -1,4 +1,4 @@
-"""From a sample to the text that a processor reads, and the pictures in the order of their markers."""
+"""From a sample to the text that a processor reads, and the images in the order of their markers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _PLACE = re.compile(r"<\|image_(\d+)\|>")
 
 
 def write_prompt(sample: Sample, marker: str) -> tuple[str, list[Image]]:
-    """A sample's text with the family's markers, and its pictures in the order in which they stand there.
+    """A sample's text with the family's markers, and its images in the order in which they stand there.
 
-    ``<|image_1|>``, ``<|image_2|>``, ... in the text are the places of the pictures, in any order, each at
-    least once. In a text without them the pictures come first, parted by spaces.
+    ``<|image_1|>``, ``<|image_2|>``, ... in the text are the places of the images, in any order, each at
+    least once. In a text without them the images come first, parted by spaces.
 
     Args:
-        sample: a text, pictures, or both.
-        marker: what stands for a picture; ``{i}`` is its number, from 1.
+        sample: a text, images, or both.
+        marker: what stands for an image; ``{i}`` is its number, from 1.
 
     Raises:
-        ValueError: if a place has no picture or a picture no place.
+        ValueError: if a place has no image or an image no place.
 
     Example:
         >>> write_prompt(Sample("a cat"), "<image>")
@@ -40,14 +40,14 @@ def write_prompt(sample: Sample, marker: str) -> tuple[str, list[Image]]:
     elif missing := sorted(set(places) - set(range(1, len(images) + 1))):
         raise ValueError(
             f"the text {short(text)} has a place <|image_{missing[0]}|>, but the sample has {len(images)} "
-            "picture(s): remove it, or add the picture"
+            "image(s): remove it, or add the image"
         )
     elif unplaced := sorted(set(range(1, len(images) + 1)) - set(places)):
         raise ValueError(
-            f"picture {unplaced[0]} of {len(images)} has no place in the text {short(text)}, where others "
-            f"have one: add <|image_{unplaced[0]}|>, or remove all places to put the pictures first"
+            f"image {unplaced[0]} of {len(images)} has no place in the text {short(text)}, where others "
+            f"have one: add <|image_{unplaced[0]}|>, or remove all places to put the images first"
         )
-    # numbered as they stand: processors hand out the pictures in that order
+    # numbered as they stand: processors hand out the images in that order
     numbers = iter(range(1, len(places) + 1))
     prompt = _PLACE.sub(lambda _: marker.replace("{i}", str(next(numbers))), text)
     return prompt, [images[place - 1] for place in places]

@@ -1,4 +1,4 @@
-"""What two-tower encoders share: a text tower and a picture tower, each run once a batch, then added up."""
+"""What two-tower encoders share: a text tower and an image tower, each run once a batch, then added up."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fanoise_lightning.encoders.adapters import train_only_what_trains
 from fanoise_lightning.encoders.base import Encoder
-from fanoise_lightning.encoders.pictures import upright_rgb
+from fanoise_lightning.encoders.images import upright_rgb
 from fanoise_lightning.encoders.plain_text import short
 from fanoise_lightning.sample import Sample
 
@@ -31,7 +31,7 @@ _STRIP = 16  # times as long as wide: no photograph
 
 
 class TwoTowers(Encoder):
-    """The sum of the unit vectors of a sample's text and picture; one of them where there is no other.
+    """The sum of the unit vectors of a sample's text and image; one of them where there is no other.
 
     A family writes :meth:`encode_text` and :meth:`encode_image`.
     """
@@ -41,7 +41,7 @@ class TwoTowers(Encoder):
         raise NotImplementedError
 
     def encode_image(self, **inputs: Tensor) -> Tensor:
-        """(P, D), of any length, for the P pictures of a batch."""
+        """(P, D), of any length, for the P images of a batch."""
         raise NotImplementedError
 
     def forward(  # type: ignore[override]
@@ -53,16 +53,16 @@ class TwoTowers(Encoder):
         stand_in: Tensor | None = None,
         **inputs: Tensor,
     ) -> Tensor:
-        """Embed a collated batch of B samples, of which T hold a text and P a picture.
+        """Embed a collated batch of B samples, of which T hold a text and P an image.
 
         Args:
-            kind: (B,), 1 for a text, 2 for a picture, 3 for both.
+            kind: (B,), 1 for a text, 2 for an image, 3 for both.
             text_index: (T,), which of the U different texts each is.
             text_rows: (T,), the row of each text.
-            image_rows: (P,), the row of each picture.
-            stand_in: is there if the picture is none of the batch: batch norm does not learn from it.
+            image_rows: (P,), the row of each image.
+            stand_in: is there if the image is none of the batch: batch norm does not learn from it.
             inputs: ``input_ids`` and, for some families, ``attention_mask``, both (U, L); and what the
-                picture tower takes: ``pixel_values`` (P, 3, H, W), or SigLIP 2's patches, mask and grid.
+                image tower takes: ``pixel_values`` (P, 3, H, W), or SigLIP 2's patches, mask and grid.
 
         Returns:
             (B, D), float32: unit vectors, or the sum of two of them.
@@ -82,7 +82,7 @@ class TwoTowers(Encoder):
         return out
 
     def parts(self, batch: dict[str, Tensor]) -> tuple[bool, ...]:
-        """Whether the text tower and the picture tower run."""
+        """Whether the text tower and the image tower run."""
         return "text_rows" in batch, "image_rows" in batch
 
     def add_row(self, batch: dict[str, Tensor], parts: tuple[bool, ...]) -> dict[str, Tensor]:
@@ -144,10 +144,10 @@ class TowerCollate:
     """Samples to the arguments of :meth:`TwoTowers.forward`; equal texts are tokenised and encoded once.
 
     A family writes :meth:`tokenize` and :meth:`transform`. Places such as ``<|image_1|>`` are taken out of a
-    text that has a picture: the towers never see both.
+    text that has an image: the towers never see both.
 
     Args:
-        center_crop: whether pictures are scaled by their shorter side and the middle is cut out.
+        center_crop: whether images are scaled by their shorter side and the middle is cut out.
     """
 
     def __init__(self, center_crop: bool) -> None:
@@ -158,20 +158,20 @@ class TowerCollate:
         raise NotImplementedError
 
     def transform(self, images: list[Image]) -> dict[str, Tensor]:
-        """What the picture tower takes, P rows."""
+        """What the image tower takes, P rows."""
         raise NotImplementedError
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Collate B samples.
 
         Raises:
-            ValueError: if there are none, if one has several pictures, a place without a picture or several
-                places, or a picture whose values are no 8-bit colours.
+            ValueError: if there are none, if one has several images, a place without an image or several
+                places, or an image whose values are no 8-bit colours.
         """
         if not samples:
             raise ValueError("there are no samples to collate")
         if any(len(sample.images) > 1 for sample in samples):
-            raise ValueError("a two-tower encoder takes one picture a sample, got several")
+            raise ValueError("a two-tower encoder takes one image a sample, got several")
         texts = {row: text for row, sample in enumerate(samples) if (text := _without_places(sample))}
         images = {row: self._prepare(sample.images[0]) for row, sample in enumerate(samples) if sample.images}
         kind = torch.zeros(len(samples), dtype=torch.uint8)
@@ -201,13 +201,13 @@ def _without_places(sample: Sample) -> str:
         return sample.text
     if not sample.images:
         raise ValueError(
-            f"the text {short(sample.text)} has a place for a picture, but the sample has none: remove the "
-            "place, or add the picture"
+            f"the text {short(sample.text)} has a place for an image, but the sample has none: remove the "
+            "place, or add the image"
         )
     if places != ["1"]:
         names = ", ".join(f"<|image_{place}|>" for place in places)
         raise ValueError(
-            f"the text {short(sample.text)} has {names}, but a two-tower encoder sees the one picture of a "
+            f"the text {short(sample.text)} has {names}, but a two-tower encoder sees the one image of a "
             "sample once: leave a single <|image_1|>, or no place at all"
         )
     return _PLACE.sub(" ", sample.text).strip()

@@ -66,7 +66,7 @@ class _Family:
         lora_targets: a regular expression over module names: attention and MLP of both towers' blocks.
         unused: regular expressions of parameters that take no part in an embedding.
         text: its text tower.
-        image: its picture tower.
+        image: its image tower.
         siglip: texts are read as SigLIP was trained: in lower case, padded to one length, without a mask.
         positions: where its config says how many tokens the text tower takes.
     """
@@ -88,10 +88,10 @@ _BLIP_BLOCKS = r"vision_model\.encoder\.layers\.\d+\.(self_attn\.(qkv|projection
 
 _FAMILIES = {
     "clip": _Family("CLIPModel", "projection_dim", _BLOCKS, _TEMPERATURE),
-    # the picture tower's head holds an nn.MultiheadAttention, in which LoRA does nothing
+    # the image tower's head holds an nn.MultiheadAttention, in which LoRA does nothing
     "siglip": _Family("SiglipModel", "text_config.projection_size", _BLOCKS, _TEMPERATURE, siglip=True),
     "siglip2": _Family("Siglip2Model", "text_config.projection_size", _BLOCKS, _TEMPERATURE, siglip=True),
-    # the picture tower is an EfficientNet: convolutions, no blocks
+    # the image tower is an EfficientNet: convolutions, no blocks
     "align": _Family(
         "AlignModel",
         "projection_dim",
@@ -122,7 +122,7 @@ _FAMILIES = {
 class TwoTowerEncoder(TwoTowers):
     """CLIP, SigLIP, SigLIP 2, ALIGN, BLIP or BLIP-2 from transformers, with its own processor.
 
-    A sample with a text and a picture is embedded as the sum of both towers' unit vectors. A text longer than
+    A sample with a text and an image is embedded as the sum of both towers' unit vectors. A text longer than
     the tower takes is cut and keeps its end token, as CLIP does (after 77 tokens; SigLIP after 64); the
     number is printed once. What differs between the families:
 
@@ -130,11 +130,11 @@ class TwoTowerEncoder(TwoTowers):
       as they were trained; shorter padding gives other vectors.
     - BLIP and BLIP-2: the towers of the retrieval model (``Blip(2)ForImageTextRetrieval``), without its
       matching head. BLIP-2 has a vector for each of its query tokens and scores a pair by the best of them;
-      here the vector of a picture is the mean of their unit vectors: a pair's cosine is the mean of those
+      here the vector of an image is the mean of their unit vectors: a pair's cosine is the mean of those
       scores, divided by the length of that mean.
-    - ALIGN: the picture tower has BatchNorm. In training an embedding depends on the other pictures of its
+    - ALIGN: the image tower has BatchNorm. In training an embedding depends on the other images of its
       batch, per GPU unless the trainer has ``sync_batchnorm: true``, and per chunk with gradient caching,
-      whose gradients are then not those of the whole batch. With ``lora`` or ``adapter`` the picture tower is
+      whose gradients are then not those of the whole batch. With ``lora`` or ``adapter`` the image tower is
       frozen and uses its stored statistics, as in evaluation.
 
     Args:
@@ -155,7 +155,7 @@ class TwoTowerEncoder(TwoTowers):
 
     Example:
         >>> encoder = TwoTowerEncoder("openai/clip-vit-base-patch16")                   # doctest: +SKIP
-        >>> batch = encoder.collate([Sample("a cat"), Sample(image=picture)])           # doctest: +SKIP
+        >>> batch = encoder.collate([Sample("a cat"), Sample(image=image)])           # doctest: +SKIP
         >>> encoder(**batch).shape                                                      # doctest: +SKIP
         torch.Size([2, 512])
     """
@@ -208,7 +208,7 @@ class TwoTowerEncoder(TwoTowers):
 
 
 class _ProcessorCollate(TowerCollate):
-    """The tokenizer and the picture processor that come with a checkpoint."""
+    """The tokenizer and the image processor that come with a checkpoint."""
 
     def __init__(self, model: str, positions: int, siglip: bool, split_special_tokens: bool) -> None:
         from transformers import AutoProcessor

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fanoise_lightning.encoders.adapters import LoraOptions, add_lora, train_only_what_trains
 from fanoise_lightning.encoders.base import Encoder
+from fanoise_lightning.encoders.images import ImageSize
 from fanoise_lightning.encoders.loading import load_network
-from fanoise_lightning.encoders.pictures import ImageSize
-from fanoise_lightning.encoders.placeholders import append_prompt, smallest_picture_prompt
+from fanoise_lightning.encoders.placeholders import append_prompt, smallest_image_prompt
 from fanoise_lightning.encoders.pooling import Pooling, last_token, mean_token
 from fanoise_lightning.encoders.saved_adapters import load_lora
 from fanoise_lightning.encoders.vision_language_collate import VisionLanguageCollate
@@ -25,8 +25,8 @@ __all__ = ["VisionLanguageEncoder"]
 class VisionLanguageEncoder(Encoder):
     """Qwen2-VL, Qwen2.5-VL, Qwen3-VL, LLaVA-NeXT or Phi-3.5-V; a sample's vector is pooled over its tokens.
 
-    Texts, pictures, texts with pictures and samples of several pictures share one batch and one forward. A
-    text may hold ``<|image_1|>``, ``<|image_2|>``, ... where its pictures belong; without them the pictures
+    Texts, images, texts with images and samples of several images share one batch and one forward. A
+    text may hold ``<|image_1|>``, ``<|image_2|>``, ... where its images belong; without them the images
     come first.
 
     With ``lora`` or ``adapter`` the adapter alone is trained; without, everything is (the language part alone
@@ -36,15 +36,15 @@ class VisionLanguageEncoder(Encoder):
         model: a hub id or a folder.
         pooling: ``"last"`` token, ``"mean"`` over all tokens, or ``"eos"``: an EOS token is put behind every
             prompt and its state is taken.
-        image_size: the side in pixels of the square that every picture is resized to, or ``"low"`` (336) or
-            ``"high"`` (1344), the paper's LR and HR. ``None`` leaves pictures to the processor: Qwen keeps
+        image_size: the side in pixels of the square that every image is resized to, or ``"low"`` (336) or
+            ``"high"`` (1344), the paper's LR and HR. ``None`` leaves images to the processor: Qwen keeps
             their aspect ratio. Not for Phi-3.5-V.
-        max_pixels: the most pixels (width x height) of a picture, for Qwen; larger ones are scaled down, also
+        max_pixels: the most pixels (width x height) of an image, for Qwen; larger ones are scaled down, also
             after `image_size`. The recipe's 1225 tokens: ``image_size="high"`` with 1280 * 28 * 28 here.
-        num_crops: the most crops of a picture, for Phi-3.5-V.
-        max_length: the most tokens of a prompt. A text without pictures is cut to it; a longer prompt with
-            pictures is an error.
-        max_text_length: the most tokens of a text without pictures, where that is less than `max_length`.
+        num_crops: the most crops of an image, for Phi-3.5-V.
+        max_length: the most tokens of a prompt. A text without images is cut to it; a longer prompt with
+            images is an error.
+        max_text_length: the most tokens of a text without images, where that is less than `max_length`.
         positions: ``"model"``, or ``"vlm2vec"``: Qwen2-VL with a bare ``<|image_pad|>`` and plain positions,
             as the published VLM2Vec-Qwen2-VL was trained.
         lora: settings of a fresh adapter, see :class:`LoraOptions`; ``{}`` for the paper's.
@@ -66,7 +66,7 @@ class VisionLanguageEncoder(Encoder):
 
     Example:
         >>> encoder = VisionLanguageEncoder("Qwen/Qwen2-VL-2B-Instruct", lora={})       # doctest: +SKIP
-        >>> batch = encoder.collate([Sample("a cat"), Sample("what is it?", picture)])  # doctest: +SKIP
+        >>> batch = encoder.collate([Sample("a cat"), Sample("what is it?", image)])  # doctest: +SKIP
         >>> encoder(**batch).shape                                                      # doctest: +SKIP
         torch.Size([2, 1536])
     """
@@ -169,8 +169,8 @@ class VisionLanguageEncoder(Encoder):
         side = self.collate.side
         width, height = (side, side) if side else (640, 480)
         size = f"resized to {side}x{side}" if side else f"as the processor sizes them, e.g. {width}x{height}"
-        tokens = self.collate.picture_tokens(width, height)
-        rank_zero_info(f"{self.model}: pictures {size}: {tokens} tokens each")
+        tokens = self.collate.image_tokens(width, height)
+        rank_zero_info(f"{self.model}: images {size}: {tokens} tokens each")
         counts = [parameter.numel() for parameter in self.parameters() if parameter.requires_grad]
         total = sum(parameter.numel() for parameter in self.parameters())
         rank_zero_info(f"{self.model}: {sum(counts):,} of {total:,} parameters are trained")
@@ -182,22 +182,22 @@ class VisionLanguageEncoder(Encoder):
             train_only_what_trains(self)
         return self
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, **pictures: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **images: Tensor) -> Tensor:  # type: ignore[override]
         """Embed a collated batch of B samples of at most L tokens.
 
         Args:
             input_ids: (B, L), padded on either side.
             attention_mask: (B, L), 1 where there is a token.
-            pictures: what the family's processor adds, flat over the pictures of the whole batch.
+            images: what the family's processor adds, flat over the images of the whole batch.
 
         Returns:
             (B, D), float32.
         """
         if self.positions == "vlm2vec":
             plain = torch.arange(input_ids.shape[1], device=input_ids.device)
-            pictures["position_ids"] = plain.expand(3, *input_ids.shape)
+            images["position_ids"] = plain.expand(3, *input_ids.shape)
         hidden = self.network.model(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **pictures
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **images
         ).last_hidden_state
         if self.pooling == "mean":
             return mean_token(hidden, attention_mask)
@@ -212,12 +212,12 @@ class VisionLanguageEncoder(Encoder):
     def add_row(self, batch: dict[str, Tensor], parts: tuple[bool, ...]) -> dict[str, Tensor]:
         if not any(parts):
             return super().add_row(batch, parts)
-        row = self._smallest_picture
+        row = self._smallest_image
         return append_prompt(batch, row, self.collate.processor.tokenizer) if batch else dict(row)
 
     @cached_property
-    def _smallest_picture(self) -> dict[str, Tensor]:
-        return smallest_picture_prompt(self.collate)
+    def _smallest_image(self) -> dict[str, Tensor]:
+        return smallest_image_prompt(self.collate)
 
 
 def _check_options(

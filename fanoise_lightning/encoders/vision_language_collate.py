@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from fanoise_lightning.encoders.families import find_family
-from fanoise_lightning.encoders.pictures import (
+from fanoise_lightning.encoders.images import (
     ImageSize,
-    configure_pictures,
+    configure_images,
     resize,
     square_side,
     upright_rgb,
@@ -31,7 +31,7 @@ _STRIP = 50  # times as long as wide: processors may refuse it
 
 @dataclass(frozen=True)
 class _Reader:
-    """A processor, with what stands for a picture and for the end of a prompt in the texts that it reads."""
+    """A processor, with what stands for an image and for the end of a prompt in the texts that it reads."""
 
     processor: Any
     marker: str
@@ -41,7 +41,7 @@ class _Reader:
 class VisionLanguageCollate:
     """Samples to the arguments of :meth:`VisionLanguageEncoder.forward`; the arguments are described there.
 
-    Loads the config, the tokenizer and the picture processor alone.
+    Loads the config, the tokenizer and the image processor alone.
 
     Example:
         >>> collate = VisionLanguageCollate("Qwen/Qwen2-VL-2B-Instruct")          # doctest: +SKIP
@@ -70,7 +70,7 @@ class VisionLanguageCollate:
         with nullcontext() if remote else refuse_code(repr(model)):
             self.processor = AutoProcessor.from_pretrained(model, trust_remote_code=remote)
         self.side = square_side(image_size)
-        configure_pictures(self.processor, self.family, self.side, max_pixels, num_crops)
+        configure_images(self.processor, self.family, self.side, max_pixels, num_crops)
         self.max_length = max_length
         self.max_text_length = min((n for n in (max_length, max_text_length) if n is not None), default=None)
         self.marker = self.processor.image_token if remote else self.family.marker
@@ -83,9 +83,9 @@ class VisionLanguageCollate:
             raise ValueError(f"the tokenizer of {model!r} has no EOS token: take `pooling='last'`")
         self.split_special_tokens = split_special_tokens
         self.texts = PlainTexts(self.processor.tokenizer, also=self.family.reserved)
-        if self.side and max_length and (tokens := self.picture_tokens(self.side, self.side)) >= max_length:
+        if self.side and max_length and (tokens := self.image_tokens(self.side, self.side)) >= max_length:
             raise ValueError(
-                f"a picture of {self.side}x{self.side} has {tokens} tokens: `max_length={max_length}` would "
+                f"an image of {self.side}x{self.side} has {tokens} tokens: `max_length={max_length}` would "
                 "cut away the prompt; raise it, or take a smaller `image_size`"
             )
 
@@ -100,15 +100,15 @@ class VisionLanguageCollate:
         named = {row: name for row, sample in enumerate(samples) if (name := self.texts.find(sample.text))}
         reader = self._reader(samples, named)
         prompts: list[str] = []
-        pictures: list[Image.Image] = []
+        images: list[Image.Image] = []
         for row, sample in enumerate(samples):
             try:
-                prompt, images = self._prompt(sample, reader)
+                prompt, own = self._prompt(sample, reader)
             except ValueError as error:
                 raise ValueError(f"row {row} of the batch: {error}") from error
             prompts.append(prompt)
-            pictures += images
-        batch = self._process(prompts, pictures, reader)
+            images += own
+        batch = self._process(prompts, images, reader)
         self._check_lengths(samples, batch)
         return batch
 
@@ -121,8 +121,8 @@ class VisionLanguageCollate:
         name = self.texts.find(sample.text)
         self._prompt(sample, self._reader([sample], {0: name} if name else {}))
 
-    def picture_tokens(self, width: int, height: int) -> int:
-        """How many tokens a picture of this size in pixels becomes."""
+    def image_tokens(self, width: int, height: int) -> int:
+        """How many tokens an image of this size in pixels becomes."""
         reader = self._reader([], {})
         prompt, images = self._prompt(Sample(image=Image.new("RGB", (width, height))), reader)
         ids = self._process([prompt], images, reader)["input_ids"]
@@ -144,7 +144,7 @@ class VisionLanguageCollate:
                 if token in sample.text:
                     raise ValueError(
                         f"row {row} of the batch: the text {short(sample.text)} holds {token!r}, by which "
-                        f"{self.family.name} knows a picture's place: write <|image_1|> for it, or remove it"
+                        f"{self.family.name} knows an image's place: write <|image_1|> for it, or remove it"
                     )
         return _Reader(self.processor, self.marker, self.end)
 
@@ -165,28 +165,27 @@ class VisionLanguageCollate:
             images = [resize(image, self.side) for image in images]
         for image in images:
             if max(image.size) > _STRIP * min(image.size):  # before the batch is processed for nothing
-                self._check_picture(image)
+                self._check_image(image)
         if not images and self.max_text_length is not None:
             tokenizer = reader.processor.tokenizer
             prompt = cut(prompt, self.max_text_length - bool(reader.end), tokenizer)
         return prompt + reader.end, images
 
-    def _process(self, prompts: list[str], pictures: list[Image.Image], reader: _Reader) -> dict[str, Tensor]:
-        images = pictures or None
+    def _process(self, prompts: list[str], images: list[Image.Image], reader: _Reader) -> dict[str, Tensor]:
         try:
-            batch = reader.processor(text=prompts, images=images, padding=True, return_tensors="pt")
-        except Exception as error:  # of many kinds; none says which picture it was
-            for picture in pictures:
-                self._check_picture(picture)
+            batch = reader.processor(text=prompts, images=images or None, padding=True, return_tensors="pt")
+        except Exception as error:  # of many kinds; none says which image it was
+            for image in images:
+                self._check_image(image)
             raise ValueError(f"the processor of {self.family.name} refused the batch: {error}") from error
         return dict(batch)
 
-    def _check_picture(self, picture: Image.Image) -> None:
+    def _check_image(self, image: Image.Image) -> None:
         try:
-            self.processor.image_processor([picture], return_tensors="pt")
+            self.processor.image_processor([image], return_tensors="pt")
         except Exception as error:
             raise ValueError(
-                f"{self.family.name} cannot take a picture of {picture.width}x{picture.height}: {error}"
+                f"{self.family.name} cannot take an image of {image.width}x{image.height}: {error}"
             ) from error
 
     def _check_lengths(self, samples: Sequence[Sample], batch: dict[str, Tensor]) -> None:
@@ -196,7 +195,7 @@ class VisionLanguageCollate:
                 raise ValueError(f"row {row} of the batch: the text {sample.text!r} has no tokens")
             if sample.images and self.max_length is not None and length > self.max_length:
                 raise ValueError(
-                    f"row {row} of the batch: a prompt with {len(sample.images)} picture(s) has {length} "
+                    f"row {row} of the batch: a prompt with {len(sample.images)} image(s) has {length} "
                     f"tokens, more than `max_length={self.max_length}`, which would cut it: raise it, or "
-                    "make the pictures smaller"
+                    "make the images smaller"
                 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from fanoise_lightning.analysis.spectra import marchenko_pastur_edge, side_spectrum, spectrum_figure
+from fanoise_lightning.figures.spectra import marchenko_pastur_edge, side_spectrum, spectrum_figure
 
 
 def gaussian(rows: int, columns: int, seed: int = 0) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from fanoise_lightning.callbacks.embedding_writer import EmbeddingWriter
 
 
-class Sides(Dataset):
+class References(Dataset):
     """The sides of a subset in reverse order; the embedding of side i is (i, i)."""
 
     def __init__(self, name: str, size: int) -> None:
@@ -53,7 +53,7 @@ def predict(
 
 
 def test_each_subset_has_a_file_with_rows_in_order(tmp_path: Path) -> None:
-    predict(tmp_path, Sides("CIRR", 7), Sides("VOC2007", 3))
+    predict(tmp_path, References("CIRR", 7), References("VOC2007", 3))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"CIRR.safetensors", "VOC2007.safetensors"}
     for name, size in (("CIRR", 7), ("VOC2007", 3)):
         written = load_file(tmp_path / "out" / f"{name}.safetensors")
@@ -64,31 +64,31 @@ def test_each_subset_has_a_file_with_rows_in_order(tmp_path: Path) -> None:
 def test_a_single_loader_is_enough(tmp_path: Path) -> None:
     writer = EmbeddingWriter()
     trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, callbacks=[writer], logger=False)
-    trainer.predict(Predictor(), DataLoader(Sides("CIRR", 4)))
+    trainer.predict(Predictor(), DataLoader(References("CIRR", 4)))
     assert len(load_file(tmp_path / "CIRR.safetensors")["index"]) == 4
 
 
 def test_broken_sides_have_no_row(tmp_path: Path) -> None:
-    predict(tmp_path, Sides("CIRR", 5), module=Predictor(broken=(4, 3, 2)))  # the whole first batch
+    predict(tmp_path, References("CIRR", 5), module=Predictor(broken=(4, 3, 2)))  # the whole first batch
     assert load_file(tmp_path / "out" / "CIRR.safetensors")["index"].tolist() == [0, 1]
 
 
 def test_a_subset_without_embeddings_has_no_file(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="nothing to write to CIRR.safetensors"):
-        predict(tmp_path, Sides("CIRR", 2), Sides("VOC2007", 3), module=Predictor(broken=(0, 1)))
+        predict(tmp_path, References("CIRR", 2), References("VOC2007", 3), module=Predictor(broken=(0, 1)))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["VOC2007.safetensors"]
 
 
 @pytest.mark.parametrize("name", ["../CIRR", "/tmp/CIRR", "a/b", "..\\CIRR", "..", ".", "", "C:CIRR"])
 def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="cannot name a file"):
-        predict(tmp_path, Sides(name, 2))
+        predict(tmp_path, References(name, 2))
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_two_subsets_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\['CIRR'\] appear more than once"):
-        predict(tmp_path, Sides("CIRR", 2), Sides("CIRR", 3))
+        predict(tmp_path, References("CIRR", 2), References("CIRR", 3))
 
 
 def test_a_data_set_without_a_name_is_refused(tmp_path: Path) -> None:
@@ -98,6 +98,6 @@ def test_a_data_set_without_a_name_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_each_rank_writes_its_own_rows(tmp_path: Path) -> None:
-    predict(tmp_path, Sides("CIRR", 5), devices=2, strategy="ddp_fork")
+    predict(tmp_path, References("CIRR", 5), devices=2, strategy="ddp_fork")
     parts = [load_file(tmp_path / "out" / f"CIRR.rank{rank}.safetensors") for rank in range(2)]
     assert sorted(torch.cat([part["index"] for part in parts]).tolist()) == [0, 1, 2, 3, 4]

@@ -4,11 +4,10 @@ import math
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from plain_module import Pairs, PlainModule, Recorder, fit
+from plain_module import PlainModule, Recorder, fit
+from processes import run_on_ranks
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from fanoise_lightning.callbacks import FANoise
 
@@ -110,30 +109,16 @@ def test_an_unseeded_run_resumes_with_its_own_random_seed(tmp_path, monkeypatch)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
 
 
-class SaveNoise(Callback):
-    """Writes what the loss of each rank saw."""
+def test_two_ranks_draw_different_noise():
+    def queries(rank: int, *callbacks: Callback) -> torch.Tensor:
+        module = PlainModule(Recorder())
+        ranks = {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False}  # the same rows for both
+        fit(module, callbacks, max_steps=1, **ranks)
+        return module.criterion.calls[0][0]
 
-    def __init__(self, folder) -> None:
-        self.folder = folder
+    def on_rank(rank: int) -> list[torch.Tensor]:
+        return [queries(rank), queries(rank, FANoise(alpha=1.0, seed=0))]
 
-    def on_fit_end(self, trainer, pl_module):
-        torch.save(pl_module.criterion.calls, self.folder / f"{trainer.global_rank}.pt")
-
-
-@pytest.mark.slow
-def test_two_ranks_draw_different_noise(tmp_path):
-    trainer = Trainer(
-        max_steps=1,
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp_spawn",
-        callbacks=[FANoise(alpha=1.0, seed=0), SaveNoise(tmp_path)],
-        use_distributed_sampler=False,  # both ranks get the same rows: only the noise differs
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
-    trainer.fit(PlainModule(Recorder()), DataLoader(Pairs(), batch_size=8))
-    first, second = (torch.load(tmp_path / f"{rank}.pt")[0] for rank in (0, 1))
-    assert not torch.allclose(first[0], second[0])
+    first, second = run_on_ranks(on_rank, 2)
+    assert torch.equal(first[0], second[0])
+    assert not torch.allclose(first[1], second[1])

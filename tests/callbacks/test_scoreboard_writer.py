@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fanoise_lightning.callbacks.scoreboard_writer import ScoreboardWriter
-from fanoise_lightning.data.catalog import CATALOG
-from fanoise_lightning.metrics import SubsetResult
-from fanoise_lightning.scoreboard import Scoreboard
-from fanoise_lightning.scores import SubsetScore
+from fanoise_lightning.evaluation.mmeb import CATALOG
+from fanoise_lightning.evaluation.precision_at_one import SubsetResult
+from fanoise_lightning.evaluation.scoreboard import Scoreboard
+from fanoise_lightning.evaluation.scores import SubsetScore
 
 MEANS_OF_CIRR = ("retrieval", "IND", "overall", "mean_of_meta_tasks")
 RESULT = SubsetResult(precision=0.5, num_queries=100, num_ties=0, num_skipped=0)

@@ -19,7 +19,7 @@ from fanoise_lightning.sample import Sample
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """A stand-in for an encoder's: the number in each text, and the grey of each picture (-1 for none)."""
+    """A stand-in for an encoder's: the number in each text, and the grey of each image (-1 for none)."""
     digits = ["".join(filter(str.isdigit, sample.text)) for sample in samples]
     greys = [-1 if sample.image is None else sample.image.getpixel((0, 0))[0] for sample in samples]
     return {"number": torch.tensor([int(number or -1) for number in digits]), "grey": torch.tensor(greys)}
@@ -34,7 +34,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def write_picture(path: Path, grey: int = 128) -> Path:
+def write_image(path: Path, grey: int = 128) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (4, 4), (grey, grey, grey)).save(path)
     return path
@@ -70,13 +70,13 @@ def make_root(root: Path, suffix: str = ".jsonl", sizes: tuple[int, ...] = (24, 
     """Training subsets a, b, ... with rows numbered 1000, 2000, ..., and two evaluation subsets of six
     queries.
 
-    The first training subset and the first evaluation subset have pictures on the query side.
+    The first training subset and the first evaluation subset have images on the query side.
     """
     for grey in range(6):
-        write_picture(root / "images" / f"{grey}.png", 40 * grey)
+        write_image(root / "images" / f"{grey}.png", 40 * grey)
     for letter, size, base in zip("abcdefgh", sizes, range(1000, 9000, 1000)):
-        picture = (lambda row: f"{row % 6}.png") if letter == "a" else (lambda row: "")
-        rows = [train_row(base + row, picture(row)) for row in range(size)]
+        make_image = (lambda row: f"{row % 6}.png") if letter == "a" else (lambda row: "")
+        rows = [train_row(base + row, make_image(row)) for row in range(size)]
         write_rows(root / "train" / f"{letter}{suffix}", rows)
     rows = [eval_row(row, [row, (row + 1) % 6, (row + 2) % 6], f"{row}.png") for row in range(6)]
     write_rows(root / "eval" / f"looking{suffix}", rows)

@@ -172,6 +172,6 @@ def use(hub: FakeHub, cache: Path, patch: Any) -> None:
         "huggingface_hub.file_download.time": quick,
         "datasets.config.HF_ENDPOINT": hub.url,
         "datasets.utils.file_utils.time": quick,
-        "fanoise_lightning.data.hub_errors.WAITS": (0.01, 0.01),
+        "fanoise_lightning.data.sources.hub_errors.WAITS": (0.01, 0.01),
     }.items():
         patch.setattr(name, value)

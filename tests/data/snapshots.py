@@ -18,7 +18,7 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
 
 import fanoise_lightning.data
-from fanoise_lightning.data.catalog import CATALOG, CatalogEntry
+from fanoise_lightning.evaluation.mmeb import CATALOG, CatalogEntry
 
 EMOJI = Path(fanoise_lightning.data.__file__).parent / "emoji"
 TRAIN_ROWS, EVAL_ROWS, CANDIDATES = 12, 3, 4
@@ -71,7 +71,7 @@ def eval_rows(entry: CatalogEntry, number: int) -> list[Row]:
     ]
 
 
-def picture_paths(rows: Iterable[Row]) -> set[str]:
+def image_paths(rows: Iterable[Row]) -> set[str]:
     values = [value for row in rows for key, value in row.items() if key.endswith("path")]
     return {path for value in values for path in ([value] if isinstance(value, str) else value) if path}
 
@@ -109,7 +109,7 @@ def make_snapshot(root: Path) -> Path:
         for number, entry in enumerate(CATALOG.values()):
             rows = eval_rows(entry, number)
             write_config(evaluation, entry.name, {"test": rows})
-            for path in sorted(picture_paths(rows)):
+            for path in sorted(image_paths(rows)):
                 images.writestr(path, source.read(path.split("/", 1)[1]))
             if entry.train_name is None:
                 continue
@@ -118,7 +118,7 @@ def make_snapshot(root: Path) -> Path:
             splits = {"original": rows, "diverse_instruction": diverse}
             write_config(train, entry.train_name, splits, 2 if entry.train_name in TWO_SHARDS else 1)
             with zipfile.ZipFile(train / "images_zip" / f"{entry.train_name}.zip", "w") as archive:
-                for path in sorted(picture_paths(rows)):
+                for path in sorted(image_paths(rows)):
                     member = path.removeprefix("images/")
                     archive.writestr(member, source.read(member.split("/", 1)[1]))
     return root

@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 from data_roots import train_row
 
-from fanoise_lightning.data.columns import with_origin
-from fanoise_lightning.data.records import TrainRows
-from fanoise_lightning.data.shards import CHUNK
-from fanoise_lightning.data.stream_blocks import Block, Position, StreamBlocks
-from fanoise_lightning.data.streaming import TrainStream
+from fanoise_lightning.data.rows.columns import with_origin
+from fanoise_lightning.data.rows.records import TrainRows
+from fanoise_lightning.data.rows.shards import CHUNK
+from fanoise_lightning.data.streaming.blocks import Block, Position, StreamBlocks
+from fanoise_lightning.data.streaming.reader import StreamReader, TrainStream
 
 SCHEMA = pa.schema([(name, pa.string()) for name in train_row(0)])
 
@@ -53,13 +53,19 @@ def blocks(stream: TrainStream, **options: Any) -> StreamBlocks:
     return StreamBlocks(stream, **{"seed": 1, "rank": 0, "world_size": 1, "shuffle_block": 1000, **options})
 
 
+def stream_reader(stream: TrainStream, **options: Any) -> StreamReader:
+    """A reader of the stream, which prepares nothing."""
+    defaults = {"seed": 1, "rank": 0, "world_size": 1, "shuffle_block": 10, "prepare": lambda rows: None}
+    return StreamReader(stream, 0, **{**defaults, **options})
+
+
 def numbers(rows: TrainRows) -> list[int]:
     return [int(text[1:]) for text in rows.queries.texts.to_pylist()]
 
 
 def a_pass(source: StreamBlocks, number: int = 0) -> Iterator[Block]:
     """The blocks of one pass."""
-    for block in source.read(Position(number=number)):
-        if block.start.number > number:
+    for block in source.read(Position(pass_number=number)):
+        if block.start.pass_number > number:
             return
         yield block

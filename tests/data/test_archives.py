@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fanoise_lightning.data import images
-from fanoise_lightning.data.archives import Archive
-from fanoise_lightning.data.images import PictureError
+from fanoise_lightning.data.images.archives import Archive
+from fanoise_lightning.data.images.decode import ImageError
+from fanoise_lightning.data.images.store import store as images
 
 METHODS = {"stored": zipfile.ZIP_STORED, "deflated": zipfile.ZIP_DEFLATED}
 
@@ -52,7 +52,7 @@ def test_members_are_those_of_zipfile(tmp_path: Path, method: str) -> None:
     assert archive.example in members
     for name in ("a", "a/100 ü.bin", ""):
         assert name not in archive
-        with pytest.raises(PictureError, match="no such file in the archive"):
+        with pytest.raises(ImageError, match="no such file in the archive"):
             archive.read(name)
 
 
@@ -123,7 +123,7 @@ def test_a_wrong_checksum_is_an_error(tmp_path: Path, method: str) -> None:
     def change(data: bytearray, header: int, directory: int) -> None:
         data[directory + 16] ^= 1
 
-    with pytest.raises(PictureError, match=r"checksum \(CRC\)"):
+    with pytest.raises(ImageError, match=r"checksum \(CRC\)"):
         patch(path, change).read("a")
 
 
@@ -133,7 +133,7 @@ def test_broken_data_is_an_error(tmp_path: Path) -> None:
     def change(data: bytearray, header: int, directory: int) -> None:
         data[header + 31] = 0xFF  # an unknown kind of block
 
-    with pytest.raises(PictureError, match="cannot be unpacked"):
+    with pytest.raises(ImageError, match="cannot be unpacked"):
         patch(path, change).read("a")
 
 
@@ -143,7 +143,7 @@ def test_a_hole_in_the_archive_is_an_error(tmp_path: Path) -> None:
     def change(data: bytearray, header: int, directory: int) -> None:
         data[header:directory] = bytes(directory - header)  # as of a download by ranges that lost one
 
-    with pytest.raises(PictureError, match="no member where its directory says"):
+    with pytest.raises(ImageError, match="no member where its directory says"):
         patch(path, change).read("a")
 
 
@@ -152,7 +152,7 @@ def test_an_archive_that_was_cut_after_it_was_opened_is_an_error(tmp_path: Path)
     archive = Archive(path)
     for size in (100, 20):
         os.truncate(path, size)
-        with pytest.raises(PictureError, match="the archive is broken"):
+        with pytest.raises(ImageError, match="the archive is broken"):
             archive.read("a")
 
 
@@ -163,13 +163,13 @@ def test_an_encrypted_member_is_an_error(tmp_path: Path) -> None:
         data[header + 6] |= 1
         data[directory + 8] |= 1
 
-    with pytest.raises(PictureError, match="encrypted"):
+    with pytest.raises(ImageError, match="encrypted"):
         patch(path, change).read("a")
 
 
 def test_an_unknown_compression_is_an_error(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.zip", {"a": b"data"}, zipfile.ZIP_BZIP2)
-    with pytest.raises(PictureError, match="compression method 12"):
+    with pytest.raises(ImageError, match="compression method 12"):
         Archive(path).read("a")
 
 
@@ -177,7 +177,7 @@ def test_a_bomb_is_refused_by_its_declared_size(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(images, "MAX_BYTES", 10_000)
     archive = Archive(write_zip(tmp_path / "x.zip", {"a": bytes(10_001), "b": bytes(10_000)}))
     assert archive.read("b") == bytes(10_000)
-    with pytest.raises(PictureError, match="10001 bytes are more than 10000"):
+    with pytest.raises(ImageError, match="10001 bytes are more than 10000"):
         archive.read("a")
 
 
@@ -189,7 +189,7 @@ def test_a_bomb_that_lies_about_its_size_is_not_unpacked(tmp_path: Path) -> None
 
     archive = patch(path, change)
     tracemalloc.start()
-    with pytest.raises(PictureError, match="size or checksum"):
+    with pytest.raises(ImageError, match="size or checksum"):
         archive.read("a")
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()

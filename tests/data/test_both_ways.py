@@ -13,12 +13,12 @@ import pytest
 from data_roots import collate, make_root, train_row, write_rows
 
 from fanoise_lightning.data import MMEBDataModule
-from fanoise_lightning.data.embedded import EmbeddedPictures
-from fanoise_lightning.data.records import TRAIN_COLUMNS, TrainRows, read_train
-from fanoise_lightning.data.shards import FileRows
-from fanoise_lightning.data.sides import Side
-from fanoise_lightning.data.stream_blocks import Position, TrainStream
-from fanoise_lightning.data.streaming import StreamReader
+from fanoise_lightning.data.rows.embedded import EmbeddedImages
+from fanoise_lightning.data.rows.records import TRAIN_COLUMNS, TrainRows, read_train
+from fanoise_lightning.data.rows.references import Reference
+from fanoise_lightning.data.rows.shards import FileRows
+from fanoise_lightning.data.streaming.blocks import Position, TrainStream
+from fanoise_lightning.data.streaming.reader import StreamReader
 
 Read = Callable[[list[Path], int | None], list[Any]]
 
@@ -32,9 +32,9 @@ def by_index(files: list[Path], limit: int | None = None) -> list[Any]:
     )  # fmt: skip
 
 
-def bring(side: Side, pictures: EmbeddedPictures | None) -> Side:
-    data = pictures.get(side.image) if pictures is not None else None  # type: ignore[arg-type]
-    return side if data is None else Side(side.text, data)
+def bring(side: Reference, images: EmbeddedImages | None) -> Reference:
+    data = images.get(side.image) if images is not None else None  # type: ignore[arg-type]
+    return side if data is None else Reference(side.text, data)
 
 
 def as_stream(files: list[Path], limit: int | None = None) -> list[Any]:
@@ -48,7 +48,7 @@ def as_stream(files: list[Path], limit: int | None = None) -> list[Any]:
     found = []
     while True:
         row = reader.take()
-        if reader.position.number:  # the second pass
+        if reader.position.pass_number:  # the second pass
             reader.close()
             return sorted(found)
         kind = "line" if row.file.endswith(".jsonl") else "row"
@@ -77,12 +77,12 @@ def rows(count: int, **columns: Callable[[int], Any]) -> list[dict[str, Any]]:
     ]
 
 
-def test_spellings_of_a_path_are_one_picture(tmp_path: Path) -> None:
+def test_spellings_of_a_path_are_one_image(tmp_path: Path) -> None:
     spellings = ["a/é.png", "./a/é.png", "a\\\\é.png", "a//e\u0301.png"]
     table = rows(4, qry_image_path=spellings.__getitem__, neg_image_path=lambda row: [spellings[row]])
     found = agree(write_rows(tmp_path / "s.jsonl", table))
-    pictures = {side.image for _, query, _, negatives in found for side in (query, *negatives)}
-    assert pictures == {"a/é.png"}
+    images = {side.image for _, query, _, negatives in found for side in (query, *negatives)}
+    assert images == {"a/é.png"}
 
 
 NEGATIVES: dict[str, Callable[[int], Any]] = {
@@ -213,8 +213,8 @@ def test_shards_may_differ_in_their_types(tmp_path: Path) -> None:
     assert len(agree(files)) == 600
 
 
-def test_pictures_in_the_rows_are_read_alike(tmp_path: Path) -> None:
-    """One of no bytes is a picture that is broken, and not none."""
+def test_images_in_the_rows_are_read_alike(tmp_path: Path) -> None:
+    """One of no bytes is an image that is broken, and not none."""
     table = rows(3, qry_image_path=lambda row: {"bytes": [b"one", b"", None][row], "path": f"{row}.png"})
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "s.parquet")
     assert [row[1].image for row in agree(tmp_path / "s.parquet")] == [b"one", b"", "2.png"]
@@ -255,7 +255,7 @@ def test_a_column_that_is_missing_is_the_same_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_picture_of_no_bytes_is_counted(tmp_path: Path, suffix: str, streaming: bool) -> None:
+def test_a_image_of_no_bytes_is_counted(tmp_path: Path, suffix: str, streaming: bool) -> None:
     root = make_root(tmp_path / "root", suffix)
     for file in (root / "train").iterdir():
         file.unlink()
@@ -266,5 +266,5 @@ def test_a_picture_of_no_bytes_is_counted(tmp_path: Path, suffix: str, streaming
     data.setup("fit")
     (batch,) = data.train_dataloader()
     assert len(batch["skipped"]) == 1
-    assert "row 5: picture" in batch["skipped"][0]
+    assert "row 5: image" in batch["skipped"][0]
     assert 5 not in batch["query"]["number"].tolist()

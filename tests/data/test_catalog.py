@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fanoise_lightning.data.catalog import (
+from fanoise_lightning.evaluation.mmeb import (
     BACKBONES,
     BASELINES,
     CATALOG,
@@ -15,8 +15,8 @@ from fanoise_lightning.data.catalog import (
     published_table,
     subset_table,
 )
-from fanoise_lightning.scoreboard import Scoreboard
-from fanoise_lightning.scores import SubsetScore
+from fanoise_lightning.evaluation.scoreboard import Scoreboard
+from fanoise_lightning.evaluation.scores import SubsetScore
 
 DOCS = Path(__file__).parents[2] / "docs" / "mmeb.md"
 
@@ -57,9 +57,9 @@ def test_the_training_set_is_as_large_as_published() -> None:
     assert sum(min(entry.num_train, 50_000) for entry in CATALOG.values()) == pytest.approx(662_000, rel=0.01)
 
 
-def test_an_instruction_holds_the_placeholder_where_the_query_has_a_picture() -> None:
+def test_an_instruction_holds_the_placeholder_where_the_query_has_a_image() -> None:
     for entry in CATALOG.values():
-        if entry.instruction and entry.name != "WebQA":  # its queries have no picture, and a placeholder
+        if entry.instruction and entry.name != "WebQA":  # its queries have no image, and a placeholder
             assert entry.instruction.startswith("<|image_1|> ") == ("I" in entry.query), entry.name
 
 

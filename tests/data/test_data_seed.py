@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_roots import Recorder, make_root, make_trainer
+from data_roots import Recorder, collate, make_root, make_trainer, train_row, write_rows
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from processes import run_on_ranks
 
-from fanoise_lightning.data import MMEBDataModule
+from fanoise_lightning.data import MMEBDataModule, PairDataModule
 from fanoise_lightning.data import datamodule as module
 
 
@@ -86,6 +86,30 @@ def test_a_data_module_that_is_used_again_follows_the_new_run(tmp_path: Path) ->
         make_trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(recorder, datamodule=data)
         runs.append(recorder.trained)
     assert runs[0] != runs[1]
+
+
+def order(rows: Path, **options: Any) -> tuple[list[int], list[int]]:
+    """The numbers that are trained on and those that are held out."""
+    data = PairDataModule(rows, num_workers=0, batch_size=4, collate=collate, **options)
+    data.setup()
+    trained = [number for batch in data.train_dataloader() for number in batch["query"]["number"].tolist()]
+    return trained, data.eval_sets[0].candidates.tolist()
+
+
+def test_the_order_of_pairs_follows_the_seed_of_the_run_and_their_split_does_not(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "s.jsonl", [train_row(number) for number in range(40)])
+    os.environ.pop("PL_GLOBAL_SEED", None)
+    default = order(path)
+    runs = []
+    for seed in (1, 2, 1):
+        seed_everything(seed)
+        runs.append(order(path))
+        assert order(path, seed=7) == order(path, seed=7)
+    assert runs[0] == runs[2]
+    assert runs[0][0] != runs[1][0]
+    assert sorted(runs[0][0]) == sorted(runs[1][0])
+    assert runs[0][1] == runs[1][1] == default[1]
+    assert default == order(path, seed=42)
 
 
 def seed_of(rank: int, root: str) -> list[int]:

@@ -4,38 +4,40 @@ import pickle
 from pathlib import Path
 
 import pytest
-from data_roots import collate, eval_row, train_row, write_picture, write_rows
+from data_roots import collate, eval_row, train_row, write_image, write_rows
 
-from fanoise_lightning.data.datasets import EvalDataset, PairCollate, SideCollate, TrainDataset, open_pair
-from fanoise_lightning.data.image_roots import ImageRoot
-from fanoise_lightning.data.images import PictureError, Pictures
-from fanoise_lightning.data.mixing import Batch
-from fanoise_lightning.data.records import read_eval, read_train
-from fanoise_lightning.data.refusals import Read
-from fanoise_lightning.data.sides import Side, identity
-from fanoise_lightning.data.skipped import TooManySkippedError
-from fanoise_lightning.data.subsets import Subset
+from fanoise_lightning.data.batches.evaluation import EvalDataset, ItemCollate
+from fanoise_lightning.data.batches.mixing import Batch
+from fanoise_lightning.data.batches.refusals import Read
+from fanoise_lightning.data.batches.skipped import TooManySkippedError
+from fanoise_lightning.data.batches.training import PairCollate, TrainDataset, open_pair
+from fanoise_lightning.data.images.decode import ImageError
+from fanoise_lightning.data.images.roots import ImageRoot
+from fanoise_lightning.data.images.store import ImageStore
+from fanoise_lightning.data.rows.records import read_eval, read_train
+from fanoise_lightning.data.rows.references import Reference, identity
+from fanoise_lightning.subset import Subset
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> Pictures:
+def images(tmp_path: Path) -> ImageStore:
     for grey in range(3):
-        write_picture(tmp_path / "images" / f"{grey}.png", grey)
+        write_image(tmp_path / "images" / f"{grey}.png", grey)
     (tmp_path / "images" / "bad.png").touch()
-    return Pictures(ImageRoot(tmp_path / "images"))
+    return ImageStore(ImageRoot(tmp_path / "images"))
 
 
-def train_set(tmp_path: Path, images: Pictures, paths: list[str], allowed: int = 5) -> TrainDataset:
+def train_set(tmp_path: Path, images: ImageStore, paths: list[str], allowed: int = 5) -> TrainDataset:
     rows = [train_row(number, path, path) for number, path in enumerate(paths)]
     return TrainDataset([read_train(write_rows(tmp_path / "s.jsonl", rows), "s")], images, allowed)
 
 
-def eval_set(tmp_path: Path, images: Pictures, paths: list[str]) -> EvalDataset:
+def eval_set(tmp_path: Path, images: ImageStore, paths: list[str]) -> EvalDataset:
     rows = [eval_row(number, [10 + number, 20], path) for number, path in enumerate(paths)]
     return EvalDataset(read_eval(write_rows(tmp_path / "e.jsonl", rows), Subset("e", "vqa", "OOD")), images)
 
 
-def test_a_batch_is_read_in_its_order(tmp_path: Path, images: Pictures) -> None:
+def test_a_batch_is_read_in_its_order(tmp_path: Path, images: ImageStore) -> None:
     pairs, skipped, _ = train_set(tmp_path, images, ["0.png", "", "2.png"])[Batch([(0, 2), (0, 1)])]
     texts = [(pair.query.text, pair.target.text, pair.subset) for pair in pairs]
     assert texts == [("q2", "t2", "s"), ("q1", "t1", "s")]
@@ -44,27 +46,27 @@ def test_a_batch_is_read_in_its_order(tmp_path: Path, images: Pictures) -> None:
     assert skipped == []
 
 
-def test_a_broken_pair_is_replaced_by_the_next_row(tmp_path: Path, images: Pictures) -> None:
+def test_a_broken_pair_is_replaced_by_the_next_row(tmp_path: Path, images: ImageStore) -> None:
     data = train_set(tmp_path, images, ["0.png", "bad.png", "none.png"])
     pairs, skipped, _ = data[Batch([(0, 1)])]
     assert [pair.query.text for pair in pairs] == ["q0"]  # after the last row comes the first
     assert len(skipped) == 2
     assert "subset `s`" in skipped[0]
-    assert "line 2: picture `bad.png`" in skipped[0]
-    assert "line 3: picture `none.png`" in skipped[1]
+    assert "line 2: image `bad.png`" in skipped[0]
+    assert "line 3: image `none.png`" in skipped[1]
 
 
-def test_a_subset_without_one_good_row_is_an_error(tmp_path: Path, images: Pictures) -> None:
-    with pytest.raises(PictureError, match="subset `s`: not one row"):
+def test_a_subset_without_one_good_row_is_an_error(tmp_path: Path, images: ImageStore) -> None:
+    with pytest.raises(ImageError, match="subset `s`: not one row"):
         train_set(tmp_path, images, ["bad.png", "none.png"])[Batch([(0, 0)])]
 
 
-def test_the_walk_to_a_good_row_ends_at_the_limit(tmp_path: Path, images: Pictures) -> None:
+def test_the_walk_to_a_good_row_ends_at_the_limit(tmp_path: Path, images: ImageStore) -> None:
     with pytest.raises(TooManySkippedError, match="3 training rows"):
         train_set(tmp_path, images, ["none.png"] * 9, allowed=2)[Batch([(0, 0)])]
 
 
-def test_train_batches_carry_both_sides_and_the_skips(tmp_path: Path, images: Pictures) -> None:
+def test_train_batches_carry_both_sides_and_the_skips(tmp_path: Path, images: ImageStore) -> None:
     data = train_set(tmp_path, images, ["0.png", "bad.png", "2.png"])
     batch = PairCollate(collate)(data[Batch([(0, 0), (0, 1)])])
     assert set(batch) == {"query", "target", "query_id", "target_id", "mask_pairs", "skipped"}
@@ -73,7 +75,7 @@ def test_train_batches_carry_both_sides_and_the_skips(tmp_path: Path, images: Pi
     assert len(batch["skipped"]) == 1
 
 
-def test_negatives_of_a_batch_are_flattened(tmp_path: Path, images: Pictures) -> None:
+def test_negatives_of_a_batch_are_flattened(tmp_path: Path, images: ImageStore) -> None:
     rows = [train_row(0), {**train_row(1), "neg_text": ["7", "8"], "neg_image_path": ["1.png", ""]}]
     data = TrainDataset([read_train(write_rows(tmp_path / "n.jsonl", rows), "n")], images, 0)
     batch = PairCollate(collate)(data[Batch([(0, 1), (0, 0), (0, 1)])])
@@ -81,10 +83,10 @@ def test_negatives_of_a_batch_are_flattened(tmp_path: Path, images: Pictures) ->
     assert batch["negatives"]["grey"].tolist() == [1, -1, 1, -1]
 
 
-def test_eval_sides_are_encoded_once(tmp_path: Path, images: Pictures) -> None:
+def test_eval_sides_are_encoded_once(tmp_path: Path, images: ImageStore) -> None:
     data = eval_set(tmp_path, images, ["0.png", "1.png", "1.png"])
     assert len(data) == 3 + 4
-    batch = SideCollate(collate)([data[index] for index in range(len(data))])
+    batch = ItemCollate(collate)([data[index] for index in range(len(data))])
     assert batch["index"].tolist() == list(range(7))
     number, grey = batch["inputs"]["number"], batch["inputs"]["grey"]
     assert grey.tolist() == [-1] * 4 + [0, 1, 1]
@@ -92,26 +94,26 @@ def test_eval_sides_are_encoded_once(tmp_path: Path, images: Pictures) -> None:
     assert number[data.candidates].tolist() == [[10, 20], [11, 20], [12, 20]]
 
 
-def test_broken_eval_sides_are_left_out(tmp_path: Path, images: Pictures) -> None:
+def test_broken_eval_sides_are_left_out(tmp_path: Path, images: ImageStore) -> None:
     data = eval_set(tmp_path, images, ["0.png", "bad.png"])
     bad = int(data.queries[1])
-    batch = SideCollate(collate)([data[index] for index in range(len(data))])
+    batch = ItemCollate(collate)([data[index] for index in range(len(data))])
     assert bad not in batch["index"].tolist()
     assert len(batch["index"]) == len(data) - 1 == len(batch["inputs"]["number"])
     assert "subset `e`, side" in batch["skipped"][0]
     assert "bad.png" in batch["skipped"][0]
-    alone = SideCollate(collate)([data[bad]])
+    alone = ItemCollate(collate)([data[bad]])
     assert (alone["index"].tolist(), alone["inputs"], len(alone["skipped"])) == ([], {}, 1)
 
 
-def test_datasets_survive_pickling(tmp_path: Path, images: Pictures) -> None:
+def test_datasets_survive_pickling(tmp_path: Path, images: ImageStore) -> None:
     train = pickle.loads(pickle.dumps(train_set(tmp_path, images, ["0.png"])))
     assert train[Batch([(0, 0)])][0][0].query.text == "q0"
     evaluation = pickle.loads(pickle.dumps(eval_set(tmp_path, images, ["0.png"])))
     assert len(evaluation) == 3
 
 
-def test_pairs_carry_what_losses_tell_right_answers_by(tmp_path: Path, images: Pictures) -> None:
+def test_pairs_carry_what_losses_tell_right_answers_by(tmp_path: Path, images: ImageStore) -> None:
     rows = [
         {**train_row(0), "neg_text": ["t1", "7"], "neg_image_path": ["", "1.png"]},
         {**train_row(1), "qry": "q0"},
@@ -122,16 +124,16 @@ def test_pairs_carry_what_losses_tell_right_answers_by(tmp_path: Path, images: P
         pairs, skipped, _ = TrainDataset([read_train(path, "m", mask_same_target=mask)], images, 0)[
             Batch([(0, 0), (0, 1), (0, 2)])
         ]
-        t0, t1, q0, q2 = (identity(Side(text, "")) for text in ("t0", "t1", "q0", "q2"))
+        t0, t1, q0, q2 = (identity(Reference(text, "")) for text in ("t0", "t1", "q0", "q2"))
         batch = PairCollate(collate)(Read(pairs, skipped))
         assert batch["target_id"].tolist() == [t0, t1, t0]
-        assert batch["negative_id"].tolist() == [t1, identity(Side("7", "1.png"))]
+        assert batch["negative_id"].tolist() == [t1, identity(Reference("7", "1.png"))]
         assert batch["query_id"].tolist() == [q0, q0, q2]
         assert batch["mask_pairs"].tolist() == [mask] * 3
 
 
-def test_without_a_mask_nothing_is_told_but_of_pairs_that_ask_for_it(images: Pictures) -> None:
-    sides = Side("q1", ""), Side("t1", ""), [Side("n1", "")]
+def test_without_a_mask_nothing_is_told_but_of_pairs_that_ask_for_it(images: ImageStore) -> None:
+    sides = Reference("q1", ""), Reference("t1", ""), [Reference("n1", "")]
     pairs = [open_pair(*sides, images, subset="s", mask=mask) for mask in (False, True)]
     batch = PairCollate(collate, mask=False)(Read(pairs, []))
     told = {name: batch[name].tolist() for name in ("target_id", "negative_id", "query_id")}
@@ -142,8 +144,11 @@ def test_without_a_mask_nothing_is_told_but_of_pairs_that_ask_for_it(images: Pic
     }
 
 
-def test_queries_that_lost_their_pictures_are_not_the_same(images: Pictures) -> None:
-    pairs = [open_pair(Side("q1", ""), Side(f"t{n}", ""), [], images, subset="s", mask=True) for n in (1, 2)]
+def test_queries_that_lost_their_images_are_not_the_same(images: ImageStore) -> None:
+    pairs = [
+        open_pair(Reference("q1", ""), Reference(f"t{n}", ""), [], images, subset="s", mask=True)
+        for n in (1, 2)
+    ]
     batch = PairCollate(collate, blind=True)(Read(pairs, []))
     assert batch["query_id"].tolist() == [-1, -1]
     assert batch["target_id"].tolist() == [pair.target_id for pair in pairs]

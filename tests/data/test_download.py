@@ -12,7 +12,7 @@ from fake_hub import FakeHub, Fault, use
 
 from fanoise_lightning.cli import main
 from fanoise_lightning.data import MMEBDataModule
-from fanoise_lightning.data.download import download
+from fanoise_lightning.data.sources.download import download
 
 CHOICE = {"train_subsets": ["CIRR", "ImageNet-1K"], "eval_subsets": ["GQA"]}
 
@@ -48,7 +48,7 @@ def test_what_is_downloaded_is_a_root_to_train_and_evaluate_on(root: Path, snaps
         ("GQA", 3, True),
     ]
     with zipfile.ZipFile(snapshot / "MMEB-train" / "images_zip" / "CIRR.zip") as archive:
-        assert checks[0].pictures == len(archive.namelist())
+        assert checks[0].images == len(archive.namelist())
     data = MMEBDataModule(root, **CHOICE)
     data.setup("fit")
     assert len(data.train_set) == 24
@@ -66,7 +66,7 @@ def test_the_rest_is_fetched(hub: FakeHub, root: Path) -> None:
     assert all(check.is_whole for check in download(root, **CHOICE))
 
 
-def test_unpacked_pictures_need_no_archive(hub: FakeHub, root: Path) -> None:
+def test_unpacked_images_need_no_archive(hub: FakeHub, root: Path) -> None:
     for archive in (root / "MMEB-train" / "images_zip").iterdir():
         zipfile.ZipFile(archive).extractall(root / "MMEB-train" / "images")
         archive.unlink()
@@ -75,7 +75,7 @@ def test_unpacked_pictures_need_no_archive(hub: FakeHub, root: Path) -> None:
     assert hub.requests == []
 
 
-def test_pictures_that_are_missing_are_counted_and_listed(
+def test_images_that_are_missing_are_counted_and_listed(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = pq.read_table(root / "MMEB-train" / "CIRR").to_pylist()

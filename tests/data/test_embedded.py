@@ -1,4 +1,4 @@
-"""Rows that hold their pictures themselves: bytes, or the struct of an `Image` column of `datasets`."""
+"""Rows that hold their images themselves: bytes, or the struct of an `Image` column of `datasets`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_roots import eval_row, train_row, write_picture, write_rows
+from data_roots import eval_row, train_row, write_image, write_rows
 from PIL import Image
 
-from fanoise_lightning.data.embedded import EmbeddedPictures, to_keys
-from fanoise_lightning.data.image_roots import ImageRoot
-from fanoise_lightning.data.images import PictureError, Pictures
-from fanoise_lightning.data.mixing import Batch
+from fanoise_lightning.data.batches.mixing import Batch
+from fanoise_lightning.data.images.decode import ImageError
+from fanoise_lightning.data.images.roots import ImageRoot
+from fanoise_lightning.data.images.store import ImageStore
 from fanoise_lightning.data.pairs import PairDataModule
-from fanoise_lightning.data.records import read_eval, read_train
-from fanoise_lightning.data.subsets import Subset
-from fanoise_lightning.data.tables import read_table
+from fanoise_lightning.data.rows.embedded import EmbeddedImages, to_keys
+from fanoise_lightning.data.rows.records import read_eval, read_train
+from fanoise_lightning.data.rows.tables import read_table
+from fanoise_lightning.subset import Subset
 
 SUBSET = Subset("s", "retrieval", "IND")
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -52,9 +53,9 @@ def write(path: Path, rows: list[dict[str, Any]], **types: pa.DataType) -> Path:
 
 
 def greys(rows: Any, sides: Any) -> list[int]:
-    """The grey of each side's picture, -1 for none, and no image root."""
-    pictures = Pictures(embedded=[rows.embedded])
-    opened = [pictures.open(side.image).getpixel((0, 0))[0] if side.image else -1 for side in sides]
+    """The grey of each side's image, -1 for none, and no image root."""
+    images = ImageStore(embedded=[rows.embedded])
+    opened = [images.open(side.image).getpixel((0, 0))[0] if side.image else -1 for side in sides]
     assert len(opened) == len(sides)
     return opened
 
@@ -69,9 +70,9 @@ FORMS: dict[str, tuple[pa.DataType, Callable[[bytes | None], Any]]] = {
 ALL_FORMS = pytest.mark.parametrize("form", FORMS)
 
 
-@pytest.mark.filterwarnings("ignore:.*speak of a picture")
+@pytest.mark.filterwarnings("ignore:.*speak of an image")
 @ALL_FORMS
-def test_training_rows_hold_their_pictures(tmp_path: Path, form: str) -> None:
+def test_training_rows_hold_their_images(tmp_path: Path, form: str) -> None:
     kind, wrap = FORMS[form]
     rows = [
         {**train_row(number, "q", "p"), "qry_image_path": wrap(query), "pos_image_path": wrap(target)}
@@ -89,7 +90,7 @@ def test_training_rows_hold_their_pictures(tmp_path: Path, form: str) -> None:
 
 
 @ALL_FORMS
-def test_candidates_are_lists_of_pictures_and_alike_by_their_content(tmp_path: Path, form: str) -> None:
+def test_candidates_are_lists_of_images_and_alike_by_their_content(tmp_path: Path, form: str) -> None:
     kind, wrap = FORMS[form]
     rows = [
         {
@@ -103,13 +104,13 @@ def test_candidates_are_lists_of_pictures_and_alike_by_their_content(tmp_path: P
     path = write(tmp_path / "s.parquet", rows, qry_img_path=kind, tgt_img_path=pa.list_(kind))
     read = read_eval(path, SUBSET)
     found = [[int(side) for side in row if side >= 0] for row in read.candidates]
-    assert [greys(read, [read.sides[side] for side in row]) for row in found] == [[1, 2], [2, 1], [3]]
-    assert len(read.sides) == 1 + 3
+    assert [greys(read, [read.items[side] for side in row]) for row in found] == [[1, 2], [2, 1], [3]]
+    assert len(read.items) == 1 + 3
 
 
 @ALL_FORMS
 @pytest.mark.parametrize("many", [True, False])
-def test_negatives_are_pictures_or_lists_of_them(tmp_path: Path, form: str, many: bool) -> None:
+def test_negatives_are_images_or_lists_of_them(tmp_path: Path, form: str, many: bool) -> None:
     kind, wrap = FORMS[form]
     values = (
         [[wrap(png(1)), wrap(None)], [wrap(png(2)), wrap(png(1))]] if many else [wrap(png(1)), wrap(None)]
@@ -126,7 +127,7 @@ def test_negatives_are_pictures_or_lists_of_them(tmp_path: Path, form: str, many
 
 
 def test_what_datasets_writes_is_read(tmp_path: Path) -> None:
-    """Through `datasets` as a user would: an Image column, pictures embedded when it is written."""
+    """Through `datasets` as a user would: an Image column, images embedded when it is written."""
     features = {name: datasets.Value("string") for name in ("qry", "pos_text", "pos_image_path")}
     image = datasets.Image()
     rows = {
@@ -141,13 +142,13 @@ def test_what_datasets_writes_is_read(tmp_path: Path) -> None:
     assert greys(read, [read.queries[row] for row in range(2)]) == [5, -1]
 
 
-def test_paths_and_embedded_pictures_may_be_mixed(tmp_path: Path) -> None:
-    write_picture(tmp_path / "a.png", 4)
-    pictures = [{"bytes": png(3), "path": "gone.png"}, {"bytes": None, "path": "a.png"}]
-    rows = [{**train_row(row), "qry_image_path": picture} for row, picture in enumerate(pictures)]
+def test_paths_and_embedded_images_may_be_mixed(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", 4)
+    images = [{"bytes": png(3), "path": "gone.png"}, {"bytes": None, "path": "a.png"}]
+    rows = [{**train_row(row), "qry_image_path": image} for row, image in enumerate(images)]
     read = read_train(write(tmp_path / "s.parquet", rows, qry_image_path=IMAGE), "s")
     assert read.paths.to_pylist() == ["a.png"]
-    opened = Pictures(ImageRoot(tmp_path), [read.embedded])
+    opened = ImageStore(ImageRoot(tmp_path), [read.embedded])
     assert [opened.open(read.queries[row].image).getpixel((0, 0))[0] for row in range(2)] == [3, 4]
 
 
@@ -169,7 +170,7 @@ def test_shards_are_one_subset(tmp_path: Path) -> None:
     assert read.queries[4].image == "a.png"
 
 
-def test_limit_keeps_the_pictures_of_the_first_rows(tmp_path: Path) -> None:
+def test_limit_keeps_the_images_of_the_first_rows(tmp_path: Path) -> None:
     rows = [{**train_row(grey), "qry_image_path": png(grey)} for grey in range(5)]
     path = write(tmp_path / "s.parquet", rows, qry_image_path=pa.binary())
     assert len(read_train(path, "s", limit=2).embedded) == 2
@@ -184,7 +185,7 @@ def test_chunks_of_a_column_are_read_one_by_one(tmp_path: Path) -> None:
     assert greys(read, [read.queries[row] for row in range(7)]) == list(range(7))
 
 
-def test_blind_drops_embedded_query_pictures(tmp_path: Path) -> None:
+def test_blind_drops_embedded_query_images(tmp_path: Path) -> None:
     rows = [{**train_row(0), "qry_image_path": png(1)}]
     path = write(tmp_path / "s.parquet", rows, qry_image_path=pa.binary())
     assert read_train(path, "s", blind=True).queries[0] == ("q0", "")
@@ -194,12 +195,12 @@ def test_blind_drops_embedded_query_pictures(tmp_path: Path) -> None:
     ("name", "value", "message"),
     [
         ("qry", b"text", "column `qry` must hold text, found binary"),
-        ("qry_image_path", 3, r"column `qry_image_path` must hold paths or pictures \(bytes, .*found int64"),
-        ("qry_image_path", [b"x"], "column `qry_image_path` must hold paths or pictures .*found list"),
+        ("qry_image_path", 3, r"column `qry_image_path` must hold paths or images \(bytes, .*found int64"),
+        ("qry_image_path", [b"x"], "column `qry_image_path` must hold paths or images .*found list"),
         ("qry_image_path", {"data": b"x"}, "column `qry_image_path` must hold .*found struct<data: binary>"),
         ("qry_image_path", {"bytes": 3, "path": ""}, "column `qry_image_path` must hold .*found struct"),
         ("neg_text", [b"x"], "column `neg_text` must hold texts or lists of texts, found list"),
-        ("neg_image_path", [[b"x"]], "column `neg_image_path` must hold paths, pictures .*found list"),
+        ("neg_image_path", [[b"x"]], "column `neg_image_path` must hold paths, images .*found list"),
     ],
 )
 def test_columns_of_a_wrong_type_are_named(tmp_path: Path, name: str, value: Any, message: str) -> None:
@@ -209,20 +210,20 @@ def test_columns_of_a_wrong_type_are_named(tmp_path: Path, name: str, value: Any
 
 
 def test_a_column_of_texts_is_read_without_a_store(tmp_path: Path) -> None:
-    assert read_table(write_rows(tmp_path / "s.jsonl", [{"a": "x"}]), {"a": "picture"})[1] is None
+    assert read_table(write_rows(tmp_path / "s.jsonl", [{"a": "x"}]), {"a": "image"})[1] is None
 
 
-def test_broken_and_empty_pictures_are_errors_that_name_their_key(tmp_path: Path) -> None:
+def test_broken_and_empty_images_are_errors_that_name_their_key(tmp_path: Path) -> None:
     rows = [{**train_row(row), "qry_image_path": data} for row, data in enumerate([b"", png(1)[:-30]])]
     read = read_train(write(tmp_path / "s.parquet", rows, qry_image_path=pa.binary()), "s")
     for row in range(2):
         image = read.queries[row].image
-        with pytest.raises(PictureError, match=f"picture `{image}`: "):
-            Pictures(embedded=[read.embedded]).open(image)
+        with pytest.raises(ImageError, match=f"image `{image}`: "):
+            ImageStore(embedded=[read.embedded]).open(image)
 
 
-def test_only_keys_of_pictures_that_are_there_are_found() -> None:
-    store = EmbeddedPictures([to_keys(pa.array([png(grey) for grey in range(20)]))[1]])
+def test_only_keys_of_images_that_are_there_are_found() -> None:
+    store = EmbeddedImages([to_keys(pa.array([png(grey) for grey in range(20)]))[1]])
     assert all(store.get(key(png(grey))) == png(grey) for grey in range(20))
     assert not any(store.get(key(png(grey))) for grey in range(20, 40))
     for name in (
@@ -234,7 +235,7 @@ def test_only_keys_of_pictures_that_are_there_are_found() -> None:
         "ü" * 71,
     ):
         assert store.get(name) is None
-    assert EmbeddedPictures([to_keys(pa.array([], pa.binary()))[1]]).get(key(png(1))) is None
+    assert EmbeddedImages([to_keys(pa.array([], pa.binary()))[1]]).get(key(png(1))) is None
 
 
 def test_a_data_module_needs_no_image_root_for_them(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fanoise_lightning.data.emoji import rows as rows_module
-from fanoise_lightning.data.emoji import scenes, sources, split
+import fanoise_lightning
+from tools.emoji import rows as rows_module
+from tools.emoji import scenes, sources, split
 
-ROOT = Path(sources.__file__).parent
+ROOT = Path(fanoise_lightning.__file__).parent / "data" / "emoji"
 TRAIN_COLUMNS = {"qry", "qry_image_path", "pos_text", "pos_image_path"}
 NEGATIVE_COLUMNS = {"neg_text", "neg_image_path"}
 EVAL_COLUMNS = {"qry_text", "qry_img_path", "tgt_text", "tgt_img_path"}

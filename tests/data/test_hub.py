@@ -10,10 +10,10 @@ import pytest
 from data_roots import train_row, write_rows
 from datasets import load_dataset, load_dataset_builder
 
-from fanoise_lightning.data.catalog import TRAIN_NAMES
-from fanoise_lightning.data.hub import HUB, Repository
-from fanoise_lightning.data.records import TRAIN_COLUMNS
-from fanoise_lightning.data.shards import FileRows
+from fanoise_lightning.data.rows.records import TRAIN_COLUMNS
+from fanoise_lightning.data.rows.shards import FileRows
+from fanoise_lightning.data.sources.repository import HUB, Repository
+from fanoise_lightning.evaluation.mmeb import TRAIN_NAMES
 
 SHARDS = ["NIGHTS/original-00000-of-00002.parquet", "NIGHTS/original-00001-of-00002.parquet"]
 

@@ -14,9 +14,9 @@ import huggingface_hub
 import pytest
 from fake_hub import FakeHub, Fault, use
 
-from fanoise_lightning.data.hub import HUB, HubError, Repository
-from fanoise_lightning.data.hub_errors import attempt
-from fanoise_lightning.data.records import TRAIN_COLUMNS
+from fanoise_lightning.data.rows.records import TRAIN_COLUMNS
+from fanoise_lightning.data.sources.hub_errors import attempt
+from fanoise_lightning.data.sources.repository import HUB, HubError, Repository
 
 CONFIG, SPLIT = "NIGHTS", "original"  # of two shards
 SHARD = "*/resolve/*/NIGHTS/original-00001-of-00002.parquet"
@@ -39,7 +39,7 @@ def repository(hub: FakeHub) -> Repository:
 
 
 def read(repository: Repository, streaming: bool) -> list[str]:
-    """The query pictures of all rows."""
+    """The query images of all rows."""
     if not streaming:
         shards = repository.shards(CONFIG, SPLIT)
         repository = repository.download(["README.md", *shards])
@@ -148,7 +148,7 @@ class Answer(Exception):
 def test_only_what_may_pass_is_tried_again(
     error: Exception, attempts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fanoise_lightning.data.hub_errors.WAITS", (0, 0))
+    monkeypatch.setattr("fanoise_lightning.data.sources.hub_errors.WAITS", (0, 0))
     calls = []
 
     def action() -> None:
@@ -233,7 +233,7 @@ def test_a_row_group_that_breaks_goes_on_behind_the_rows_that_came(
     hub: FakeHub, repository: Repository, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing comes twice: what was given out is skipped when the file is opened anew."""
-    monkeypatch.setattr("fanoise_lightning.data.shards.CHUNK", 2)
+    monkeypatch.setattr("fanoise_lightning.data.rows.shards.CHUNK", 2)
     rows = repository.stream(CONFIG, SPLIT, TRAIN_COLUMNS)
     found = []
     for shard in range(rows.num_shards):

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from data_roots import collate, train_row, write_picture, write_rows, zip_folder
+from data_roots import collate, train_row, write_image, write_rows, zip_folder
 
-from fanoise_lightning.data import image_roots, images
-from fanoise_lightning.data.image_roots import ImageRoot, archive_names, first_paths
-from fanoise_lightning.data.images import PictureError, Pictures
+from fanoise_lightning.data.images.decode import ImageError
+from fanoise_lightning.data.images.roots import ImageRoot, archive_names, first_paths
+from fanoise_lightning.data.images.store import ImageStore
+from fanoise_lightning.data.images.store import roots as image_roots
+from fanoise_lightning.data.images.store import store as images
 from fanoise_lightning.data.pairs import PairDataModule
 
 TRAIN, EVAL = "images/A-OKVQA/Train/1.png", "ScienceQA/1.png"  # as the rows of MMEB's two halves have them
@@ -23,16 +25,16 @@ FETCH = "hf download TIGER-Lab/MMEB-train {archive}"
 
 def write_archive(path: Path, *members: str, grey: int = 7) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = write_picture(path.parent / "picture.png", grey)
+    image = write_image(path.parent / "image.png", grey)
     with zipfile.ZipFile(path, "w") as archive:
         for member in members:
-            archive.write(picture, member)
-    picture.unlink()
+            archive.write(image, member)
+    image.unlink()
     return path
 
 
 def grey(root: ImageRoot, path: str) -> int:
-    return Pictures(root).open(path).getpixel((0, 0))[0]
+    return ImageStore(root).open(path).getpixel((0, 0))[0]
 
 
 def as_paths(*paths: str) -> pa.Array:
@@ -41,16 +43,16 @@ def as_paths(*paths: str) -> pa.Array:
 
 @pytest.fixture(params=["folder", "zip"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> ImageRoot:
-    """One picture (grey 7), a truncated one and a text, in a folder or a zip of it."""
-    folder = tmp_path / "pictures"
-    good = write_picture(folder / "sub" / "good.png", 7)
+    """One image (grey 7), a truncated one and a text, in a folder or a zip of it."""
+    folder = tmp_path / "images"
+    good = write_image(folder / "sub" / "good.png", 7)
     (folder / "cut.png").write_bytes(good.read_bytes()[:-30])
-    (folder / "note.png").write_text("not a picture")
+    (folder / "note.png").write_text("not an image")
     return ImageRoot(folder if request.param == "folder" else zip_folder(folder))
 
 
 @pytest.mark.parametrize("path", ["sub/good.png", "./sub//good.png", "images/sub/good.png"])
-def test_pictures_are_found(root: ImageRoot, path: str) -> None:
+def test_images_are_found(root: ImageRoot, path: str) -> None:
     assert grey(root, path) == 7
     assert path in root
     assert path + "x" not in root
@@ -64,9 +66,9 @@ def test_pictures_are_found(root: ImageRoot, path: str) -> None:
         ("", "no such file"),
         ("x" * 300 + "/x.png", "no such file"),
         ("cut.png", "OSError|SyntaxError"),
-        ("note.png", "it is no picture"),
-        ("../pictures/sub/good.png", "leaves the image root"),
-        ("sub/../../pictures/sub/good.png", "leaves the image root"),
+        ("note.png", "it is no image"),
+        ("../images/sub/good.png", "leaves the image root"),
+        ("sub/../../images/sub/good.png", "leaves the image root"),
         ("/sub/good.png", "leaves the image root"),
         ("C:\\good.png", "leaves the image root"),
         ("sub\\..\\good.png", "leaves the image root"),
@@ -74,49 +76,49 @@ def test_pictures_are_found(root: ImageRoot, path: str) -> None:
     ],
 )
 def test_what_cannot_be_read_is_one_error(root: ImageRoot, path: str, cause: str) -> None:
-    with pytest.raises(PictureError, match=cause) as error:
-        Pictures(root).open(path)
-    assert f"picture `{path}` in `{root.path}`: " in str(error.value)
+    with pytest.raises(ImageError, match=cause) as error:
+        ImageStore(root).open(path)
+    assert f"image `{path}` in `{root.path}`: " in str(error.value)
 
 
 def test_symlinks_must_stay_inside(tmp_path: Path) -> None:
-    secret = write_picture(tmp_path / "secret" / "secret.png")
-    write_picture(tmp_path / "pictures" / "good.png")
-    (tmp_path / "pictures" / "out.png").symlink_to(secret)
-    (tmp_path / "pictures" / "folder").symlink_to(secret.parent)
-    (tmp_path / "pictures" / "in.png").symlink_to("good.png")
-    root = ImageRoot(tmp_path / "pictures")
+    secret = write_image(tmp_path / "secret" / "secret.png")
+    write_image(tmp_path / "images" / "good.png")
+    (tmp_path / "images" / "out.png").symlink_to(secret)
+    (tmp_path / "images" / "folder").symlink_to(secret.parent)
+    (tmp_path / "images" / "in.png").symlink_to("good.png")
+    root = ImageRoot(tmp_path / "images")
     assert grey(root, "in.png") == 128
     for path in ("out.png", "folder/secret.png"):
-        with pytest.raises(PictureError, match="symbolic link leaves the image root"):
-            Pictures(root).open(path)
+        with pytest.raises(ImageError, match="symbolic link leaves the image root"):
+            ImageStore(root).open(path)
 
 
 def test_a_symlink_in_an_archive_is_not_followed(tmp_path: Path) -> None:
     link = zipfile.ZipInfo("link.png")
     link.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        archive.writestr(link, os.fspath(write_picture(tmp_path / "secret.png")))
-    with pytest.raises(PictureError, match="it is no picture"):
-        Pictures(ImageRoot(tmp_path / "x.zip")).open("link.png")
+        archive.writestr(link, os.fspath(write_image(tmp_path / "secret.png")))
+    with pytest.raises(ImageError, match="it is no image"):
+        ImageStore(ImageRoot(tmp_path / "x.zip")).open("link.png")
 
 
-def test_the_folder_of_pictures_may_be_a_link(tmp_path: Path) -> None:
-    write_picture(tmp_path / "disk" / "A-OKVQA" / "Train" / "1.png", 3)
-    write_picture(tmp_path / "secret.png")
+def test_the_folder_of_images_may_be_a_link(tmp_path: Path) -> None:
+    write_image(tmp_path / "disk" / "A-OKVQA" / "Train" / "1.png", 3)
+    write_image(tmp_path / "secret.png")
     (tmp_path / "disk" / "out.png").symlink_to(tmp_path / "secret.png")
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "images").symlink_to(tmp_path / "disk")
     root = ImageRoot(tmp_path / "root")
     assert grey(root, TRAIN) == grey(root, "A-OKVQA/Train/1.png") == 3
-    with pytest.raises(PictureError, match="symbolic link leaves the image root"):
+    with pytest.raises(ImageError, match="symbolic link leaves the image root"):
         root.read("images/out.png")
 
 
 def test_huge_files_are_refused_before_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_picture(tmp_path / "big.png")
+    write_image(tmp_path / "big.png")
     monkeypatch.setattr(images, "MAX_BYTES", 10)
-    with pytest.raises(PictureError, match="bytes are more than 10"):
+    with pytest.raises(ImageError, match="bytes are more than 10"):
         ImageRoot(tmp_path).read("big.png")
 
 
@@ -153,23 +155,23 @@ def test_archives_of_a_repository_are_read_in_place(
     assert grey(ImageRoot(tmp_path), path) == 7  # without preparation
     assert path in root
     assert path + "x" not in root
-    with pytest.raises(PictureError, match=re.escape(f"in `{Path(archive).name}` (which has `{member}`)")):
+    with pytest.raises(ImageError, match=re.escape(f"in `{Path(archive).name}` (which has `{member}`)")):
         root.read(path.replace("1", "2").replace("top", "none"))
 
 
 @pytest.mark.parametrize("unpacked", [TRAIN, "A-OKVQA/Train/1.png"])
-def test_unpacked_pictures_win_over_archives(tmp_path: Path, unpacked: str) -> None:
+def test_unpacked_images_win_over_archives(tmp_path: Path, unpacked: str) -> None:
     members = ("A-OKVQA/Train/1.png", "A-OKVQA/Train/2.png")
     write_archive(tmp_path / "images_zip" / "A-OKVQA.zip", *members, grey=7)
-    write_picture(tmp_path / unpacked, 3)
+    write_image(tmp_path / unpacked, 3)
     root = ImageRoot(tmp_path)
     assert grey(root, TRAIN) == 3
     assert grey(root, TRAIN.replace("1", "2")) == 7  # unpacking was broken off
 
 
 def test_the_path_as_it_stands_comes_first(tmp_path: Path) -> None:
-    write_picture(tmp_path / "a" / "x.png", 1)
-    write_picture(tmp_path / "images" / "a" / "x.png", 2)
+    write_image(tmp_path / "a" / "x.png", 1)
+    write_image(tmp_path / "images" / "a" / "x.png", 2)
     root = ImageRoot(tmp_path)
     assert [grey(root, path) for path in ("a/x.png", "images/a/x.png")] == [1, 2]
 
@@ -194,7 +196,7 @@ def test_only_the_archives_that_are_needed_are_opened_and_once(
 ) -> None:
     for name in ("A", "B", "C"):
         write_archive(tmp_path / "images_zip" / f"{name}.zip", f"{name}/1.png")
-    write_picture(tmp_path / "images" / "C" / "1.png")
+    write_image(tmp_path / "images" / "C" / "1.png")
     names = opened(monkeypatch)
     root = ImageRoot(tmp_path)
     root.prepare(as_paths("images/B/1.png", "images/B/2.png", "images/C/1.png"), "s")
@@ -228,22 +230,22 @@ def test_a_missing_archive_is_named_with_the_command_that_fetches_it(tmp_path: P
     root = ImageRoot(tmp_path, FETCH)
     command = "fetch it: `hf download TIGER-Lab/MMEB-train images_zip/A-OKVQA.zip`"
     with pytest.raises(
-        FileNotFoundError, match=re.escape(f"subset `A-OKVQA`: its pictures (the first: `{TRAIN}`)")
+        FileNotFoundError, match=re.escape(f"subset `A-OKVQA`: its images (the first: `{TRAIN}`)")
     ):
         root.prepare(as_paths(TRAIN), "A-OKVQA")
     with pytest.raises(FileNotFoundError, match=re.escape(command)):
         root.prepare(as_paths(TRAIN), "A-OKVQA")
-    with pytest.raises(PictureError, match=re.escape(command)):
+    with pytest.raises(ImageError, match=re.escape(command)):
         root.read(TRAIN)
     with pytest.raises(FileNotFoundError, match=r"unpacked or in `images_zip/A-OKVQA\.zip` or `images\.zip`"):
         ImageRoot(tmp_path).prepare(as_paths(TRAIN), "A-OKVQA")
 
 
-def test_a_stray_path_is_a_broken_picture_and_stops_nothing(tmp_path: Path) -> None:
+def test_a_stray_path_is_a_broken_image_and_stops_nothing(tmp_path: Path) -> None:
     write_archive(tmp_path / "images_zip" / "A-OKVQA.zip", "A-OKVQA/Train/1.png")
     root = ImageRoot(tmp_path, FETCH)
     root.prepare(as_paths(TRAIN, "images/Stray/1.png"), "A-OKVQA")
-    with pytest.raises(PictureError, match=r"no such file, unpacked or in `images_zip/Stray\.zip`"):
+    with pytest.raises(ImageError, match=r"no such file, unpacked or in `images_zip/Stray\.zip`"):
         root.read("images/Stray/1.png")
 
 
@@ -253,18 +255,18 @@ def test_an_archive_that_ends_early_is_named_with_the_command(tmp_path: Path, pr
     os.truncate(path, path.stat().st_size - 10)
     root = ImageRoot(tmp_path, FETCH)
     with pytest.raises(ValueError, match=r"A-OKVQA\.zip` is no zip archive, or one that ends early") as error:
-        root.prepare(as_paths(TRAIN), "A-OKVQA") if prepared else Pictures(root).open(TRAIN)
+        root.prepare(as_paths(TRAIN), "A-OKVQA") if prepared else ImageStore(root).open(TRAIN)
     assert "remove it and fetch it again: `hf download TIGER-Lab/MMEB-train images_zip/A-OKVQA.zip`" in str(
         error.value
     )
 
 
-def test_an_archive_that_is_gone_is_a_picture_error(tmp_path: Path) -> None:
+def test_an_archive_that_is_gone_is_a_image_error(tmp_path: Path) -> None:
     path = write_archive(tmp_path / "images.zip", "a.png")
     root = ImageRoot(path)
     path.unlink()
-    with pytest.raises(PictureError, match=r"picture `a\.png` in .*: FileNotFoundError: "):
-        Pictures(root).open("a.png")
+    with pytest.raises(ImageError, match=r"image `a\.png` in .*: FileNotFoundError: "):
+        ImageStore(root).open("a.png")
 
 
 def test_a_group_of_paths_shares_its_archives() -> None:
@@ -297,7 +299,5 @@ def test_a_data_module_opens_the_archives_before_workers_start(
 
 def test_a_data_module_stops_at_once_if_an_archive_is_missing(tmp_path: Path) -> None:
     data = PairDataModule(pairs(tmp_path), val_fraction=0.5)
-    with pytest.raises(
-        FileNotFoundError, match=r"subset `s`: its pictures \(the first: `images/A/\d\.png`\)"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"subset `s`: its images \(the first: `images/A/\d\.png`\)"):
         data.setup()

@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from data_roots import train_row, write_picture, write_rows
+from data_roots import train_row, write_image, write_rows
 from PIL import Image
 
-from fanoise_lightning.data import images
-from fanoise_lightning.data.embedded import EmbeddedPictures, to_keys
-from fanoise_lightning.data.image_roots import ImageRoot
-from fanoise_lightning.data.images import PictureError, Pictures, decode
-from fanoise_lightning.data.mixing import Batch
+from fanoise_lightning.data.batches.mixing import Batch
+from fanoise_lightning.data.images.decode import ImageError, decode
+from fanoise_lightning.data.images.roots import ImageRoot
+from fanoise_lightning.data.images.store import ImageStore
+from fanoise_lightning.data.images.store import store as images
 from fanoise_lightning.data.pairs import PairDataModule
+from fanoise_lightning.data.rows.embedded import EmbeddedImages, to_keys
 
 GREY = Image.new("RGB", (4, 4), (7, 7, 7))
 
@@ -38,46 +39,46 @@ def photograph(width: int, height: int) -> Image.Image:
     return Image.fromarray((0.6 * layers[0] + 0.3 * layers[1] + 0.1 * layers[2]).astype(np.uint8))
 
 
-def test_the_three_sources_give_the_same_picture(tmp_path: Path) -> None:
-    path = write_picture(tmp_path / "a.png", 7)
+def test_the_three_sources_give_the_same_image(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "a.png", 7)
     keys, part = to_keys(pa.array([path.read_bytes()], pa.binary()))
-    pictures = Pictures(ImageRoot(tmp_path), [EmbeddedPictures([part])])
+    images = ImageStore(ImageRoot(tmp_path), [EmbeddedImages([part])])
     for image in ("a.png", path.read_bytes(), keys[0].as_py()):
-        opened = pictures.open(image)
+        opened = images.open(image)
         assert (opened.mode, opened.size, opened.getpixel((0, 0))) == ("RGB", (4, 4), (7, 7, 7))
 
 
-def test_errors_name_the_picture_and_its_root(tmp_path: Path) -> None:
-    keys, part = to_keys(pa.array([b"no picture"], pa.binary()))
-    (tmp_path / "a.png").write_bytes(b"no picture")
-    pictures = Pictures(ImageRoot(tmp_path), [EmbeddedPictures([part])])
+def test_errors_name_the_image_and_its_root(tmp_path: Path) -> None:
+    keys, part = to_keys(pa.array([b"no image"], pa.binary()))
+    (tmp_path / "a.png").write_bytes(b"no image")
+    images = ImageStore(ImageRoot(tmp_path), [EmbeddedImages([part])])
     key = keys[0].as_py()
-    names = {"a.png": f"`a.png` in `{tmp_path}`", key: f"`{key}`", b"no picture": "of 10 embedded bytes"}
+    names = {"a.png": f"`a.png` in `{tmp_path}`", key: f"`{key}`", b"no image": "of 10 embedded bytes"}
     for image, name in names.items():
         messages = set()
         for _ in range(3):
-            with pytest.raises(PictureError, match=f"^picture {name}: it is no picture") as error:
-                pictures.open(image)
+            with pytest.raises(ImageError, match=f"^image {name}: it is no image") as error:
+                images.open(image)
             messages.add(str(error.value))
-        assert len(messages) == 1  # skipped pictures are counted by their messages
+        assert len(messages) == 1  # skipped images are counted by their messages
 
 
 def test_a_path_without_a_root_is_an_error() -> None:
-    with pytest.raises(PictureError, match=r"picture `a\.png`: there is no image root"):
-        Pictures().open("a.png")
+    with pytest.raises(ImageError, match=r"image `a\.png`: there is no image root"):
+        ImageStore().open("a.png")
 
 
-def test_pictures_survive_pickling(tmp_path: Path) -> None:
-    write_picture(tmp_path / "a.png")
+def test_images_survive_pickling(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
     keys, part = to_keys(pa.array([encoded(GREY)], pa.binary()))
-    copy = pickle.loads(pickle.dumps(Pictures(ImageRoot(tmp_path), [EmbeddedPictures([part])], 2)))
+    copy = pickle.loads(pickle.dumps(ImageStore(ImageRoot(tmp_path), [EmbeddedImages([part])], 2)))
     assert copy.open("a.png").size == copy.open(keys[0].as_py()).size == (4, 4)
     assert copy.decode_size == 2
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg"])
-def test_a_truncated_picture_is_an_error(kind: str) -> None:
-    with pytest.raises(PictureError, match=r"OSError|SyntaxError"):
+def test_a_truncated_image_is_an_error(kind: str) -> None:
+    with pytest.raises(ImageError, match=r"OSError|SyntaxError"):
         decode(encoded(photograph(64, 64), kind)[:-300], "`cut`")
 
 
@@ -89,14 +90,14 @@ def test_bombs_are_refused_before_decoding() -> None:
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")
     with (
         pytest.warns(Image.DecompressionBombWarning),
-        pytest.raises(PictureError, match=r"12000x12000 is more than \d+ pixels"),
+        pytest.raises(ImageError, match=r"12000x12000 is more than \d+ pixels"),
     ):
         decode(data, "`bomb`", decode_size=10)
 
 
 def test_too_many_bytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MAX_BYTES", 10)
-    with pytest.raises(PictureError, match=r"picture `x`: \d+ bytes are more than 10"):
+    with pytest.raises(ImageError, match=r"image `x`: \d+ bytes are more than 10"):
         decode(encoded(GREY), "`x`")
 
 
@@ -185,7 +186,7 @@ def test_other_formats_come_in_full(kind: str) -> None:
 
 
 @pytest.mark.parametrize("decode_size", [None, 10])
-def test_a_data_module_opens_pictures_at_its_decode_size(tmp_path: Path, decode_size: int | None) -> None:
+def test_a_data_module_opens_images_at_its_decode_size(tmp_path: Path, decode_size: int | None) -> None:
     rows = [train_row(row, "a.jpg", "a.jpg") for row in range(8)]
     (tmp_path / "a.jpg").write_bytes(encoded(photograph(40, 40), "jpeg"))
     data = PairDataModule(

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from data_roots import train_row
 
-from fanoise_lightning.data.lines import read_lines
-from fanoise_lightning.data.records import TRAIN_COLUMNS
+from fanoise_lightning.data.rows.lines import read_lines
+from fanoise_lightning.data.rows.records import TRAIN_COLUMNS
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "latin-1"])

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 from torch.utils.data import Dataset
 
-from fanoise_lightning.data.mixing import BatchSubsets, MixingSampler, Sampling, epoch_order, subset_weights
+from fanoise_lightning.data.batches.mixing import (
+    BatchSubsets,
+    MixingSampler,
+    Sampling,
+    epoch_order,
+    subset_weights,
+)
 
 SIZES = [50, 30, 20]
 

@@ -1,22 +1,20 @@
 from __future__ import annotations
 
 import ast
-import json
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from data_roots import Recorder, collate, make_root, write_picture, write_rows, zip_folder
+from data_roots import Recorder, collate, make_root, make_trainer, write_image, write_rows, zip_folder
 from lightning.pytorch import Trainer
+from processes import run_on_ranks
 
 import fanoise_lightning.data
 from fanoise_lightning.data import MMEBDataModule
-from fanoise_lightning.data.skipped import TooManySkippedError
+from fanoise_lightning.data.batches.skipped import TooManySkippedError
 
 
 def make_data(root: Path, **options: Any) -> MMEBDataModule:
@@ -34,10 +32,10 @@ def numbers(data: MMEBDataModule) -> list[int]:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-@pytest.mark.parametrize("pictures", ["folder", "zip"])
-def test_an_epoch_and_an_evaluation_from_every_layout(tmp_path: Path, suffix: str, pictures: str) -> None:
+@pytest.mark.parametrize("images", ["folder", "zip"])
+def test_an_epoch_and_an_evaluation_from_every_layout(tmp_path: Path, suffix: str, images: str) -> None:
     root = make_root(tmp_path / "root", suffix)
-    if pictures == "zip":
+    if images == "zip":
         zip_folder(root / "images")
         (root / "images").rename(root / "elsewhere")
     data = set_up(root)
@@ -67,7 +65,7 @@ def test_lightning_trains_and_evaluates(
     for call in (run.validate, run.test):
         recorder.evaluated.clear()
         call(recorder, datamodule=data)
-        # six texts and six pictures with a text, and six texts; the subsets share their six candidates
+        # six texts and six images with a text, and six texts; the subsets share their six candidates
         assert [index for _, batch in recorder.evaluated for index in batch] == list(range(18))
     recorder.evaluated.clear()
     run.predict(recorder, datamodule=data)
@@ -98,7 +96,7 @@ def test_num_samples_takes_the_first_rows_of_each_subset(root: Path) -> None:
     assert numbers(set_up(root, num_samples=6)) == [*range(1000, 1006), *range(2000, 2006)]
 
 
-def test_blind_drops_the_query_pictures_everywhere(root: Path) -> None:
+def test_blind_drops_the_query_images_everywhere(root: Path) -> None:
     data = set_up(root, blind=True)
     assert all((batch["query"]["grey"] == -1).all() for batch in data.train_dataloader())
     assert all((batch["inputs"]["grey"] == -1).all() for batch in data.val_dataloader())
@@ -139,7 +137,7 @@ def test_what_the_root_lacks_is_named(root: Path) -> None:
     (root / "images").rename(root / "elsewhere")
     with pytest.raises(FileNotFoundError, match=r"expected images/ or images\.zip"):
         set_up(root)
-    set_up(root, train_subsets=["b"], eval_subsets=["reading"])  # texts alone need no pictures
+    set_up(root, train_subsets=["b"], eval_subsets=["reading"])  # texts alone need no images
     (root / "elsewhere").rename(root / "images")
     write_rows(root / "eval" / "extra.jsonl", [])
     with pytest.raises(ValueError, match=r"extra\.jsonl. has no entry in .*subsets\.json"):
@@ -171,7 +169,7 @@ def test_overfit_batches_is_refused(root: Path, recorder: Recorder, trainer: Cal
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_broken_pictures_are_skipped_counted_and_reported(
+def test_broken_images_are_skipped_counted_and_reported(
     root: Path, recorder: Recorder, trainer: Callable[..., Trainer], workers: int
 ) -> None:
     (root / "images" / "3.png").write_bytes(b"broken")
@@ -182,11 +180,11 @@ def test_broken_pictures_are_skipped_counted_and_reported(
     first = [text for text in said if "cannot be read and is skipped" in text]
     assert len(first) == 2  # one of training, one of evaluation
     assert "subset `a`" in first[0]
-    assert "picture `3.png`" in first[0]
+    assert "image `3.png`" in first[0]
     reports = [text for text in said if "so far" in text]
     assert len(reports) == 4  # two epochs, two validations
     assert "4 of 36 training rows" in reports[0]
-    assert "1 of 18 evaluation sides" in reports[1]
+    assert "1 of 18 evaluation items" in reports[1]
     assert [len(batch) for batch in recorder.trained] == [6] * 12
     assert not {1003, 1009, 1015, 1021} & {number for batch in recorder.trained for number in batch}
     broken = int(data.eval_suite.numbers[1][data.eval_sets[1].queries[3]])
@@ -194,14 +192,14 @@ def test_broken_pictures_are_skipped_counted_and_reported(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_too_many_broken_pictures_stop_the_run_with_the_list(
+def test_too_many_broken_images_stop_the_run_with_the_list(
     root: Path, recorder: Recorder, trainer: Callable[..., Trainer]
 ) -> None:
     (root / "images" / "3.png").unlink()
     with pytest.raises(TooManySkippedError, match=r"training rows(?s:.*)allows 1(?s:.*)3\.png") as error:
         trainer(max_epochs=1).fit(recorder, datamodule=make_data(root, max_skipped=0.03))
     assert str(root / "train" / "a.jsonl") in str(error.value)
-    with pytest.raises(TooManySkippedError, match=r"1 evaluation sides(?s:.*)3\.png"):
+    with pytest.raises(TooManySkippedError, match=r"1 evaluation items(?s:.*)3\.png"):
         trainer().validate(recorder, datamodule=make_data(root, max_skipped=0.03))
 
 
@@ -210,8 +208,8 @@ def test_too_many_broken_pictures_stop_the_run_with_the_list(
 def test_the_limit_is_told_from_a_worker_as_well(
     root: Path, recorder: Recorder, trainer: Callable[..., Trainer]
 ) -> None:
-    for picture in (root / "images").iterdir():
-        picture.unlink()
+    for image in (root / "images").iterdir():
+        image.unlink()
     with pytest.raises(TooManySkippedError, match=r"training rows(?s:.*)no such file"):
         trainer(max_epochs=1).fit(recorder, datamodule=make_data(root, num_workers=1))
 
@@ -231,31 +229,13 @@ def test_the_data_side_knows_nothing_of_encoders_and_their_libraries() -> None:
         assert not [name for name in imported(tree.body) if name.startswith(on_first_use)], file
 
 
-DISTRIBUTED = """
-import json, sys
-from pathlib import Path
-from data_roots import Recorder, make_trainer
-from fanoise_lightning.data import MMEBDataModule
+def test_two_ranks_see_disjoint_halves_of_the_global_batch(root: Path) -> None:
+    def on_rank(rank: int) -> dict[str, Any]:
+        recorder, data = Recorder(), MMEBDataModule(root, batch_size=3, num_workers=0)
+        make_trainer(root, devices=2, strategy="ddp", max_epochs=2).fit(recorder, datamodule=data)
+        return {"trained": recorder.trained, "evaluated": recorder.evaluated}
 
-class Writer(Recorder):
-    def on_train_end(self):
-        rank = self.trainer.global_rank
-        seen = {"trained": self.trained, "evaluated": self.evaluated}
-        (Path(sys.argv[1]) / f"rank{rank}.json").write_text(json.dumps(seen))
-
-if __name__ == "__main__":
-    root = Path(sys.argv[1])
-    trainer = make_trainer(root, devices=2, strategy="ddp_fork", max_epochs=2)
-    trainer.fit(Writer(), datamodule=MMEBDataModule(root, batch_size=3, num_workers=0))
-"""
-
-
-@pytest.mark.slow
-def test_two_ranks_see_disjoint_halves_of_the_global_batch(root: Path, tmp_path: Path) -> None:
-    script = tmp_path / "distributed.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{DISTRIBUTED}")
-    subprocess.run([sys.executable, script, root], check=True, capture_output=True, timeout=120)
-    first, second = (json.loads((root / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    first, second = run_on_ranks(on_rank, 2)
     joined = [one + other for one, other in zip(first["trained"], second["trained"], strict=True)]
     whole = make_data(root, batch_size=6)
     whole.setup("fit")
@@ -276,8 +256,8 @@ def test_a_data_module_survives_pickling(root: Path) -> None:
     assert numbers(copy) == [*range(1000, 1024), *range(2000, 2012)]
 
 
-def test_a_truncated_picture_is_skipped_like_a_missing_one(root: Path) -> None:
-    file = write_picture(root / "images" / "3.png")
+def test_a_truncated_image_is_skipped_like_a_missing_one(root: Path) -> None:
+    file = write_image(root / "images" / "3.png")
     file.write_bytes(file.read_bytes()[:-30])
     batches = set_up(root, max_skipped=1.0).train_dataloader()
     assert len({line for batch in batches for line in batch["skipped"]}) == 4

@@ -16,9 +16,9 @@ from lightning.pytorch import Trainer
 from tqdm import tqdm
 
 from fanoise_lightning.data import MMEBDataModule
-from fanoise_lightning.data.catalog import CATALOG, TRAIN_NAMES, by_train_name
-from fanoise_lightning.data.hub import HUB, HubError
-from fanoise_lightning.data.mixing import Batch
+from fanoise_lightning.data.batches.mixing import Batch
+from fanoise_lightning.data.sources.repository import HUB, HubError
+from fanoise_lightning.evaluation.mmeb import CATALOG, TRAIN_NAMES, by_train_name
 
 FEW = {"train_subsets": ["CIRR", "VOC2007"], "eval_subsets": ["CIRR", "GQA"]}
 ROOT = f"{HUB}TIGER-Lab"
@@ -75,7 +75,7 @@ def test_all_of_mmeb_by_default(snapshot: Path) -> None:
     assert data.eval_sets[2].subset.floors == {"chance": 0.5}  # HatefulMemes has two candidates
 
 
-def test_the_rows_are_those_of_the_files_with_their_pictures(snapshot: Path) -> None:
+def test_the_rows_are_those_of_the_files_with_their_images(snapshot: Path) -> None:
     data = set_up(snapshot, train_subsets=["NIGHTS", "CIRR"])
     for name, paths in train_paths(data).items():
         assert paths == [row["qry_image_path"] for row in stored(snapshot, name)]
@@ -185,12 +185,12 @@ def test_a_missing_archive_comes_with_the_command_that_fetches_it(partial: Path)
         "hf download TIGER-Lab/MMEB-train images_zip/CIRR.zip --repo-type dataset "
         f"--local-dir {partial / 'MMEB-train'}"
     )
-    with pytest.raises(FileNotFoundError, match=r"`CIRR`.*pictures") as error:
+    with pytest.raises(FileNotFoundError, match=r"`CIRR`.*images") as error:
         set_up(partial, **FEW)
     assert command in str(error.value)
 
 
-def test_unpacked_pictures_serve_as_well(partial: Path) -> None:
+def test_unpacked_images_serve_as_well(partial: Path) -> None:
     train = partial / "MMEB-train"
     expected = set_up(partial, **FEW).train_set[Batch([(0, 0), (1, 5)])][0]
     for archive in (train / "images_zip").iterdir():

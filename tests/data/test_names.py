@@ -1,4 +1,4 @@
-"""Pictures whose names in the rows are not quite those of their files."""
+"""Images whose names in the rows are not quite those of their files."""
 
 from __future__ import annotations
 
@@ -8,34 +8,35 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from data_roots import collate, train_row, write_picture, write_rows
+from data_roots import collate, train_row, write_image, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fanoise_lightning.data.archives import Archive
-from fanoise_lightning.data.image_roots import ImageRoot, archive_names
-from fanoise_lightning.data.images import PictureError, Pictures
-from fanoise_lightning.data.names import folded
+from fanoise_lightning.data.images.archives import Archive
+from fanoise_lightning.data.images.decode import ImageError
+from fanoise_lightning.data.images.roots import ImageRoot, archive_names
+from fanoise_lightning.data.images.store import ImageStore
 from fanoise_lightning.data.pairs import PairDataModule
-from fanoise_lightning.data.records import read_train
+from fanoise_lightning.data.rows.paths import folded
+from fanoise_lightning.data.rows.records import read_train
 
 NFC, NFD = (unicodedata.normalize(form, "Café/Ångström.png") for form in ("NFC", "NFD"))
 
 
 def make_root(folder: Path, kind: str, *names: str) -> ImageRoot:
-    """Pictures of these names, grey 0, 1, ..., unpacked or in an archive, as they are written."""
+    """Images of these names, grey 0, 1, ..., unpacked or in an archive, as they are written."""
     if kind == "folder":
         for grey, name in enumerate(names):
-            write_picture(folder / "root" / name, grey)
+            write_image(folder / "root" / name, grey)
         return ImageRoot(folder / "root")
     with zipfile.ZipFile(folder / "root.zip", "w") as archive:
         for grey, name in enumerate(names):
-            archive.writestr(name, write_picture(folder / "picture.png", grey).read_bytes())
+            archive.writestr(name, write_image(folder / "image.png", grey).read_bytes())
     return ImageRoot(folder / "root.zip")
 
 
 def grey(root: ImageRoot, path: str) -> int:
-    return Pictures(root).open(path).getpixel((0, 0))[0]
+    return ImageStore(root).open(path).getpixel((0, 0))[0]
 
 
 kinds = pytest.mark.parametrize("kind", ["folder", "zip"])
@@ -85,7 +86,7 @@ def test_files_of_a_mac_are_found_without_listing_their_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_root(tmp_path, "folder", NFD)
-    monkeypatch.setattr("fanoise_lightning.data.image_roots._search", lambda *_: pytest.fail("listed"))
+    monkeypatch.setattr("fanoise_lightning.data.images.roots._search", lambda *_: pytest.fail("listed"))
     root._archives = dict.fromkeys(archive_names(NFC))  # known to be missing
     assert grey(root, NFC) == 0
 
@@ -103,10 +104,10 @@ def test_several_spellings_and_none_of_them_is_an_error_that_shows_the_differenc
 ) -> None:
     root = make_root(tmp_path, kind, "a.PNG", "A.png", NFC, NFD)
     told = "2 have it in other capitals or another Unicode form: 'A.png' and 'a.PNG'"
-    with pytest.raises(PictureError, match=f"picture `a.png` in .*{told}"):
-        Pictures(root).open("a.png")
-    with pytest.raises(PictureError, match=re.escape(f"{NFD!a} and {NFC!a}")):
-        Pictures(root).open(NFC.upper())
+    with pytest.raises(ImageError, match=f"image `a.png` in .*{told}"):
+        ImageStore(root).open("a.png")
+    with pytest.raises(ImageError, match=re.escape(f"{NFD!a} and {NFC!a}")):
+        ImageStore(root).open(NFC.upper())
 
 
 @kinds
@@ -120,7 +121,7 @@ def write_mac_zip(path: Path, name: str) -> Path:
     """As the Finder writes it: the bytes of a name are UTF-8, and no flag says so."""
     plain = "x" * len(name.encode())
     with zipfile.ZipFile(path, "w") as archive:
-        archive.write(write_picture(path.with_name("picture.png"), 7), plain)
+        archive.write(write_image(path.with_name("image.png"), 7), plain)
     path.write_bytes(path.read_bytes().replace(plain.encode(), name.encode()))
     return path
 
@@ -138,7 +139,7 @@ def test_an_archive_of_a_mac_is_read(tmp_path: Path, name: str) -> None:
 
 def test_an_archive_in_code_page_437_is_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        archive.write(write_picture(tmp_path / "picture.png", 7), "caf@.png")
+        archive.write(write_image(tmp_path / "image.png", 7), "caf@.png")
     data = (tmp_path / "x.zip").read_bytes().replace(b"caf@", "café".encode("cp437"))
     (tmp_path / "x.zip").write_bytes(data)
     assert grey(ImageRoot(tmp_path / "x.zip"), "café.png") == 7
@@ -152,31 +153,31 @@ def test_an_archive_of_a_repository_may_have_other_capitals(tmp_path: Path) -> N
 
 
 def test_another_spelling_does_not_leave_the_root(tmp_path: Path) -> None:
-    write_picture(tmp_path / "Secret" / "a.png")
-    write_picture(tmp_path / "root" / "b.png")
+    write_image(tmp_path / "Secret" / "a.png")
+    write_image(tmp_path / "root" / "b.png")
     (tmp_path / "root" / "Link").symlink_to(tmp_path / "Secret")
     for path, cause in {
         "..\\secret\\a.png": "leaves the image root",
         "\\secret\\a.png": "leaves the image root",
         "link/a.png": "symbolic link leaves",
     }.items():
-        with pytest.raises(PictureError, match=cause):
-            Pictures(ImageRoot(tmp_path / "root")).open(path)
+        with pytest.raises(ImageError, match=cause):
+            ImageStore(ImageRoot(tmp_path / "root")).open(path)
 
 
 def test_a_file_that_appears_later_is_found(tmp_path: Path) -> None:
     root = make_root(tmp_path, "folder", "a.png")
     assert "B.png" not in root
-    write_picture(tmp_path / "root" / "b.png", 9)
+    write_image(tmp_path / "root" / "b.png", 9)
     assert grey(root, "B.png") == 9
 
 
 def test_the_home_of_the_user_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    write_picture(tmp_path / "pictures" / "a.png", 7)
+    write_image(tmp_path / "images" / "a.png", 7)
     write_rows(tmp_path / "mine.jsonl", [train_row(row, "a.png") for row in range(20)])
     options = {"batch_size": 2, "num_workers": 0, "collate": collate}
-    data = PairDataModule("~/mine.jsonl", image_root="~/pictures", **options)
+    data = PairDataModule("~/mine.jsonl", image_root="~/images", **options)
     data.setup()
     assert next(iter(data.train_dataloader()))["query"]["grey"].tolist() == [7, 7]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_roots import Recorder, collate, train_row, write_picture, write_rows, zip_folder
+from data_roots import Recorder, collate, train_row, write_image, write_rows, zip_folder
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import Trainer
@@ -24,8 +24,8 @@ def set_up(path: Path, **options: Any) -> PairDataModule:
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
     for grey in range(4):
-        write_picture(tmp_path / "pictures" / f"{grey}.png", grey)
-    rows = [train_row(number, f"pictures/{number % 4}.png") for number in range(40)]
+        write_image(tmp_path / "images" / f"{grey}.png", grey)
+    rows = [train_row(number, f"images/{number % 4}.png") for number in range(40)]
     return write_rows(tmp_path / "mine.jsonl", rows)
 
 
@@ -38,7 +38,7 @@ def test_a_part_is_held_out_and_has_to_be_found(pairs: Path) -> None:
     (validation,) = data.eval_sets
     subset = validation.subset
     assert (subset.name, subset.meta_task, subset.distribution) == ("validation", "retrieval", "IND")
-    texts = [validation.sides[index].text for index in range(len(validation))]
+    texts = [validation.items[index].text for index in range(len(validation))]
     queries = [texts[index] for index in validation.queries]
     assert len(queries) == 4
     assert [texts[row[0]] for row in validation.candidates] == [text.replace("q", "t") for text in queries]
@@ -60,10 +60,10 @@ def test_the_number_of_candidates_is_bounded(pairs: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
-def test_pictures_come_from_the_image_root(pairs: Path, kind: str) -> None:
+def test_images_come_from_the_image_root(pairs: Path, kind: str) -> None:
     rows = [train_row(number, f"{number % 4}.png") for number in range(40)]
     path = write_rows(pairs.with_name("mine.parquet"), rows)
-    folder = pairs.with_name("pictures")
+    folder = pairs.with_name("images")
     data = set_up(path, image_root=folder if kind == "folder" else zip_folder(folder))
     for batch in data.train_dataloader():
         assert batch["query"]["grey"].tolist() == [number % 4 for number in batch["query"]["number"].tolist()]
@@ -141,7 +141,7 @@ def test_both_directions_of_a_pair_are_on_one_side_of_the_split(tmp_path: Path) 
     back = [{**row, "qry": row["pos_text"], "pos_text": row["qry"]} for row in one_way]
     data = set_up(write_rows(tmp_path / "both.jsonl", [*one_way, *back]), val_fraction=0.3)
     (validation,) = data.eval_sets
-    held_out = {int(validation.sides[index].text[1:]) for index in range(len(validation))}
+    held_out = {int(validation.items[index].text[1:]) for index in range(len(validation))}
     assert len(held_out) == 9
     assert trained(data) == set(range(30)) - held_out
 

@@ -13,20 +13,26 @@ from data_roots import eval_row, train_row, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fanoise_lightning.data.records import read_eval, read_train
-from fanoise_lightning.data.sides import Side, Sides, identity, spell_paths, unique_sides
-from fanoise_lightning.data.subsets import Subset
+from fanoise_lightning.data.rows.records import read_eval, read_train
+from fanoise_lightning.data.rows.references import (
+    Reference,
+    References,
+    identity,
+    spell_paths,
+    unique_references,
+)
+from fanoise_lightning.subset import Subset
 
 SUBSET = Subset("s", "retrieval", "IND")
 BOTH = pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 
 
-def make_sides(pairs: list[tuple[str, str]]) -> Sides:
-    return Sides(*(pa.array([pair[part] for pair in pairs], pa.large_string()) for part in (0, 1)))
+def make_sides(pairs: list[tuple[str, str]]) -> References:
+    return References(*(pa.array([pair[part] for pair in pairs], pa.large_string()) for part in (0, 1)))
 
 
 def candidates(rows: Any, query: int) -> list[tuple[str, str]]:
-    return [tuple(rows.sides[index]) for index in rows.candidates[query] if index >= 0]
+    return [tuple(rows.items[index]) for index in rows.candidates[query] if index >= 0]
 
 
 @BOTH
@@ -74,13 +80,13 @@ def test_placeholders_are_dropped(tmp_path: Path, stored: str, resolved: str) ->
     assert read_train(path, "s").queries[0].text == resolved
 
 
-def test_placeholder_without_a_picture_is_reported(tmp_path: Path) -> None:
+def test_placeholder_without_a_image_is_reported(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "s.jsonl", [{**train_row(1), "qry": "<|image_1|> Find"}])
-    with pytest.warns(UserWarning, match="`s`: 1 texts in `qry` speak of a picture"):
+    with pytest.warns(UserWarning, match="`s`: 1 texts in `qry` speak of an image"):
         assert read_train(path, "s").queries[0] == ("Find", "")
 
 
-def test_rows_without_text_and_picture_are_skipped_and_counted(tmp_path: Path) -> None:
+def test_rows_without_text_and_image_are_skipped_and_counted(tmp_path: Path) -> None:
     empty = [{**train_row(2), "qry": "<|image_1|> "}, {**train_row(3), "pos_text": None}]
     path = write_rows(tmp_path / "s.jsonl", [train_row(1), *empty, train_row(4)])
     with pytest.warns(UserWarning, match=r"2 of 4 rows are skipped.*s\.jsonl., line 2"):
@@ -89,7 +95,7 @@ def test_rows_without_text_and_picture_are_skipped_and_counted(tmp_path: Path) -
     assert rows.where(1) == f"subset `s`, `{path}`, line 4"
 
 
-def test_a_picture_alone_is_a_side(tmp_path: Path) -> None:
+def test_a_image_alone_is_a_side(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "s.jsonl", [{**train_row(1, "a.png"), "qry": "<|image_1|>"}])
     assert read_train(path, "s").queries[0] == ("", "a.png")
 
@@ -98,7 +104,7 @@ def test_a_picture_alone_is_a_side(tmp_path: Path) -> None:
 def test_an_empty_subset_is_an_error(tmp_path: Path, suffix: str) -> None:
     path = write_rows(tmp_path / f"s{suffix}", [{**train_row(2), "qry": ""}])
     with pytest.raises(
-        ValueError, match="subset `s` is empty: on each of its 1 rows a side lacks text and picture"
+        ValueError, match="subset `s` is empty: on each of its 1 rows a side lacks text and image"
     ):
         read_train(path, "s")
 
@@ -151,14 +157,14 @@ SPELLINGS = {
     ],
     "é.png": ["e\u0301.png", "./é.png", ".\\e\u0301.png"],
     ".a/..b/c..": ["./.a/..b/c.."],
-    ".": ["./", "."],  # no file, and not the same as no picture
+    ".": ["./", "."],  # no file, and not the same as no image
     f"sha256:{'0' * 64}": [f"sha256:{'0' * 64}"],
 }
 
 
 @BOTH
 @pytest.mark.parametrize("path", SPELLINGS)
-def test_spellings_of_a_path_are_one_picture(tmp_path: Path, path: str, suffix: str) -> None:
+def test_spellings_of_a_path_are_one_image(tmp_path: Path, path: str, suffix: str) -> None:
     spellings = [path, *SPELLINGS[path]]
     train = [
         {**train_row(1, each, each), "neg_text": ["n", "n"], "neg_image_path": [each, "other.png"]}
@@ -199,7 +205,7 @@ def test_paths_are_spelled_as_one_by_one(written: list[str]) -> None:
 def test_eval_rows_index_unique_sides(tmp_path: Path, suffix: str) -> None:
     rows = [eval_row(0, [1, 2, 3], "0.png"), eval_row(1, [2, 1], "1.png"), eval_row(1, [4], "1.png")]
     read = read_eval(write_rows(tmp_path / f"s{suffix}", rows), SUBSET)
-    assert [tuple(read.sides[index]) for index in read.queries] == [
+    assert [tuple(read.items[index]) for index in read.queries] == [
         ("q0", "0.png"),
         ("q1", "1.png"),
         ("q1", "1.png"),
@@ -210,7 +216,7 @@ def test_eval_rows_index_unique_sides(tmp_path: Path, suffix: str) -> None:
         [("t2", ""), ("t1", "")],
         [("t4", "")],
     ]
-    assert len(read.sides) == 2 + 4
+    assert len(read.items) == 2 + 4
 
 
 def test_a_copy_of_the_ground_truth_is_no_candidate(tmp_path: Path) -> None:
@@ -230,17 +236,17 @@ def test_eval_rows_with_an_empty_side_are_skipped(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "s.jsonl", [eval_row(0, [1]), hole, eval_row(2, []), eval_row(3, [3, 1])])
     with pytest.warns(UserWarning, match="2 of 4 rows are skipped"):
         read = read_eval(path, SUBSET)
-    assert [read.sides[index].text for index in read.queries] == ["q0", "q3"]
+    assert [read.items[index].text for index in read.queries] == ["q0", "q3"]
     assert candidates(read, 1) == [("t3", ""), ("t1", "")]
 
 
-def test_blind_drops_query_pictures_only(tmp_path: Path) -> None:
+def test_blind_drops_query_images_only(tmp_path: Path) -> None:
     train = write_rows(tmp_path / "t.jsonl", [train_row(1, "a.png", "b.png")])
     assert read_train(train, "s", blind=True).queries[0] == ("q1", "")
     assert read_train(train, "s", blind=True).targets[0] == ("t1", "b.png")
     evaluation = write_rows(tmp_path / "e.jsonl", [eval_row(0, [1], "0.png"), eval_row(0, [2], "1.png")])
     read = read_eval(evaluation, SUBSET, blind=True)
-    assert read.sides[int(read.queries[0])] == ("q0", "")
+    assert read.items[int(read.queries[0])] == ("q0", "")
     assert read.queries[0] == read.queries[1]
 
 
@@ -249,14 +255,14 @@ sides = st.lists(st.tuples(st.text("ab", max_size=2), st.text("xy", max_size=1))
 
 @given(sides, sides)
 def test_unique_sides_keep_every_side_once(first: list, second: list) -> None:
-    unique, codes = unique_sides(make_sides(first), make_sides(second))
+    unique, codes = unique_references(make_sides(first), make_sides(second))
     assert [tuple(unique[int(code)]) for code in codes] == first + second
     assert len(unique) == len(set(first + second))
 
 
 @given(sides)
-def test_unique_sides_put_texts_before_pictures(pairs: list) -> None:
-    unique, _ = unique_sides(make_sides(pairs))
+def test_unique_sides_put_texts_before_images(pairs: list) -> None:
+    unique, _ = unique_references(make_sides(pairs))
     keys = [(bool(unique[index].image), len(unique[index].text)) for index in range(len(unique))]
     assert keys == sorted(keys)
 
@@ -270,18 +276,18 @@ def test_rows_survive_pickling(tmp_path: Path) -> None:
 
 def test_identities_are_equal_for_equal_sides_alone() -> None:
     sides = [
-        Side("a", ""),
-        Side("", "a"),
-        Side("a", "b.png"),
-        Side("b", ""),
-        Side("ab", ".png"),
-        Side("a", b"x"),
+        Reference("a", ""),
+        Reference("", "a"),
+        Reference("a", "b.png"),
+        Reference("b", ""),
+        Reference("ab", ".png"),
+        Reference("a", b"x"),
     ]
     numbers = [identity(side) for side in sides]
     assert len(set(numbers)) == len(sides)
     assert all(0 <= number < 2**63 for number in numbers)
     digest = hashlib.blake2b("ä\0x.png".encode(), digest_size=8).digest()
-    assert identity(Side("ä", "x.png")) == int.from_bytes(digest, "big") % 2**63
+    assert identity(Reference("ä", "x.png")) == int.from_bytes(digest, "big") % 2**63
 
 
 def test_rows_remember_whether_their_targets_mask(tmp_path: Path) -> None:

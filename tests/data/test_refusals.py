@@ -1,4 +1,4 @@
-"""Pictures that an encoder cannot take are skipped, counted and named, as broken ones are."""
+"""Images that an encoder cannot take are skipped, counted and named, as broken ones are."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from fanoise_lightning.data import MMEBDataModule, PairDataModule
-from fanoise_lightning.data.skipped import TooManySkippedError
+from fanoise_lightning.data.batches.skipped import TooManySkippedError
 from fanoise_lightning.sample import Sample
 
 
 class Picky:
-    """An encoder's collate that takes no strips, and no picture at all that is green.
+    """An encoder's collate that takes no strips, and no image at all that is green.
 
     `check` knows of the strips alone.
     """
@@ -52,7 +52,7 @@ def write_strip(path: Path, width: int = 3, height: int = 900, colour: str = "bl
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Of 48 rows of subset a, 8 have the picture 3.png, a strip, and 8 the picture 5.png, which is green."""
+    """Of 48 rows of subset a, 8 have the image 3.png, a strip, and 8 the image 5.png, which is green."""
     root = make_root(tmp_path / "root", ".parquet", sizes=(48, 12))
     write_strip(root / "images" / "3.png")
     write_strip(root / "images" / "5.png", 4, 4, "lime")
@@ -107,7 +107,7 @@ def test_sides_that_the_encoder_refuses_are_left_out(root: Path) -> None:
         "the encoder refuses it: green",
         "the encoder refuses it: no strip of 3x900",
     ]
-    assert all(line.startswith("subset `looking`, side ") for line in batch["skipped"])
+    assert all(line.startswith("subset `looking`, item ") for line in batch["skipped"])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -138,7 +138,7 @@ def test_a_side_that_nothing_is_wrong_with_is_no_cause(tmp_path: Path) -> None:
             next(iter(data.val_dataloader()))
 
 
-def test_a_whole_side_of_refused_pictures_is_told_with_its_cause(tmp_path: Path) -> None:
+def test_a_whole_side_of_refused_images_is_told_with_its_cause(tmp_path: Path) -> None:
     """Hard negatives count as their pair; chunks are collated one by one."""
     write_strip(tmp_path / "strip.png")
     rows = [train_row(row) for row in range(20)]
@@ -155,7 +155,7 @@ def test_a_whole_side_of_refused_pictures_is_told_with_its_cause(tmp_path: Path)
 
 @pytest.mark.slow
 def test_strips_and_qwen2_vl(tmp_path: Path) -> None:
-    """The real thing: its processor ends in an error for pictures 200 times as long as wide."""
+    """The real thing: its processor ends in an error for images 200 times as long as wide."""
     import sys
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "encoders"))
@@ -175,7 +175,7 @@ def test_strips_and_qwen2_vl(tmp_path: Path) -> None:
     lines = [line for batch in batches for line in batch["skipped"]]
     for line, size in ((1, "3x900"), (2, "5000x1")):
         (told,) = {text for text in lines if f"mine.jsonl`, line {line}:" in text}
-        assert f"cannot take a picture of {size}" in told
+        assert f"cannot take an image of {size}" in told
     (evaluated,) = data.val_dataloader()
     assert len(evaluated["index"]) == len(data.eval_suite) - 2
     assert sorted("3x900" in line or "5000x1" in line for line in evaluated["skipped"]) == [True, True]

@@ -9,11 +9,11 @@ import pytest
 from data_roots import train_row
 from streams import from_shards
 
-from fanoise_lightning.data.images import Pictures
-from fanoise_lightning.data.loader import ResumableLoader
-from fanoise_lightning.data.mixing import MixingSampler
-from fanoise_lightning.data.stream_loader import StreamDataset, StreamLoader, StreamSampler
-from fanoise_lightning.data.streaming import TrainStream
+from fanoise_lightning.data.batches.loader import ResumableLoader
+from fanoise_lightning.data.batches.mixing import MixingSampler
+from fanoise_lightning.data.images.store import ImageStore
+from fanoise_lightning.data.streaming.loader import StreamDataset, StreamLoader, StreamSampler
+from fanoise_lightning.data.streaming.reader import TrainStream
 
 EPOCHS = 3
 SIZES = {"a": [9, 7], "b": [16], "c": [5, 5, 6]}  # the shards of three subsets of 16 rows
@@ -65,7 +65,7 @@ def make_loader(
         sampler = MixingSampler(Numbers(), [16] * 3, names, **options)  # type: ignore[arg-type]
         return ResumableLoader(Numbers(), sampler=sampler, collate_fn=dict, **loading)  # type: ignore[arg-type]
     streams = make_streams(empty)
-    data = StreamDataset(streams, Pictures(), allowed=0)
+    data = StreamDataset(streams, ImageStore(), allowed=0)
     rows = StreamSampler(data, streams, shuffle_block=5, **options)
     return StreamLoader(data, sampler=rows, collate_fn=by_row, **loading)
 

@@ -13,8 +13,8 @@ import pytest
 from data_roots import collate, make_root, train_row, write_rows
 
 from fanoise_lightning.data import MMEBDataModule, PairDataModule
-from fanoise_lightning.data.columns import Columns, where
-from fanoise_lightning.data.tables import find_subsets, read_table, subset_name
+from fanoise_lightning.data.rows.columns import Columns, where
+from fanoise_lightning.data.rows.tables import find_subsets, read_table, subset_name
 
 COLUMNS: Columns = {"qry": "text", "pos_text": "text"}
 

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from fanoise_lightning.data.skipped import SkipLog, TooManySkippedError
+from fanoise_lightning.data.batches.skipped import SkipLog, TooManySkippedError
 
 
 def test_the_first_skip_is_reported_at_once_the_rest_at_the_end() -> None:

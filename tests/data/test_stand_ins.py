@@ -1,4 +1,4 @@
-"""What takes the place of pairs whose pictures cannot be read: never the same pair twice, unmasked."""
+"""What takes the place of pairs whose images cannot be read: never the same pair twice, unmasked."""
 
 from __future__ import annotations
 
@@ -11,31 +11,34 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_roots import Recorder, collate, make_root, make_trainer, train_row, write_picture, write_rows
+from data_roots import Recorder, collate, make_root, make_trainer, train_row, write_image, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from streams import from_shards
 
 from fanoise_lightning.data import MMEBDataModule
-from fanoise_lightning.data.datasets import PairCollate, TrainDataset
-from fanoise_lightning.data.image_roots import ImageRoot
-from fanoise_lightning.data.images import PictureError, Pictures
-from fanoise_lightning.data.mixing import Batch, MixingSampler
-from fanoise_lightning.data.records import read_train
-from fanoise_lightning.data.refusals import SkipRefused
-from fanoise_lightning.data.skipped import SkipLog, TooManySkippedError
-from fanoise_lightning.data.stand_ins import repeat, walk
-from fanoise_lightning.data.stream_loader import StreamDataset, StreamLoader, StreamSampler
-from fanoise_lightning.data.streaming import TrainStream
+from fanoise_lightning.data.batches.mixing import Batch, MixingSampler
+from fanoise_lightning.data.batches.refusals import SkipRefused
+from fanoise_lightning.data.batches.skipped import SkipLog, TooManySkippedError
+from fanoise_lightning.data.batches.stand_ins import repeat, walk
+from fanoise_lightning.data.batches.training import PairCollate, TrainDataset
+from fanoise_lightning.data.images.decode import ImageError
+from fanoise_lightning.data.images.roots import ImageRoot
+from fanoise_lightning.data.images.store import ImageStore
+from fanoise_lightning.data.rows.records import read_train
+from fanoise_lightning.data.streaming.loader import StreamDataset, StreamLoader, StreamSampler
+from fanoise_lightning.data.streaming.reader import TrainStream
 from fanoise_lightning.sample import Pair, Sample
 
 
 def train_set(tmp_path: Path, size: int, good: set[int], **options: Any) -> TrainDataset:
-    """Rows of which those that are `good` have a picture."""
-    write_picture(tmp_path / "images" / "good.png")
+    """Rows of which those that are `good` have an image."""
+    write_image(tmp_path / "images" / "good.png")
     rows = [train_row(row, "good.png" if row in good else f"{row}.png") for row in range(size)]
     rows_of = read_train(write_rows(tmp_path / "s.jsonl", rows), "s")
-    return TrainDataset([rows_of], Pictures(ImageRoot(tmp_path / "images")), **{"allowed": 10**6, **options})
+    return TrainDataset(
+        [rows_of], ImageStore(ImageRoot(tmp_path / "images")), **{"allowed": 10**6, **options}
+    )
 
 
 def numbers(pairs: list[Pair]) -> list[int]:
@@ -58,7 +61,7 @@ def test_replacements_are_drawn_over_the_subset(tmp_path: Path) -> None:
         assert rows[::2] == list(range(first, first + 50, 2))  # good ones stay where they are
         assert len(set(rows)) == 50
         assert set(rows) <= good
-        assert {int(line.split("picture `")[1].split(".")[0]) for line in skipped} & good == set()
+        assert {int(line.split("image `")[1].split(".")[0]) for line in skipped} & good == set()
         drawn += rows[1::2]
     # 500 draws out of 500: as good as uniform in the thirds of the subset, and not from the neighbourhood
     thirds = Counter(row * 3 // 1000 for row in drawn)
@@ -99,7 +102,7 @@ def test_no_row_stands_in_two_processes(tmp_path: Path, world_size: int, mode: A
 
 
 def test_refused_pairs_are_replaced_by_rows_of_no_other_process(tmp_path: Path) -> None:
-    """An encoder refuses every eighth row, pictures of every fourth are broken; none is tried twice."""
+    """An encoder refuses every eighth row, images of every fourth are broken; none is tried twice."""
     size, world_size = 96, 2
     data = train_set(tmp_path, size, {row for row in range(size) if row % 4})
 
@@ -133,7 +136,7 @@ def test_a_process_whose_share_is_broken_takes_rows_of_the_others_and_says_so(tm
 
 def test_a_row_that_another_process_has_never_stands_in(tmp_path: Path) -> None:
     data = train_set(tmp_path, 9, {7})
-    with pytest.raises(PictureError, match="subset `s`: not one row that no other process has in its batch"):
+    with pytest.raises(ImageError, match="subset `s`: not one row that no other process has in its batch"):
         data[Batch([(0, 1)], np.array([(0, 7)]), (0, 0), 1, 2)]
 
 
@@ -149,7 +152,7 @@ def test_a_pair_that_must_stand_twice_is_not_its_own_negative(tmp_path: Path) ->
 
 
 def test_without_one_good_row_the_subset_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match="subset `s`: not one row has pictures that can be used"):
+    with pytest.raises(ImageError, match="subset `s`: not one row has images that can be used"):
         train_set(tmp_path, 9, set())[Batch([(0, 1), (0, 2)])]
 
 
@@ -200,10 +203,10 @@ def make_loader(
     tmp_path: Path, good: set[int], size: int = 24, allowed: int = 100, **options: Any
 ) -> StreamLoader:
     """Batches of 4, in the same order whichever rows are `good`."""
-    write_picture(tmp_path / "good.png")
+    write_image(tmp_path / "good.png")
     rows = [train_row(row, "good.png" if row in good else f"{row}.png") for row in range(size)]
     streams = [TrainStream("s", from_shards([rows]), size)]
-    data = StreamDataset(streams, Pictures(ImageRoot(tmp_path)), allowed)
+    data = StreamDataset(streams, ImageStore(ImageRoot(tmp_path)), allowed)
     return StreamLoader(
         data,
         sampler=StreamSampler(data, streams, batch_size=4, seed=1, shuffle_block=1),
@@ -278,7 +281,7 @@ def test_where_a_stream_is_resumed_does_not_matter(
 def test_a_stream_stops_at_its_limit_not_at_a_batch(tmp_path: Path) -> None:
     with pytest.raises(TooManySkippedError, match="12 training rows cannot"):
         read(make_loader(tmp_path, {20}, allowed=10))
-    with pytest.raises(PictureError, match="not one pair of an epoch can be used"):
+    with pytest.raises(ImageError, match="not one pair of an epoch can be used"):
         read(make_loader(tmp_path, set()))
 
 

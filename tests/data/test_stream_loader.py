@@ -14,22 +14,22 @@ from typing import Any
 
 import pytest
 import torch
-from data_roots import Recorder, collate, make_root, make_trainer, train_row, write_picture
+from data_roots import Recorder, collate, make_root, make_trainer, train_row, write_image
 from lightning.pytorch.callbacks import ModelCheckpoint
 from processes import run_on_ranks
 from streams import FakeRows, from_shards, numbered
 
 from fanoise_lightning.data import MMEBDataModule, streaming
-from fanoise_lightning.data.datasets import PairCollate
-from fanoise_lightning.data.hub_errors import HubError
-from fanoise_lightning.data.image_roots import ImageRoot
-from fanoise_lightning.data.images import Pictures
-from fanoise_lightning.data.loader import ResumableLoader
-from fanoise_lightning.data.refusals import Read
-from fanoise_lightning.data.sides import Side, identity
-from fanoise_lightning.data.skipped import TooManySkippedError
-from fanoise_lightning.data.stream_loader import StreamDataset, StreamLoader, StreamSampler
-from fanoise_lightning.data.streaming import StreamRow, TrainStream
+from fanoise_lightning.data.batches.loader import ResumableLoader
+from fanoise_lightning.data.batches.refusals import Read
+from fanoise_lightning.data.batches.skipped import TooManySkippedError
+from fanoise_lightning.data.batches.training import PairCollate
+from fanoise_lightning.data.images.roots import ImageRoot
+from fanoise_lightning.data.images.store import ImageStore
+from fanoise_lightning.data.rows.references import Reference, identity
+from fanoise_lightning.data.sources.hub_errors import HubError
+from fanoise_lightning.data.streaming.loader import StreamDataset, StreamLoader, StreamSampler
+from fanoise_lightning.data.streaming.reader import StreamRow, TrainStream
 
 
 def make_streams() -> list[TrainStream]:
@@ -38,9 +38,9 @@ def make_streams() -> list[TrainStream]:
 
 
 def make_loader(
-    streams: list[TrainStream], workers: int = 0, images: Pictures | None = None, **options: Any
+    streams: list[TrainStream], workers: int = 0, images: ImageStore | None = None, **options: Any
 ) -> StreamLoader:
-    data = StreamDataset(streams, images or Pictures(), allowed=10)
+    data = StreamDataset(streams, images or ImageStore(), allowed=10)
     options = {"batch_size": 4, "seed": 1, "shuffle_block": 5, **options}
     return StreamLoader(
         data,
@@ -239,37 +239,39 @@ def test_batches_are_mixed_as_of_rows_with_an_index() -> None:
 
 
 def stream_row(number: int, subset: int = 0, image: str | bytes = "") -> StreamRow:
-    return StreamRow(subset, "rows.parquet", number, Side(f"q{number}", image), Side(f"t{number}", ""), [])
+    return StreamRow(
+        subset, "rows.parquet", number, Reference(f"q{number}", image), Reference(f"t{number}", ""), []
+    )
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> Pictures:
-    write_picture(tmp_path / "good.png", 7)
-    (tmp_path / "bad.png").write_bytes(b"no picture")
-    return Pictures(ImageRoot(tmp_path))
+def images(tmp_path: Path) -> ImageStore:
+    write_image(tmp_path / "good.png", 7)
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    return ImageStore(ImageRoot(tmp_path))
 
 
-def test_a_broken_pair_is_replaced_by_the_next_of_its_subset(images: Pictures) -> None:
+def test_a_broken_pair_is_replaced_by_the_next_of_its_subset(images: ImageStore) -> None:
     data = StreamDataset([numbered([9], name="a"), numbered([9], name="b")], images, allowed=5)
     rows = [stream_row(0), stream_row(1, 1), stream_row(2, 0, "bad.png"), stream_row(3, 1), stream_row(4)]
     pairs, skipped, _ = data[rows]
     assert [pair.query.text for pair in pairs] == ["q0", "q1", "q4", "q3", "q4"]
     assert [pair.subset for pair in pairs] == ["a", "b", "a", "b", "a"]
     assert [pair.mask_pairs for pair in pairs] == [False, False, True, False, True]
-    assert pairs[2].target_id == pairs[4].target_id == identity(Side("t4", ""))
+    assert pairs[2].target_id == pairs[4].target_id == identity(Reference("t4", ""))
     ids = PairCollate(collate, mask=False)(Read(pairs, []))["target_id"].tolist()
     assert ids == [-1, -1, pairs[2].target_id, -1, pairs[2].target_id]
     assert len(skipped) == 1
-    assert "subset `a`, `rows.parquet`, row 2: picture `bad.png`" in skipped[0]
+    assert "subset `a`, `rows.parquet`, row 2: image `bad.png`" in skipped[0]
 
 
-def test_a_broken_pair_alone_of_its_subset_is_replaced_by_another(images: Pictures) -> None:
+def test_a_broken_pair_alone_of_its_subset_is_replaced_by_another(images: ImageStore) -> None:
     data = StreamDataset([numbered([9], name="a"), numbered([9], name="b")], images, allowed=5)
     pairs, _, _ = data[[stream_row(0, 1), stream_row(1, 0, "bad.png"), stream_row(2, 1), stream_row(3, 1)]]
     assert [pair.query.text for pair in pairs] == ["q0", "q2", "q2", "q3"]
 
 
-def test_too_many_broken_pairs_stop_the_stream(images: Pictures) -> None:
+def test_too_many_broken_pairs_stop_the_stream(images: ImageStore) -> None:
     with pytest.raises(TooManySkippedError, match="2 training rows cannot be used"):
         StreamDataset([numbered([9])], images, allowed=1)[[stream_row(n, 0, "bad.png") for n in range(3)]]
     data = StreamDataset([numbered([9], name="a"), numbered([9], name="b")], images, 9, {"a": 1, "b": 2})
@@ -279,8 +281,8 @@ def test_too_many_broken_pairs_stop_the_stream(images: Pictures) -> None:
         data[rows]
 
 
-def test_pictures_come_from_the_root_or_the_rows(images: Pictures, tmp_path: Path) -> None:
-    write_picture(tmp_path / "bytes.png", 9)
+def test_images_come_from_the_root_or_the_rows(images: ImageStore, tmp_path: Path) -> None:
+    write_image(tmp_path / "bytes.png", 9)
     data = StreamDataset([numbered([9])], images, allowed=0)
     rows = [
         stream_row(0, 0, "good.png"),
@@ -293,18 +295,18 @@ def test_pictures_come_from_the_root_or_the_rows(images: Pictures, tmp_path: Pat
 def test_pairs_of_one_target_have_one_id() -> None:
     streams = [numbered([9], name="a", mask_same_target=True), numbered([9], name="b")]
     rows = [stream_row(0), stream_row(0), stream_row(1), stream_row(0, 1)]
-    pairs = StreamDataset(streams, Pictures(), 0)[rows][0]
+    pairs = StreamDataset(streams, ImageStore(), 0)[rows][0]
     ids = [pair.target_id for pair in pairs]
     assert ids[0] == ids[1] == ids[3] != ids[2] != -1
     assert [pair.mask_pairs for pair in pairs] == [True, True, True, False]
 
 
-def test_pictures_that_are_nowhere_are_an_error_at_once(tmp_path: Path) -> None:
+def test_images_that_are_nowhere_are_an_error_at_once(tmp_path: Path) -> None:
     stream = TrainStream("a", from_shards([[train_row(n, "images/X/1.jpg") for n in range(8)]]), 8)
     with pytest.raises(FileNotFoundError, match=r"subset `a`.*images/X/1\.jpg"):
         epoch(make_loader([stream]))
     with pytest.raises(FileNotFoundError, match="`a`"):
-        epoch(make_loader([stream], images=Pictures(ImageRoot(tmp_path))))
+        epoch(make_loader([stream], images=ImageStore(ImageRoot(tmp_path))))
 
 
 class Killed(StreamDataset):
@@ -314,7 +316,7 @@ class Killed(StreamDataset):
 
 def test_a_worker_that_dies_is_an_error() -> None:
     streams = make_streams()
-    data = Killed(streams, Pictures(), 0)
+    data = Killed(streams, ImageStore(), 0)
     sampler = StreamSampler(data, streams, batch_size=4, seed=1, shuffle_block=5)
     loader = StreamLoader(
         data, sampler=sampler, batch_size=None, collate_fn=PairCollate(collate), num_workers=1

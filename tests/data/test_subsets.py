@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from fanoise_lightning.data.subsets import Subset, check_names, read_meta_tasks, read_subsets
+from fanoise_lightning._checks import check_names
+from fanoise_lightning.data.sources.subsets_json import read_meta_tasks, read_subsets
+from fanoise_lightning.subset import Subset
 
 GOOD = {"name": "cars", "meta_task": "vqa", "distribution": "OOD", "floors": {"chance": 0.05}}
 

@@ -1,4 +1,4 @@
-"""All evaluation subsets as one data set, in which each text and picture comes once."""
+"""All evaluation subsets as one data set, in which each text and image comes once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from data_roots import collate, eval_row, make_root, write_rows
 
 from fanoise_lightning.data import MMEBDataModule
-from fanoise_lightning.data.datasets import EvalSuite, SideCollate
+from fanoise_lightning.data.batches.evaluation import EvalSuite, ItemCollate
 
 
 @pytest.fixture
@@ -25,22 +25,22 @@ def suite(tmp_path: Path) -> EvalSuite:
 
 
 def keys(suite: EvalSuite) -> list[tuple[str, str]]:
-    """(text, picture) of each side of the suite, as the subsets know them."""
+    """(text, image) of each side of the suite, as the subsets know them."""
     known = {}
     for subset, numbers in zip(suite.subsets, suite.numbers, strict=True):
         for number, place in enumerate(numbers.tolist()):
-            assert known.setdefault(place, subset.sides[number]) == subset.sides[number]
+            assert known.setdefault(place, subset.items[number]) == subset.items[number]
     return [tuple(known[place]) for place in range(len(suite))]
 
 
 def test_what_subsets_share_comes_once(suite: EvalSuite) -> None:
-    reading, looking = ({tuple(side) for side in subset.sides} for subset in suite.subsets)
+    reading, looking = ({tuple(side) for side in subset.items} for subset in suite.subsets)
     assert len(reading & looking) == 7
     assert len(suite) == len(reading | looking) == 6 + 6 + 5 + 1
     assert sorted(keys(suite)) == sorted(reading | looking)
 
 
-def test_a_text_with_another_picture_is_another_side(suite: EvalSuite) -> None:
+def test_a_text_with_another_image_is_another_side(suite: EvalSuite) -> None:
     assert {("q3", ""), ("q3", "3.png")} <= set(keys(suite))
 
 
@@ -50,8 +50,8 @@ def test_a_side_is_read_as_its_subset_reads_it(suite: EvalSuite) -> None:
             index, sample = suite[place]
             assert index == place
             assert (
-                SideCollate(collate)([(0, sample)])["inputs"]
-                == SideCollate(collate)([subset[number]])["inputs"]
+                ItemCollate(collate)([(0, sample)])["inputs"]
+                == ItemCollate(collate)([subset[number]])["inputs"]
             )
 
 
@@ -62,16 +62,16 @@ def test_the_heaviest_sides_come_first(suite: EvalSuite) -> None:
     assert weights[6] == (False, 7)
 
 
-def test_a_broken_picture_is_told_with_its_subset(suite: EvalSuite) -> None:
+def test_a_broken_image_is_told_with_its_subset(suite: EvalSuite) -> None:
     looking, numbers = suite.subsets[1], suite.numbers[1]
     query = int(looking.queries[3])
     (looking.images.root.path / "3.png").unlink()  # type: ignore[union-attr]
     index, line = suite[int(numbers[query])]
     assert (index, line) == (int(numbers[query]), looking[query][1])
-    assert str(line).startswith("subset `looking`, side ")
+    assert str(line).startswith("subset `looking`, item ")
 
 
-def test_a_broken_picture_of_several_subsets_is_told_once_with_the_first(suite: EvalSuite) -> None:
+def test_a_broken_image_of_several_subsets_is_told_once_with_the_first(suite: EvalSuite) -> None:
     reading, looking = suite.subsets
     (looking.images.root.path / "4.png").unlink()  # type: ignore[union-attr]
     lines = [line for line in (suite[place][1] for place in range(len(suite))) if isinstance(line, str)]

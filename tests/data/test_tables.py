@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from data_roots import write_rows
 
-from fanoise_lightning.data.columns import Columns, where
-from fanoise_lightning.data.tables import find_subsets, read_table
+from fanoise_lightning.data.rows.columns import Columns, where
+from fanoise_lightning.data.rows.tables import find_subsets, read_table
 
 COLUMNS: Columns = {"name": "text", "words": "texts", "extra": "optional texts"}
 ROWS: list[dict[str, Any]] = [

@@ -9,7 +9,7 @@ import open_clip
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from tiny_models import picture, tiny_tokenizer
+from tiny_models import make_image, tiny_tokenizer
 from torch import nn
 from torch.nn import functional as F
 
@@ -51,9 +51,9 @@ CONFIGS = {
 }
 SAMPLES = [
     Sample(text="a red apple"),
-    Sample(image=picture(36, 40, 0)),
-    Sample(text="the same with dark skin", image=picture(36, 40, 1)),
-    Sample(text="a red apple", image=picture(36, 40, 2)),
+    Sample(image=make_image(36, 40, 0)),
+    Sample(text="the same with dark skin", image=make_image(36, 40, 1)),
+    Sample(text="a red apple", image=make_image(36, 40, 2)),
     Sample(text="a dog"),
 ]
 families = pytest.mark.parametrize("family", CONFIGS)
@@ -153,7 +153,7 @@ def test_a_fresh_adapter_changes_nothing_and_its_fit_lowers_the_loss(config, enc
 
     module = ContrastiveModule(encoder, InfoNCE(0.1), optimizer=partial(torch.optim.AdamW, lr=1e-3))
     module.train()
-    query = encoder.collate([Sample(image=picture(36, 40, i)) for i in range(3)])
+    query = encoder.collate([Sample(image=make_image(36, 40, i)) for i in range(3)])
     target = encoder.collate([Sample(text=f"number {i}") for i in range(3)])
     optimizer = module.configure_optimizers()
     losses = []
@@ -212,13 +212,13 @@ def test_an_adapter_trains_in_train_mode_and_the_rest_stays_in_eval_mode(config)
 
 
 def test_the_ends_of_a_strip_are_cut_before_it_is_scaled(encoder):
-    strip = picture(200, 4)
+    strip = make_image(200, 4)
     expected = encoder.collate.preprocess(strip)
     found = encoder.collate([Sample(image=strip)])["pixel_values"][0]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    assert encoder.collate._prepare(picture(1, 5000)).size == (1, 16)  # whole: 32 x 160,000 pixels
+    assert encoder.collate._prepare(make_image(1, 5000)).size == (1, 16)  # whole: 32 x 160,000 pixels
     for size in [(1, 1), (1, 5000), (5000, 1)]:
-        assert embed(encoder, [Sample(image=picture(*size))]).isfinite().all()
+        assert embed(encoder, [Sample(image=make_image(*size))]).isfinite().all()
 
 
 @pytest.mark.parametrize("only", [[0, 4], [1]])
@@ -242,7 +242,7 @@ def test_the_collator_travels_to_workers_without_weights(encoder):
 def test_a_fit_lowers_the_loss_through_both_towers(tiny_clip):
     torch.manual_seed(0)
     encoder = OpenClipEncoder(tiny_clip)
-    query = encoder.collate([Sample(image=picture(36, 40, i)) for i in range(6)])
+    query = encoder.collate([Sample(image=make_image(36, 40, i)) for i in range(6)])
     target = encoder.collate([Sample(text=f"number {i}") for i in range(6)])
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-3)
     losses = []
@@ -305,8 +305,8 @@ def test_nothing_to_collate_is_an_error(encoder):
         encoder.collate([])
 
 
-def test_a_sample_without_text_and_picture_is_an_error():
-    with pytest.raises(ValueError, match="text, a picture or both"):
+def test_a_sample_without_text_and_image_is_an_error():
+    with pytest.raises(ValueError, match="text, an image or both"):
         Sample()
 
 

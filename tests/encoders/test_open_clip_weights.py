@@ -1,4 +1,4 @@
-"""Weights from a file, with the pictures and the activation that they were trained with."""
+"""Weights from a file, with the images and the activation that they were trained with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from open_clip import pretrained as published
 from PIL import Image
-from tiny_models import picture
+from tiny_models import make_image
 
 from fanoise_lightning import ContrastiveModule, OpenClipEncoder, Sample
 from fanoise_lightning.encoders.open_clip_tags import settle
@@ -27,7 +27,7 @@ CLIP = {
     "interpolation": "bicubic",
     "resize_mode": "shortest",
 }
-WIDE = picture(80, 40)
+WIDE = make_image(80, 40)
 
 
 @pytest.fixture(scope="module")
@@ -102,13 +102,13 @@ def test_a_file_takes_what_every_published_architecture_agrees_on(tmp_path):
     assert seen["other than OpenAI"] > 45
 
 
-def test_a_file_is_read_with_the_pictures_of_its_architecture(files, publish):
+def test_a_file_is_read_with_the_images_of_its_architecture(files, publish):
     publish(one=SIGLIP, two=SIGLIP)
     encoder = OpenClipEncoder(*files())
     torch.testing.assert_close(pixels(encoder), stock_pixels(WIDE, SIGLIP), atol=1e-5, rtol=0)
 
 
-def test_a_file_of_an_architecture_without_tags_has_the_pictures_of_clip(files):
+def test_a_file_of_an_architecture_without_tags_has_the_images_of_clip(files):
     torch.testing.assert_close(pixels(OpenClipEncoder(*files())), stock_pixels(WIDE, CLIP), atol=1e-5, rtol=0)
 
 
@@ -172,7 +172,7 @@ def test_quick_gelu_can_be_switched_off(files):
     torch.testing.assert_close(found, vectors(stock), atol=1e-5, rtol=0)
 
 
-def test_how_pictures_are_taken_is_printed(files, caplog):
+def test_how_images_are_taken_is_printed(files, caplog):
     with caplog.at_level(logging.INFO):
         OpenClipEncoder(*files(), image_mean=HALF, quick_gelu=True)
     expected = r"mean [0.5, 0.5, 0.5], std [0.2686, 0.2613, 0.2758]; with QuickGELU"

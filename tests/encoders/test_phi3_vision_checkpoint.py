@@ -101,7 +101,7 @@ def same(found: dict, expected: dict) -> bool:
 
 
 def batch() -> dict[str, torch.Tensor]:
-    """One row of a picture of one crop and three words."""
+    """One row of an image of one crop and three words."""
     generator = torch.Generator().manual_seed(1)
     return {
         "input_ids": torch.tensor([[1, *[-1] * 313, 4, 5, 6]]),
@@ -172,7 +172,7 @@ def test_the_config_survives_saving_and_reads_su_as_longrope(tmp_path, key):
     assert again.to_diff_dict() == config.to_diff_dict()
 
 
-def test_the_picture_tower_may_be_given_when_loading(tmp_path):
+def test_the_image_tower_may_be_given_when_loading(tmp_path):
     changes = {key: value for key, value in PUBLISHED.items() if key != "vision_config"}
     folder = write(tmp_path, published_weights())
     (folder / "config.json").write_text(json.dumps(changes))

@@ -21,7 +21,7 @@ from transformers import (
 from fanoise_lightning.encoders.phi3_vision import Phi3VConfig, Phi3VImageProcessor, Phi3VProcessor
 
 WORDS = ["<unk>", "<s>", "<pad>", "a", "cat", "dog", "and", "find"]
-TOKENS = 313  # of a picture with one crop
+TOKENS = 313  # of an image with one crop
 VISION = {
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -79,13 +79,13 @@ def processor() -> Phi3VProcessor:
     return Phi3VProcessor(Phi3VImageProcessor(num_crops=1), fast)
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def make_image(width: int, height: int, seed: int = 0) -> Image.Image:
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(noise)
 
 
 TEXTS = ["a cat", "find <|image_1|> a", "<|image_2|><|image_1|> and a dog"]
-PICTURES = [[], [picture(40, 30, 1)], [picture(90, 10, 2), picture(20, 50, 3)]]
+IMAGES = [[], [make_image(40, 30, 1)], [make_image(90, 10, 2), make_image(20, 50, 3)]]
 
 
 @torch.no_grad()
@@ -97,14 +97,14 @@ def last_vectors(model, batch) -> torch.Tensor:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_each_row_of_a_mixed_batch_is_the_row_alone(model, processor, side):
-    batch = processor(text=TEXTS, images=PICTURES, padding_side=side, num_crops=2)
+    batch = processor(text=TEXTS, images=IMAGES, padding_side=side, num_crops=2)
     model = build(original_max_position_embeddings=4096)  # beyond the switch rows are not independent
-    alone = [last_vectors(model, processor(text=t, images=[p], num_crops=2)) for t, p in zip(TEXTS, PICTURES)]
+    alone = [last_vectors(model, processor(text=t, images=[p], num_crops=2)) for t, p in zip(TEXTS, IMAGES)]
     torch.testing.assert_close(last_vectors(model, batch), torch.cat(alone), atol=1e-5, rtol=0)
 
 
 def test_sdpa_is_eager(processor):
-    batch = processor(text=TEXTS, images=PICTURES, padding_side="left")
+    batch = processor(text=TEXTS, images=IMAGES, padding_side="left")
     sdpa, eager = build(attn_implementation="sdpa"), build(attn_implementation="eager")
     clip = eager.model.vision_embed_tokens.img_processor["vision_model"]
     assert (sdpa.model.config._attn_implementation, clip.config._attn_implementation) == ("sdpa", "eager")
@@ -155,11 +155,11 @@ def test_patches_are_what_enters_the_last_layer_of_stock_clip(model):
         torch.testing.assert_close(embedding.patches(crops), hidden[-2][:, 1:], atol=1e-5, rtol=0)
 
 
-def test_picture_vectors_stand_where_the_numbers_say(model, processor, monkeypatch):
+def test_image_vectors_stand_where_the_numbers_say(model, processor, monkeypatch):
     """Patches are replaced by their addresses and the projection by nothing; loops do the rest."""
     model = copy.deepcopy(model).model
     embedding = model.vision_embed_tokens
-    batch = processor(text=TEXTS, images=PICTURES, num_crops=2)
+    batch = processor(text=TEXTS, images=IMAGES, num_crops=2)
     embedding.img_projection = torch.nn.Identity()
     model.embed_tokens = torch.nn.Embedding(len(WORDS), 64)
     monkeypatch.setattr(embedding, "patches", lambda crops: address(crops))
@@ -209,7 +209,7 @@ def test_the_projection_has_the_exact_gelu_between_two_linear_maps(model):
 
 
 def test_padding_crops_are_never_looked_at(model, processor):
-    batch = processor(text="<|image_1|>", images=picture(336, 336), num_crops=2)
+    batch = processor(text="<|image_1|>", images=make_image(336, 336), num_crops=2)
     before = last_vectors(model, batch)
     batch["pixel_values"][:, 2:] = torch.nan
     assert torch.equal(last_vectors(model, batch), before)
@@ -223,16 +223,16 @@ def gradients(model, batch) -> dict[str, torch.Tensor]:
 
 def test_gradient_checkpointing_changes_no_gradient(processor):
     model = build().train()
-    batch = processor(text=TEXTS[:2], images=PICTURES[:2])
+    batch = processor(text=TEXTS[:2], images=IMAGES[:2])
     expected = gradients(model, batch)
     model.gradient_checkpointing_enable()
     calls = []
     model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append("language"))
     clip = model.model.vision_embed_tokens.img_processor["vision_model"]
-    clip.encoder.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append("picture"))
+    clip.encoder.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append("image"))
     found = gradients(model, batch)
 
-    assert sorted(calls) == ["language", "language", "picture", "picture"]  # once more in the backward pass
+    assert sorted(calls) == ["language", "language", "image", "image"]  # once more in the backward pass
     unused = ("lm_head", "encoder.layers.2", "post_layernorm")
     assert found.keys() == {n for n, _ in model.named_parameters() if not any(part in n for part in unused)}
     for name in expected:
@@ -240,7 +240,7 @@ def test_gradient_checkpointing_changes_no_gradient(processor):
 
 
 def test_bf16_weights_take_float32_pixels(model, processor):
-    batch = processor(text=TEXTS, images=PICTURES)
+    batch = processor(text=TEXTS, images=IMAGES)
     assert batch["pixel_values"].dtype == torch.float32
     rounded = last_vectors(copy.deepcopy(model).to(torch.bfloat16), batch)
     assert rounded.dtype == torch.bfloat16
@@ -255,7 +255,7 @@ def test_no_cache_unless_asked(model):
 
 
 def test_generation_with_a_cache_is_greedy_search_without(model, processor):
-    batch = processor(text="<|image_1|> a", images=picture(8, 8))
+    batch = processor(text="<|image_1|> a", images=make_image(8, 8))
     tokens = model.generate(**batch, max_new_tokens=3, do_sample=False, eos_token_id=None)[0, -3:].tolist()
     for token in tokens:
         with torch.no_grad():
@@ -267,17 +267,17 @@ def test_generation_with_a_cache_is_greedy_search_without(model, processor):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pixel_values": None}, "tokens of 2 pictures, but pixel_values holds 0"),
-        ({"input_ids": torch.tensor([[1, 3]])}, "tokens of 0 pictures, but pixel_values holds 2"),
+        ({"pixel_values": None}, "tokens of 2 images, but pixel_values holds 0"),
+        ({"input_ids": torch.tensor([[1, 3]])}, "tokens of 0 images, but pixel_values holds 2"),
         ({"image_sizes": None}, r"image_sizes has shape None; expected \(2, 2\)"),
         (
             {"image_sizes": torch.tensor([[336, 336], [672, 336]])},
-            r"picture 1 .*row 1, <\|image_1\|>.* has 313",
+            r"image 1 .*row 1, <\|image_1\|>.* has 313",
         ),
     ],
 )
-def test_pictures_and_their_tokens_have_to_fit(model, processor, change, message):
-    batch = dict(processor(text=["<|image_1|>"] * 2, images=[picture(5, 5)] * 2))
+def test_images_and_their_tokens_have_to_fit(model, processor, change, message):
+    batch = dict(processor(text=["<|image_1|>"] * 2, images=[make_image(5, 5)] * 2))
     batch.pop("attention_mask")
     with pytest.raises(ValueError, match=message):
         model.model(**{**batch, **change})

@@ -41,7 +41,7 @@ def processor(num_crops: int = 1, **kwargs) -> Phi3VProcessor:
     return Phi3VProcessor(Phi3VImageProcessor(num_crops=num_crops), tokenizer(**kwargs))
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def make_image(width: int, height: int, seed: int = 0) -> Image.Image:
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(noise)
 
@@ -75,7 +75,7 @@ def test_published_token_counts(size, num_crops, tokens):
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 3), (3, 1), (2, 2), (3, 5), (2, 8)])
-def test_layout_reads_the_picture_line_by_line(grid):
+def test_layout_reads_the_image_line_by_line(grid):
     rows, columns = grid
     expected = []
     for y in range(rows * 12):
@@ -92,8 +92,8 @@ def test_layout_reads_the_picture_line_by_line(grid):
 
 @pytest.mark.parametrize("size", [(37, 23), (500, 375), (180, 1000), (1000, 180), (340, 336), (1, 1)])
 @pytest.mark.parametrize("num_crops", [1, 2, 5])
-def test_crops_put_together_are_the_resized_picture_on_white(size, num_crops):
-    image = picture(*size)
+def test_crops_put_together_are_the_resized_image_on_white(size, num_crops):
+    image = make_image(*size)
     out = Phi3VImageProcessor(num_crops=num_crops).preprocess(image)
     height, width = out["image_sizes"][0].tolist()
     rows, columns = brute_force_grid(*size, num_crops)
@@ -118,7 +118,7 @@ def test_crops_put_together_are_the_resized_picture_on_white(size, num_crops):
 
 
 def test_global_view_is_bicubic_without_antialiasing():
-    image = picture(672, 336)
+    image = make_image(672, 336)
     view = cut_crops(image, MEAN.tolist(), STD.tolist())[0].numpy()
     pixels = (np.asarray(image, dtype=np.float64) / 255 - MEAN) / STD
 
@@ -136,25 +136,27 @@ def test_global_view_is_bicubic_without_antialiasing():
 
 
 @pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (1, 1), (1, 20000)])
-def test_degenerate_pictures_fill_whole_crops(size):
-    out = Phi3VImageProcessor(num_crops=16).preprocess(picture(*size))
+def test_degenerate_images_fill_whole_crops(size):
+    out = Phi3VImageProcessor(num_crops=16).preprocess(make_image(*size))
     rows, columns = brute_force_grid(*size, 16)
     assert out["image_sizes"].tolist() == [[rows * 336, columns * 336]]
     assert torch.isfinite(out["pixel_values"]).all()
 
 
 def test_each_piece_of_text_is_tokenized_with_its_special_tokens():
-    ids = processor()(text="a <|image_1|> cat", images=[picture(10, 10)])["input_ids"]
+    ids = processor()(text="a <|image_1|> cat", images=[make_image(10, 10)])["input_ids"]
     assert ids.tolist() == [[BOS, A, *[-1] * 313, BOS, CAT]]
 
 
-def test_pictures_in_a_row_have_an_empty_piece_between_them():
-    ids = processor()(text="<|image_1|><|image_2|> dog", images=[picture(9, 9), picture(9, 8)])["input_ids"]
+def test_images_in_a_row_have_an_empty_piece_between_them():
+    ids = processor()(text="<|image_1|><|image_2|> dog", images=[make_image(9, 9), make_image(9, 8)])[
+        "input_ids"
+    ]
     assert ids.tolist() == [[BOS, *[-1] * 313, BOS, *[-2] * 313, BOS, DOG]]
 
 
 def test_markers_in_reverse_order_keep_their_numbers_and_sizes():
-    wide, square = picture(700, 100), picture(50, 50)
+    wide, square = make_image(700, 100), make_image(50, 50)
     out = processor(num_crops=2)(text="<|image_2|> <|image_1|>", images=[wide, square])
     counts = [num_image_tokens(*brute_force_grid(*p.size, 2)) for p in (wide, square)]
     assert counts[0] != counts[1]
@@ -163,9 +165,9 @@ def test_markers_in_reverse_order_keep_their_numbers_and_sizes():
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_rows_without_pictures_are_padded_on_the_asked_side(side):
+def test_rows_without_images_are_padded_on_the_asked_side(side):
     out = processor()(
-        text=["<|image_1|> a", "a cat and a dog"], images=[picture(5, 5), None], padding_side=side
+        text=["<|image_1|> a", "a cat and a dog"], images=[make_image(5, 5), None], padding_side=side
     )
     words, padding = [BOS, A, CAT, AND, A, DOG], [PAD] * (316 - 6)
     assert out["input_ids"][1].tolist() == (padding + words if side == "left" else words + padding)
@@ -184,9 +186,9 @@ def test_padding_to_a_fixed_length():
     assert out["input_ids"].tolist() == [[BOS, A, PAD, PAD, PAD], [BOS, A, CAT, PAD, PAD]]
 
 
-def test_flat_and_nested_pictures_are_the_same():
+def test_flat_and_nested_images_are_the_same():
     texts = ["<|image_1|> a", "cat", "<|image_1|> <|image_2|>"]
-    p = [picture(20, 20, seed) for seed in range(3)]
+    p = [make_image(20, 20, seed) for seed in range(3)]
     flat = processor()(text=texts, images=p)
     for nested in ([[p[0]], [], [p[1], p[2]]], [p[0], None, (p[1], p[2])]):
         out = processor()(text=texts, images=nested)
@@ -196,9 +198,12 @@ def test_flat_and_nested_pictures_are_the_same():
     )
 
 
-def test_truncation_cuts_texts_but_never_pictures():
+def test_truncation_cuts_texts_but_never_images():
     out = processor()(
-        text=["a cat and a dog", "<|image_1|> a"], images=[None, picture(5, 5)], truncation=True, max_length=3
+        text=["a cat and a dog", "<|image_1|> a"],
+        images=[None, make_image(5, 5)],
+        truncation=True,
+        max_length=3,
     )
     assert out["attention_mask"].sum(1).tolist() == [3, 316]
 
@@ -206,16 +211,20 @@ def test_truncation_cuts_texts_but_never_pictures():
 @pytest.mark.parametrize(
     ("texts", "images", "message"),
     [
-        ("a <|image_1|>", None, r"row 0 has 0 pictures and <\|image_1\|>"),
-        ("a", [picture(2, 2)], r"1 pictures for 0 <\|image_i\|> markers"),
-        (["a", "cat"], [None, picture(2, 2)], "row 1 has 1 pictures and no marker"),
-        ("<|image_1|><|image_1|>", [picture(2, 2)] * 2, r"row 0 has <\|image_1\|>, <\|image_1\|>.*once only"),
-        ("<|image_2|>", [picture(2, 2)], "expected the numbers 1 to 1"),
-        ("<|image_0|>", [picture(2, 2)], "expected the numbers 1 to 1"),
+        ("a <|image_1|>", None, r"row 0 has 0 images and <\|image_1\|>"),
+        ("a", [make_image(2, 2)], r"1 images for 0 <\|image_i\|> markers"),
+        (["a", "cat"], [None, make_image(2, 2)], "row 1 has 1 images and no marker"),
+        (
+            "<|image_1|><|image_1|>",
+            [make_image(2, 2)] * 2,
+            r"row 0 has <\|image_1\|>, <\|image_1\|>.*once only",
+        ),
+        ("<|image_2|>", [make_image(2, 2)], "expected the numbers 1 to 1"),
+        ("<|image_0|>", [make_image(2, 2)], "expected the numbers 1 to 1"),
         (["a", "cat"], [None], "1 entries for 2 texts"),
     ],
 )
-def test_markers_and_pictures_have_to_fit(texts, images, message):
+def test_markers_and_images_have_to_fit(texts, images, message):
     with pytest.raises(ValueError, match=message):
         processor()(text=texts, images=images)
 
@@ -225,16 +234,16 @@ def test_a_row_of_nothing_is_refused():
         processor(bos=False)(text=["a", ""])
 
 
-def test_other_things_than_texts_and_pictures_are_refused():
+def test_other_things_than_texts_and_images_are_refused():
     with pytest.raises(TypeError, match=r"text 0 is a Image.*text=\.\.\., images="):
-        processor()([picture(2, 2)], "a")
+        processor()([make_image(2, 2)], "a")
     with pytest.raises(TypeError, match="text 0 is a NoneType"):
-        processor()(None, picture(2, 2))
+        processor()(None, make_image(2, 2))
     with pytest.raises(ValueError, match="there is no text"):
         processor()([])
     with pytest.raises(ValueError, match=r"no setting \['do_resize'\]"):
-        processor()(text="<|image_1|>", images=picture(2, 2), do_resize=False)
-    with pytest.raises(TypeError, match="picture 0 is a ndarray"):
+        processor()(text="<|image_1|>", images=make_image(2, 2), do_resize=False)
+    with pytest.raises(TypeError, match="image 0 is a ndarray"):
         processor()(text="<|image_1|>", images=[[np.zeros((2, 2, 3))]])
 
 
@@ -243,11 +252,11 @@ def test_num_crops_is_a_positive_integer(num_crops):
     with pytest.raises(ValueError, match="num_crops is"):
         Phi3VImageProcessor(num_crops=num_crops)
     with pytest.raises(ValueError, match="num_crops is"):
-        Phi3VImageProcessor().preprocess(picture(2, 2), num_crops=num_crops)
+        Phi3VImageProcessor().preprocess(make_image(2, 2), num_crops=num_crops)
 
 
 def test_num_crops_can_be_given_with_the_call():
-    out = processor(num_crops=1)(text="<|image_1|>", images=picture(336, 336), num_crops=4)
+    out = processor(num_crops=1)(text="<|image_1|>", images=make_image(336, 336), num_crops=4)
     assert out["pixel_values"].shape[1] == 5
     assert (out["input_ids"] == -1).sum() == 757
 
@@ -257,7 +266,7 @@ def test_a_saved_processor_is_read_back(tmp_path):
     before.save_pretrained(tmp_path)
     after = AutoProcessor.from_pretrained(tmp_path)
     assert isinstance(after, Phi3VProcessor)
-    batch = {"text": ["<|image_1|> a", "cat"], "images": [picture(30, 90), None]}
+    batch = {"text": ["<|image_1|> a", "cat"], "images": [make_image(30, 90), None]}
     assert all(torch.equal(value, after(**batch)[key]) for key, value in before(**batch).items())
     assert isinstance(AutoImageProcessor.from_pretrained(tmp_path), Phi3VImageProcessor)
 

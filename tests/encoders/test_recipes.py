@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_two_towers
 import torch
 import yaml
 
 from fanoise_lightning.cli import main
-from fanoise_lightning.data.catalog import CATALOG
+from fanoise_lightning.evaluation.mmeb import CATALOG
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
 FAMILIES = {
@@ -78,8 +77,8 @@ def test_a_recipe_of_the_paper_trains_its_adapter(config, tmp_path, tiny, snapsh
     assert any(value.any() for value in lora)  # zero at the start
 
 
-def test_the_siglip2_recipe_trains(tmp_path, snapshot):
-    model = f"--model.encoder.init_args.model={tiny_two_towers.save_tiny(tmp_path / 'model', 'siglip2')}"
+def test_the_siglip2_recipe_trains(tmp_path, tiny, snapshot):
+    model = f"--model.encoder.init_args.model={tiny('siglip2')}"
     assert run("siglip2_base", tmp_path, snapshot, model)["global_step"] == 2
     assert set(scores(tmp_path)) == set(CATALOG)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_two_towers
 import torch
 
 from fanoise_lightning import ContrastiveModule, OpenClipEncoder, TwoTowerEncoder, VisionLanguageEncoder
@@ -44,10 +43,7 @@ def theirs(tmp_path: Path, tiny: Callable[[str], str]) -> Callable[..., Path]:
 
     def copied(family: str, part: str, inside: str | None = None) -> Path:
         folder = tmp_path / "model"
-        if family in tiny_two_towers.BUILDERS:
-            tiny_two_towers.save_tiny(folder, family)
-        else:
-            shutil.copytree(tiny(family), folder)
+        shutil.copytree(tiny(family), folder)
         (folder / "their_code.py").write_text(CODE)
         name, key, auto = PARTS[part]
         file = folder / name

@@ -1,22 +1,22 @@
-"""Collated pictures in DataLoader workers: written once, where the main process reads them."""
+"""Collated images in DataLoader workers: written once, where the main process reads them."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import tiny_two_towers
 import torch
-from tiny_models import picture
+from tiny_models import make_image
 from torch.utils.data import DataLoader
 
 from fanoise_lightning import Sample, TwoTowerEncoder
 
 
 @pytest.mark.parametrize("family", tiny_two_towers.BUILDERS)
-def test_pictures_are_stacked_in_shared_memory(tmp_path: Path, family: str) -> None:
-    collate = TwoTowerEncoder(tiny_two_towers.save_tiny(tmp_path, family)).collate
-    samples = [Sample(image=picture(60, 40, number)) for number in range(3)]
+def test_images_are_stacked_in_shared_memory(tiny: Callable[[str], str], family: str) -> None:
+    collate = TwoTowerEncoder(tiny(family)).collate
+    samples = [Sample(image=make_image(60, 40, number)) for number in range(3)]
     expected = collate.image_processor(images=[sample.image for sample in samples], return_tensors="pt")
 
     def collate_and_look(samples: list[Sample]) -> tuple[dict[str, torch.Tensor], bool]:

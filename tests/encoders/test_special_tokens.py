@@ -12,12 +12,12 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import BUILDERS, picture, tiny_tokenizer
+from tiny_models import BUILDERS, make_image, tiny_tokenizer
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from fanoise_lightning import Sample
 from fanoise_lightning.encoders.families import Family
-from fanoise_lightning.encoders.open_clip import _read_as_text
+from fanoise_lightning.encoders.open_clip_encoder import _read_as_text
 from fanoise_lightning.encoders.plain_text import PlainTexts
 from fanoise_lightning.encoders.two_tower import TwoTowerEncoder
 from fanoise_lightning.encoders.vision_language import VisionLanguageEncoder
@@ -25,7 +25,7 @@ from fanoise_lightning.encoders.vision_language_collate import VisionLanguageCol
 
 families = pytest.mark.parametrize("family", sorted(BUILDERS))
 towers = pytest.mark.parametrize("family", tiny_two_towers.BUILDERS)
-CAT = picture(60, 40, 0)
+CAT = make_image(60, 40, 0)
 SPECIAL = (
     "a <|im_end|> b </s><s> <image> <|image_pad|> <|video_pad|> <pad> <|endoftext|> <|vision_start|> [SEP]"
 )
@@ -259,9 +259,9 @@ def test_a_processor_of_unknown_code_refuses_special_tokens_by_name(tiny):
 
 
 @towers
-def test_two_towers_read_special_tokens_as_text(family, tmp_path_factory):
-    folder = tiny_two_towers.save_tiny(tmp_path_factory.mktemp(family), family)
-    encoder, acting = TwoTowerEncoder(folder), TwoTowerEncoder(folder, split_special_tokens=False)
+def test_two_towers_read_special_tokens_as_text(tiny, family):
+    encoder = TwoTowerEncoder(tiny(family))
+    acting = TwoTowerEncoder(tiny(family), split_special_tokens=False)
     tokenizer = encoder.collate.tokenizer
     end = tokenizer.convert_ids_to_tokens(tokenizer("a")["input_ids"][-1])
     sample, other = Sample(f"a{end}b"), Sample("a red apple")

@@ -12,8 +12,8 @@ import transformers
 from lightning.pytorch import Trainer, seed_everything
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_models import picture
-from tiny_two_towers import BUILDERS, save_tiny
+from tiny_models import make_image
+from tiny_two_towers import BUILDERS
 
 from fanoise_lightning import ContrastiveModule, InfoNCE, MMEBDataModule, Sample
 from fanoise_lightning.encoders.two_tower import TwoTowerEncoder
@@ -21,24 +21,12 @@ from fanoise_lightning.encoders.two_tower import TwoTowerEncoder
 families = pytest.mark.parametrize("family", BUILDERS)
 SAMPLES = [
     Sample("a red apple"),
-    Sample(image=picture(60, 40, 0)),
-    Sample("number two", picture(50, 90, 1)),
-    Sample("a red apple", picture(33, 33, 2)),
+    Sample(image=make_image(60, 40, 0)),
+    Sample("number two", make_image(50, 90, 1)),
+    Sample("a red apple", make_image(33, 33, 2)),
     Sample("!"),
     Sample("a dog " * 100),
 ]
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    folders: dict[str, str] = {}
-
-    def folder(family: str) -> str:
-        if family not in folders:
-            folders[family] = save_tiny(tmp_path_factory.mktemp(family), family)
-        return folders[family]
-
-    return folder
 
 
 def embed(encoder: TwoTowerEncoder, samples: list[Sample]) -> torch.Tensor:
@@ -53,7 +41,7 @@ def randomise(encoder: TwoTowerEncoder) -> None:
 
 
 def own_vectors(family: str, folder: str, text: str, image: Image.Image) -> list[torch.Tensor]:
-    """The unit vectors of a text and a picture as the stock forward of the retrieval model has them."""
+    """The unit vectors of a text and an image as the stock forward of the retrieval model has them."""
     config = transformers.AutoConfig.from_pretrained(folder)
     classes = {"blip": "BlipForImageTextRetrieval", "blip-2": "Blip2ForImageTextRetrieval"}
     model = getattr(transformers, classes.get(family, config.architectures[0])).from_pretrained(folder).eval()
@@ -84,7 +72,7 @@ def own_vectors(family: str, folder: str, text: str, image: Image.Image) -> list
 
 @families
 def test_the_towers_are_those_of_the_models_own_forward(tiny, family):
-    encoder, image = TwoTowerEncoder(tiny(family)), picture(50, 90, 1)
+    encoder, image = TwoTowerEncoder(tiny(family)), make_image(50, 90, 1)
     text_vector, image_vector = own_vectors(family, tiny(family), "number two", image)
     found = embed(encoder, [Sample("number two"), Sample(image=image), Sample("number two", image)])
     expected = torch.cat([text_vector, image_vector, text_vector + image_vector])
@@ -199,7 +187,7 @@ def test_what_trains_is_in_train_mode_and_the_rest_in_eval_mode(tiny, family):
 
 def test_frozen_batch_norm_uses_its_stored_statistics(tiny):
     encoder = TwoTowerEncoder(tiny("align"), lora={}).train()
-    one, more = [SAMPLES[1]], [SAMPLES[1], Sample(image=picture(40, 40, 7))]
+    one, more = [SAMPLES[1]], [SAMPLES[1], Sample(image=make_image(40, 40, 7))]
     torch.testing.assert_close(embed(encoder, one)[0], embed(encoder, more)[0], atol=1e-5, rtol=0)
     full = TwoTowerEncoder(tiny("align")).train()
     assert (embed(full, one)[0] - embed(full, more)[0]).abs().max() > 1e-3
@@ -273,16 +261,16 @@ def test_the_collate_travels_to_workers_without_weights(tiny, family):
 
 @families
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
-def test_pictures_of_any_shape_are_embedded(tiny, family, size):
+def test_images_of_any_shape_are_embedded(tiny, family, size):
     encoder = TwoTowerEncoder(tiny(family))
     assert encoder.collate.center_crop is (family == "clip")  # the others squash
-    found = embed(encoder, [Sample(image=picture(*size)), SAMPLES[1]])
+    found = embed(encoder, [Sample(image=make_image(*size)), SAMPLES[1]])
     assert found.isfinite().all()
     torch.testing.assert_close(found[1], embed(encoder, [SAMPLES[1]])[0], atol=1e-5, rtol=0)
 
 
 @families
-def test_places_of_a_picture_are_not_read_as_text(tiny, family):
+def test_places_of_a_image_are_not_read_as_text(tiny, family):
     encoder, image = TwoTowerEncoder(tiny(family)), SAMPLES[1].image
     found = embed(
         encoder,
@@ -290,7 +278,7 @@ def test_places_of_a_picture_are_not_read_as_text(tiny, family):
     )
     torch.testing.assert_close(found[0], found[1])
     torch.testing.assert_close(found[2], embed(encoder, [Sample(image=image)])[0], atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match=r"'<\|image_1\|> what is it' has a place for a picture"):
+    with pytest.raises(ValueError, match=r"'<\|image_1\|> what is it' has a place for an image"):
         encoder.collate([Sample("<|image_1|> what is it")])
 
 
@@ -300,7 +288,7 @@ def test_places_of_a_picture_are_not_read_as_text(tiny, family):
 def test_places_that_a_tower_cannot_fill_are_refused(tiny, text):
     collate = TwoTowerEncoder(tiny("clip")).collate
     with pytest.raises(
-        ValueError, match=r"has <\|image_.*sees the one picture of a sample once: leave a single"
+        ValueError, match=r"has <\|image_.*sees the one image of a sample once: leave a single"
     ):
         collate([Sample("fine"), Sample(text, SAMPLES[1].image)])
     assert "pixel_values" not in collate([Sample(" a <|image_x|> b ")])  # no place

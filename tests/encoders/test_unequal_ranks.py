@@ -11,28 +11,28 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from processes import run_on_ranks
-from tiny_models import BUILDERS, picture
+from tiny_models import BUILDERS, make_image
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.utils.data import DataLoader
 
 from fanoise_lightning import ContrastiveModule, Encoder, InfoNCE, OpenClipEncoder, Pair, Sample
-from fanoise_lightning.data.datasets import PairCollate
-from fanoise_lightning.data.refusals import Read
+from fanoise_lightning.data.batches.refusals import Read
+from fanoise_lightning.data.batches.training import PairCollate
 from fanoise_lightning.distributed import all_reduce_sum
 from fanoise_lightning.encoders.two_tower import TwoTowerEncoder
 from fanoise_lightning.encoders.vision_language import VisionLanguageEncoder
-from fanoise_lightning.sharding import shard
+from fanoise_lightning.training.sharding import shard
 
 A, B, C, D, E, F = (Sample(text) for text in ("a cat", "a much longer text", "c", "dog", "e", "fish"))
-P, Q, R = (Sample(image=picture(50 + 9 * i, 60, i)) for i in range(3))
-X, Y = (Sample(text, picture(40, 70 + 9 * i, 3 + i)) for i, text in enumerate(("what", "which one")))
+P, Q, R = (Sample(image=make_image(50 + 9 * i, 60, i)) for i in range(3))
+X, Y = (Sample(text, make_image(40, 70 + 9 * i, 3 + i)) for i, text in enumerate(("what", "which one")))
 
 # the pairs of rank 0 and of rank 1
 BATCHES = {
     "texts alone on one rank's targets": ([Pair(A, P), Pair(B, Q)], [Pair(C, D), Pair(E, F)]),
-    "pictures alone on one rank": ([Pair(P, Q), Pair(Q, R)], [Pair(A, B), Pair(C, D)]),
-    "text and picture against text": ([Pair(X, A), Pair(Y, B)], [Pair(C, D), Pair(E, F)]),
+    "images alone on one rank": ([Pair(P, Q), Pair(Q, R)], [Pair(A, B), Pair(C, D)]),
+    "text and image against text": ([Pair(X, A), Pair(Y, B)], [Pair(C, D), Pair(E, F)]),
     "each rank lacks what the other has": ([Pair(A, P), Pair(B, Q)], [Pair(R, C), Pair(X, D)]),
     "negatives on one rank": ([Pair(A, P, (B, Q, C)), Pair(X, D)], [Pair(C, R), Pair(E, F)]),
     "unequal negatives": ([Pair(A, P, (B, X, R)), Pair(B, Q)], [Pair(C, D), Pair(E, F, (A,))]),
@@ -42,14 +42,12 @@ BATCHES = {
 
 
 @pytest.fixture(scope="session")
-def encoder_of(tiny, tiny_clip, tmp_path_factory) -> Callable[[str], Encoder]:
+def encoder_of(tiny, tiny_clip) -> Callable[[str], Encoder]:
     def build(name: str) -> Encoder:
         torch.manual_seed(0)
         if name == "open_clip":
             return OpenClipEncoder(tiny_clip)
-        if name in tiny_two_towers.BUILDERS:
-            return TwoTowerEncoder(tiny_two_towers.save_tiny(tmp_path_factory.mktemp(name), name))
-        return VisionLanguageEncoder(tiny(name))
+        return (TwoTowerEncoder if name in tiny_two_towers.BUILDERS else VisionLanguageEncoder)(tiny(name))
 
     return build
 
@@ -169,7 +167,7 @@ def test_ranks_evaluate_what_the_others_do_not_have(encoder_of, family):
             torch.testing.assert_close(vectors, everything[numbers], rtol=1e-5, atol=1e-6)
 
 
-def test_batch_norm_does_not_learn_from_the_added_picture():
+def test_batch_norm_does_not_learn_from_the_added_image():
     module = ContrastiveModule(OpenClipEncoder("emoji-resnet"), InfoNCE(0.2)).train()
 
     def on_rank(rank: int) -> list[Tensor]:
@@ -189,12 +187,12 @@ def test_batch_norm_does_not_learn_from_the_added_picture():
 @pytest.mark.parametrize("family", [*BUILDERS, *tiny_two_towers.BUILDERS, "open_clip"])
 def test_a_row_that_is_added_leaves_the_others_as_they_are(encoder_of, family):
     encoder = encoder_of(family).eval()
-    pictures, texts = encoder.collate([P, X, Q]), encoder.collate([A, B, C])
+    images, texts = encoder.collate([P, X, Q]), encoder.collate([A, B, C])
     every = encoder.parts(encoder.collate([X]))
     assert all(every)
     assert not any(encoder.parts({}))
     with torch.no_grad():
-        for batch in (texts, pictures):
+        for batch in (texts, images):
             missing = tuple(not part for part in encoder.parts(batch))
             longer = encoder.add_row(batch, missing) if any(missing) else batch
             assert encoder.parts(longer) == every
@@ -238,7 +236,7 @@ def fit(
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-# LLaVA never uses the last layer of its picture tower. SigLIP's picture tower comes first in DDP's order, and
+# LLaVA never uses the last layer of its image tower. SigLIP's image tower comes first in DDP's order, and
 # next to it the temperature, whose gradient comes before all that the loss exchanges.
 @pytest.mark.parametrize(
     ("family", "find_unused"), [("llava_next", False), ("siglip", False), ("siglip", True)]

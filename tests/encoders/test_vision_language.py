@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny_models import BUILDERS, picture, save_tiny
+from tiny_models import BUILDERS, make_image, save_tiny
 
 from fanoise_lightning import Sample
 from fanoise_lightning.encoders import loading
@@ -17,7 +17,7 @@ from fanoise_lightning.encoders.vision_language import VisionLanguageEncoder
 from fanoise_lightning.encoders.vision_language_collate import VisionLanguageCollate
 
 families = pytest.mark.parametrize("family", sorted(BUILDERS))
-CAT, DOG, COW = picture(60, 40, 0), picture(50, 90, 1), picture(33, 33, 2)
+CAT, DOG, COW = make_image(60, 40, 0), make_image(50, 90, 1), make_image(33, 33, 2)
 SAMPLES = [
     Sample("a red apple on the table"),
     Sample(image=CAT),
@@ -57,7 +57,7 @@ def test_a_vector_is_the_last_state_of_the_models_own_forward(tiny, family):
 
 
 @families
-def test_a_picture_stands_where_its_marker_is(tiny, family):
+def test_a_image_stands_where_its_marker_is(tiny, family):
     encoder = VisionLanguageEncoder(tiny(family))
     shown = embed(
         encoder,
@@ -74,7 +74,7 @@ def test_a_picture_stands_where_its_marker_is(tiny, family):
     assert (shown[0] - shown[2]).abs().max() > 1e-3
 
 
-def test_pictures_stand_before_a_text_without_markers(tiny):
+def test_images_stand_before_a_text_without_markers(tiny):
     encoder = VisionLanguageEncoder(tiny("qwen2_vl"))
     plain, marked = embed(
         encoder, [Sample("both", (CAT, DOG)), Sample("<|image_1|> <|image_2|> both", (CAT, DOG))]
@@ -278,7 +278,7 @@ def test_four_bit_loading_without_bitsandbytes_says_what_to_install(tiny, monkey
         ({"lora": {}, "adapter": "somewhere"}, "give one of them"),
         ({"load_in_4bit": True}, "needs `lora` or `adapter`"),
         ({"dtype": "float16"}, "`dtype` must be"),
-        ({"num_crops": 4}, "Qwen2-VL takes no `num_crops`; its pictures are set by `image_size` and"),
+        ({"num_crops": 4}, "Qwen2-VL takes no `num_crops`; its images are set by `image_size` and"),
         ({"image_size": "huge"}, "'low' = 336x336"),
         ({"image_size": 0}, "got 0"),
         ({"max_pixels": 100}, "at least 784, one token, got 100"),
@@ -295,5 +295,5 @@ def test_sizes_and_counts_are_reported_once(tiny, caplog):
     lines = [record.message for record in caplog.records if record.message.startswith(tiny("qwen2_vl"))]
     trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
     assert len(lines) == 2
-    assert lines[0].endswith("pictures resized to 336x336: 144 tokens each")
+    assert lines[0].endswith("images resized to 336x336: 144 tokens each")
     assert f" {trained:,} of " in lines[1]

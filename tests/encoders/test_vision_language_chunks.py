@@ -1,4 +1,4 @@
-"""GradCache with the families: rows with and without pictures, LoRA dropout, gradient checkpointing."""
+"""GradCache with the families: rows with and without images, LoRA dropout, gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ from functools import partial
 
 import pytest
 import torch
-from tiny_models import BUILDERS, picture
+from tiny_models import BUILDERS, make_image
 
 from fanoise_lightning import ContrastiveModule, InfoNCE, Pair, Sample
-from fanoise_lightning.data.datasets import PairCollate
-from fanoise_lightning.data.refusals import Read
+from fanoise_lightning.data.batches.refusals import Read
+from fanoise_lightning.data.batches.training import PairCollate
 from fanoise_lightning.encoders.vision_language import VisionLanguageEncoder
 
 PAIRS = [
-    Pair(Sample("a red apple"), Sample(image=picture(50, 90, 1))),
-    Pair(Sample("what is it", picture()), Sample("a cat")),
-    Pair(Sample(image=picture(70, 40, 2)), Sample("something of many words that is longer than the others")),
-    Pair(Sample("a house", picture(40, 40, 3)), Sample("this", picture(60, 60, 4))),
-    Pair(Sample("no picture here"), Sample("nor here")),
+    Pair(Sample("a red apple"), Sample(image=make_image(50, 90, 1))),
+    Pair(Sample("what is it", make_image()), Sample("a cat")),
+    Pair(
+        Sample(image=make_image(70, 40, 2)), Sample("something of many words that is longer than the others")
+    ),
+    Pair(Sample("a house", make_image(40, 40, 3)), Sample("this", make_image(60, 60, 4))),
+    Pair(Sample("no image here"), Sample("nor here")),
 ]
 
 

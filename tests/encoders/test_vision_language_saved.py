@@ -7,13 +7,17 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny_models import BUILDERS, picture
+from tiny_models import BUILDERS, make_image
 
 from fanoise_lightning import Sample
 from fanoise_lightning.encoders.vision_language import VisionLanguageEncoder
 
 families = pytest.mark.parametrize("family", sorted(BUILDERS))
-SAMPLES = [Sample("a red apple"), Sample(image=picture(60, 40, 0)), Sample("what is it", picture(50, 90, 1))]
+SAMPLES = [
+    Sample("a red apple"),
+    Sample(image=make_image(60, 40, 0)),
+    Sample("what is it", make_image(50, 90, 1)),
+]
 
 
 def embed(encoder: VisionLanguageEncoder, samples: list[Sample]) -> torch.Tensor:

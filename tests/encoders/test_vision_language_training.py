@@ -9,11 +9,11 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, Trainer, seed_everything
-from tiny_models import BUILDERS, picture
+from tiny_models import BUILDERS, make_image
 from torch.utils.data import DataLoader
 
 from fanoise_lightning import ContrastiveModule, Encoder, InfoNCE, MMEBDataModule, Sample
-from fanoise_lightning.data.records import EvalRows
+from fanoise_lightning.data.rows.records import EvalRows
 from fanoise_lightning.encoders.vision_language import VisionLanguageEncoder
 
 families = pytest.mark.parametrize("family", sorted(BUILDERS))
@@ -53,11 +53,11 @@ class FewQueries(MMEBDataModule):
         queries, candidates = rows.queries[:count], rows.candidates[:count]
         used = np.unique(np.concatenate([queries, candidates.ravel()]))
         numbers = (np.searchsorted(used, part) for part in (queries, candidates))
-        return EvalRows(rows.subset, rows.sides.take(used), *numbers)
+        return EvalRows(rows.subset, rows.items.take(used), *numbers)
 
 
 def embeddings(module: ContrastiveModule) -> torch.Tensor:
-    samples = [Sample("a red apple"), Sample("what is it", picture()), Sample(image=picture(50, 90, 1))]
+    samples = [Sample("a red apple"), Sample("what is it", make_image()), Sample(image=make_image(50, 90, 1))]
     with torch.no_grad():
         return module.eval()(module.collate(samples))
 
@@ -66,7 +66,7 @@ def embeddings(module: ContrastiveModule) -> torch.Tensor:
 @families
 def test_a_lora_fit_learns_is_scored_and_comes_back_from_its_checkpoint(tiny, family, tmp_path):
     module, watch = module_of(tiny(family), lora={"r": 8, "dropout": 0.05}), Watch()
-    rows = 8 if family == "phi3_v" else 16  # its pictures have 313 tokens here, the others' a dozen
+    rows = 8 if family == "phi3_v" else 16  # its images have 313 tokens here, the others' a dozen
     data = FewQueries(
         "emoji", rows, 32, train_subsets=SUBSETS, eval_subsets=["kind"], num_samples=32, num_workers=0
     )
@@ -117,7 +117,7 @@ def test_full_training_moves_the_language_part_alone_where_vision_is_frozen(tiny
 
 def test_the_collate_runs_in_a_worker(tiny):
     collate = VisionLanguageEncoder(tiny("qwen2_vl")).collate
-    samples = [Sample("a cat"), Sample("b", picture()), Sample(image=picture(50, 90, 1)), Sample("c")]
+    samples = [Sample("a cat"), Sample("b", make_image()), Sample(image=make_image(50, 90, 1)), Sample("c")]
     loader = DataLoader(samples, 2, collate_fn=collate, num_workers=1, multiprocessing_context="spawn")
     for found, expected in zip(loader, [collate(samples[:2]), collate(samples[2:])], strict=True):
         assert found.keys() == expected.keys()

@@ -82,13 +82,13 @@ def _qwen_parts(padding_side: str, rope: dict[str, Any], **text: Any) -> tuple[A
 
 
 def qwen2_vl(padding_side: str = "left") -> tuple[Any, Any]:
-    """The model and its processor; one token is 28x28 pixels, a picture has at most 16 tokens."""
+    """The model and its processor; one token is 28x28 pixels, an image has at most 16 tokens."""
     rope = {"rope_theta": 1e6, "mrope_section": [1, 1, 2]}
     tokenizer, text, ids = _qwen_parts(padding_side, rope)
     vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
-    pictures = T.Qwen2VLImageProcessor(size={"shortest_edge": 28 * 28, "longest_edge": 16 * 28 * 28})
+    images = T.Qwen2VLImageProcessor(size={"shortest_edge": 28 * 28, "longest_edge": 16 * 28 * 28})
     processor = T.Qwen2VLProcessor(
-        image_processor=pictures, tokenizer=tokenizer, video_processor=T.Qwen2VLVideoProcessor()
+        image_processor=images, tokenizer=tokenizer, video_processor=T.Qwen2VLVideoProcessor()
     )
     config = T.Qwen2VLConfig(text_config=text, vision_config={**vision, "patch_size": 14}, **ids)
     return T.Qwen2VLForConditionalGeneration(config), processor
@@ -108,16 +108,16 @@ def qwen2_5_vl(padding_side: str = "left") -> tuple[Any, Any]:
         "window_size": 56,
         "fullatt_block_indexes": [1],
     }
-    pictures = T.Qwen2VLImageProcessor(size={"shortest_edge": 28 * 28, "longest_edge": 16 * 28 * 28})
+    images = T.Qwen2VLImageProcessor(size={"shortest_edge": 28 * 28, "longest_edge": 16 * 28 * 28})
     processor = T.Qwen2_5_VLProcessor(
-        image_processor=pictures, tokenizer=tokenizer, video_processor=T.Qwen2VLVideoProcessor()
+        image_processor=images, tokenizer=tokenizer, video_processor=T.Qwen2VLVideoProcessor()
     )
     config = T.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
     return T.Qwen2_5_VLForConditionalGeneration(config), processor
 
 
 def qwen3_vl(padding_side: str = "left") -> tuple[Any, Any]:
-    """The model and its processor; one token is 32x32 pixels, a picture has at most 16 tokens."""
+    """The model and its processor; one token is 32x32 pixels, an image has at most 16 tokens."""
     rope = {"rope_theta": 5e6, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
     tokenizer, text, ids = _qwen_parts(padding_side, rope, head_dim=8)
     vision = {
@@ -130,14 +130,14 @@ def qwen3_vl(padding_side: str = "left") -> tuple[Any, Any]:
         "num_position_embeddings": 64,
         "deepstack_visual_indexes": [0, 1],
     }
-    pictures = T.Qwen2VLImageProcessor(
+    images = T.Qwen2VLImageProcessor(
         patch_size=16,
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
         size={"shortest_edge": 32 * 32, "longest_edge": 16 * 32 * 32},
     )
     processor = T.Qwen3VLProcessor(
-        image_processor=pictures, tokenizer=tokenizer, video_processor=T.Qwen3VLVideoProcessor()
+        image_processor=images, tokenizer=tokenizer, video_processor=T.Qwen3VLVideoProcessor()
     )
     config = T.Qwen3VLConfig(text_config=text, vision_config=vision, **ids)
     return T.Qwen3VLForConditionalGeneration(config), processor
@@ -177,13 +177,13 @@ def llava_next(padding_side: str = "left", side: int = 28) -> tuple[Any, Any]:
         vision_feature_select_strategy="default",
         image_seq_length=(side // 14) ** 2,
     )
-    pictures = T.LlavaNextImageProcessor(
+    images = T.LlavaNextImageProcessor(
         size={"shortest_edge": side},
         crop_size={"height": side, "width": side},
         image_grid_pinpoints=pinpoints,
     )
     processor = T.LlavaNextProcessor(
-        image_processor=pictures,
+        image_processor=images,
         tokenizer=tokenizer,
         patch_size=14,
         vision_feature_select_strategy="default",
@@ -193,7 +193,7 @@ def llava_next(padding_side: str = "left", side: int = 28) -> tuple[Any, Any]:
 
 
 def phi3_v(padding_side: str = "left", num_crops: int = 1) -> tuple[Any, Any]:
-    """The model and its processor; the picture tower has its real 336 pixels, 313 tokens with one crop."""
+    """The model and its processor; the image tower has its real 336 pixels, 313 tokens with one crop."""
     from fanoise_lightning.encoders.phi3_vision import Phi3VConfig, Phi3VImageProcessor, Phi3VProcessor
 
     tokenizer = tiny_tokenizer(bos="<s>", padding_side=padding_side)
@@ -245,7 +245,7 @@ def save_tiny(folder: str | Path, family: str, seed: int = 0, **options: Any) ->
     return str(folder)
 
 
-def picture(width: int = 60, height: int = 40, seed: int = 0) -> Image.Image:
-    """Noise, so that no two pictures are alike."""
+def make_image(width: int = 60, height: int = 40, seed: int = 0) -> Image.Image:
+    """Noise, so that no two images are alike."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)

@@ -18,13 +18,12 @@ SQUARE = {"height": 32, "width": 32}
 
 
 @functools.cache
-def clip_tokenizer(length: int = 16) -> Any:
-    """CLIP's own, from the vocabulary in open_clip's wheel."""
+def clip_tokenizer(length: int = 16, most_merges: int | None = None) -> Any:
+    """CLIP's own, from the vocabulary in open_clip's wheel, or its bytes and first merges alone."""
     simple = open_clip.SimpleTokenizer()
-    vocab = dict(simple.encoder)
-    vocab["<|startoftext|>"] = vocab.pop("<start_of_text>")
-    vocab["<|endoftext|>"] = vocab.pop("<end_of_text>")
-    merges = [pair for pair, _ in sorted(simple.bpe_ranks.items(), key=lambda item: item[1])]
+    merges = sorted(simple.bpe_ranks, key=simple.bpe_ranks.get)[:most_merges]
+    tokens = list(simple.encoder)[: 2 * 256 + len(merges)]
+    vocab = {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
     return T.CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)
 
 
@@ -37,16 +36,16 @@ def bert_tokenizer() -> Any:
 
 
 def clip() -> tuple[Any, Any]:
-    tokenizer = clip_tokenizer()
+    tokenizer = clip_tokenizer(most_merges=200)  # all 48,894 take a second wherever they are loaded
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
     text = {**BLOCKS, "vocab_size": len(tokenizer), "max_position_embeddings": 16, **ids}
-    pictures = T.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=SQUARE)
+    images = T.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=SQUARE)
     config = T.CLIPConfig(text_config=text, vision_config=VISION, projection_dim=24)
-    return T.CLIPModel(config), T.CLIPProcessor(image_processor=pictures, tokenizer=tokenizer)
+    return T.CLIPModel(config), T.CLIPProcessor(image_processor=images, tokenizer=tokenizer)
 
 
 def _siglip_text(tokenizer: Any) -> dict[str, Any]:
@@ -67,8 +66,8 @@ def _siglip_text(tokenizer: Any) -> dict[str, Any]:
 def siglip() -> tuple[Any, Any]:
     tokenizer = tiny_tokenizer(padding_side="right")
     config = T.SiglipConfig(text_config=_siglip_text(tokenizer), vision_config=VISION)
-    pictures = T.SiglipImageProcessor(size=SQUARE)
-    return T.SiglipModel(config), T.SiglipProcessor(image_processor=pictures, tokenizer=tokenizer)
+    images = T.SiglipImageProcessor(size=SQUARE)
+    return T.SiglipModel(config), T.SiglipProcessor(image_processor=images, tokenizer=tokenizer)
 
 
 def siglip2() -> tuple[Any, Any]:
@@ -76,8 +75,8 @@ def siglip2() -> tuple[Any, Any]:
     tokenizer = T.Siglip2Tokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[])
     vision = {**BLOCKS, "num_patches": 16, "patch_size": 8}
     config = T.Siglip2Config(text_config=_siglip_text(tokenizer), vision_config=vision)
-    pictures = T.Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
-    return T.Siglip2Model(config), T.Siglip2Processor(image_processor=pictures, tokenizer=tokenizer)
+    images = T.Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
+    return T.Siglip2Model(config), T.Siglip2Processor(image_processor=images, tokenizer=tokenizer)
 
 
 def align() -> tuple[Any, Any]:
@@ -99,8 +98,8 @@ def align() -> tuple[Any, Any]:
         "squeeze_expansion_ratio": 0.25,
     }
     config = T.AlignConfig(text_config=text, vision_config=vision, projection_dim=32)
-    pictures = T.EfficientNetImageProcessor(size=SQUARE)
-    return T.AlignModel(config), T.AlignProcessor(image_processor=pictures, tokenizer=tokenizer)
+    images = T.EfficientNetImageProcessor(size=SQUARE)
+    return T.AlignModel(config), T.AlignProcessor(image_processor=images, tokenizer=tokenizer)
 
 
 def blip() -> tuple[Any, Any]:
@@ -113,8 +112,8 @@ def blip() -> tuple[Any, Any]:
         "pad_token_id": tokenizer.pad_token_id,
     }
     config = T.BlipConfig(text_config=text, vision_config=VISION, image_text_hidden_size=24)
-    pictures = T.BlipImageProcessor(size=SQUARE)
-    return T.BlipForImageTextRetrieval(config), T.BlipProcessor(image_processor=pictures, tokenizer=tokenizer)
+    images = T.BlipImageProcessor(size=SQUARE)
+    return T.BlipForImageTextRetrieval(config), T.BlipProcessor(image_processor=images, tokenizer=tokenizer)
 
 
 def blip2() -> tuple[Any, Any]:
@@ -128,8 +127,8 @@ def blip2() -> tuple[Any, Any]:
         "use_qformer_text_input": True,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    pictures = T.BlipImageProcessor(size=SQUARE)
-    processor = T.Blip2Processor(image_processor=pictures, tokenizer=tokenizer, num_query_tokens=4)
+    images = T.BlipImageProcessor(size=SQUARE)
+    processor = T.Blip2Processor(image_processor=images, tokenizer=tokenizer, num_query_tokens=4)
     config = T.Blip2Config(
         vision_config=VISION,
         qformer_config=qformer,
@@ -156,7 +155,7 @@ def save_tiny(folder: str | Path, family: str) -> str:
     torch.manual_seed(0)
     model, processor = BUILDERS[family]()
     for parameter in model.parameters():
-        # as they come, a BERT or a ViT this small gives every text or picture the same vector
+        # as they come, a BERT or a ViT this small gives every text or image the same vector
         if parameter.dim() > 1 and family != "align":
             torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(folder)

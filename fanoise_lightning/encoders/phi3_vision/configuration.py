@@ -21,7 +21,7 @@ CLIP_LARGE_336: dict[str, Any] = {
     "projection_dim": 768,
 }
 
-# The one picture layout that Phi-3.5-vision was trained with, and the only one that is built here.
+# The one image layout that Phi-3.5-vision was trained with, and the only one that is built here.
 SUPPORTED_LAYOUT: dict[str, dict[str, Any]] = {
     "embd_layer": {
         "embedding_cls": "image",
@@ -38,12 +38,12 @@ class Phi3VConfig(Phi3Config):
     """A Phi-3 language model with a CLIP tower in front of it (``model_type`` "phi3_v").
 
     Reads the published ``config.json`` (``rope_scaling`` of type "su", ``embd_layer``, ``img_processor``).
-    That file names its picture tower without describing it; here ``vision_config`` describes it, and is CLIP
+    That file names its image tower without describing it; here ``vision_config`` describes it, and is CLIP
     ViT-L/14 at 336 pixels unless given.
 
     Args:
         vision_config: the CLIP vision tower, as a dictionary or a ``CLIPVisionConfig``.
-        embd_layer: how pictures are laid out; anything but the published layout is refused by the model.
+        embd_layer: how images are laid out; anything but the published layout is refused by the model.
         img_processor: the published description of the tower; its ``image_dim_out`` has to be
             ``vision_config.hidden_size``.
         **kwargs: everything that ``Phi3Config`` takes.
@@ -77,7 +77,7 @@ class Phi3VConfig(Phi3Config):
         """Refuses what this implementation would compute wrongly.
 
         Raises:
-            ValueError: for a picture layout other than the published one, or when ``img_processor`` and
+            ValueError: for an image layout other than the published one, or when ``img_processor`` and
                 ``vision_config`` disagree.
         """
         for name, supported in SUPPORTED_LAYOUT.items():
@@ -88,7 +88,7 @@ class Phi3VConfig(Phi3Config):
         if width != self.vision_config.hidden_size:
             raise ValueError(
                 f"img_processor.image_dim_out is {width} but vision_config.hidden_size is "
-                f"{self.vision_config.hidden_size}: this checkpoint has another picture tower than CLIP "
+                f"{self.vision_config.hidden_size}: this checkpoint has another image tower than CLIP "
                 "ViT-L/14-336; describe it with vision_config=CLIPVisionConfig(...)."
             )
         if (self.vision_config.image_size, self.vision_config.patch_size) != (336, 14):

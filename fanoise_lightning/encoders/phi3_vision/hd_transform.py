@@ -1,13 +1,13 @@
-"""The HD transform of Phi-3.5-vision: how a picture becomes crops, and crops become tokens.
+"""The HD transform of Phi-3.5-vision: how an image becomes crops, and crops become tokens.
 
-1. A picture is enlarged (or reduced) to the largest width of s x 336 pixels, at its own aspect ratio, for
+1. An image is enlarged (or reduced) to the largest width of s x 336 pixels, at its own aspect ratio, for
    which at most ``num_crops`` squares of 336 pixels cover it; the rest of the last row is padded white.
-2. Each square is one crop, and the whole picture, squeezed to 336 x 336, is one more: the global view.
+2. Each square is one crop, and the whole image, squeezed to 336 x 336, is one more: the global view.
 3. CLIP makes 24 x 24 patches of each; four neighbours are merged into one token, 12 x 12 a crop.
-4. The tokens are read line by line over the whole picture, a line separator after each line; then a view
+4. The tokens are read line by line over the whole image, a line separator after each line; then a view
    separator; then the lines of the global view in the same way.
 
-Portrait pictures are handled lying on their side and turned back, so width and height swap roles.
+Portrait images are handled lying on their side and turned back, so width and height swap roles.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LINE_SEPARATOR, VIEW_SEPARATOR = -1, -2  # how `hd_layout` writes the two learne
 
 
 def hd_resized_size(width: int, height: int, num_crops: int) -> tuple[int, int]:
-    """Width and height after resizing and before padding, of a picture that is not higher than wide."""
+    """Width and height after resizing and before padding, of an image that is not higher than wide."""
     ratio = width / height
     scale = 1
     while (scale + 1) * math.ceil((scale + 1) / ratio) <= num_crops:
@@ -51,12 +51,12 @@ def hd_resized_size(width: int, height: int, num_crops: int) -> tuple[int, int]:
 
 
 def hd_grid(width: int, height: int, num_crops: int) -> tuple[int, int]:
-    """Rows and columns of crops that a picture of these pixels gets.
+    """Rows and columns of crops that an image of these pixels gets.
 
     Args:
-        width: of the picture, in pixels.
-        height: of the picture, in pixels.
-        num_crops: the most crops that a picture may get, beside its global view.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        num_crops: the most crops that an image may get, beside its global view.
 
     Example:
         >>> hd_grid(1920, 1080, num_crops=16)
@@ -70,7 +70,7 @@ def hd_grid(width: int, height: int, num_crops: int) -> tuple[int, int]:
 
 
 def num_image_tokens(rows: int, columns: int) -> int:
-    """Tokens of a picture of rows x columns crops, separators and global view included.
+    """Tokens of an image of rows x columns crops, separators and global view included.
 
     Example:
         >>> num_image_tokens(2, 2)
@@ -80,7 +80,7 @@ def num_image_tokens(rows: int, columns: int) -> int:
 
 
 def hd_resize(image: Image.Image, num_crops: int) -> Image.Image:
-    """The picture resized and padded white, both sides multiples of 336 pixels."""
+    """The image resized and padded white, both sides multiples of 336 pixels."""
     image = image.convert("RGB")
     if image.width < image.height:
         # Really transposed, not computed with the sides swapped: PIL rounds between its two passes.
@@ -94,7 +94,7 @@ def hd_resize(image: Image.Image, num_crops: int) -> Image.Image:
 
 
 def cut_crops(image: Image.Image, mean: list[float], std: list[float]) -> Tensor:
-    """The global view and the crops, row by row, of a picture that :func:`hd_resize` made.
+    """The global view and the crops, row by row, of an image that :func:`hd_resize` made.
 
     Returns:
         Normalised pixels (1 + rows * columns, 3, 336, 336), float32.
@@ -110,7 +110,7 @@ def cut_crops(image: Image.Image, mean: list[float], std: list[float]) -> Tensor
 
 @lru_cache(maxsize=256)
 def hd_layout(rows: int, columns: int) -> Tensor:
-    """Where each token of a picture comes from.
+    """Where each token of an image comes from.
 
     Returns:
         (T,) int64 on the CPU, T as :func:`num_image_tokens` says. An entry >= 0 is crop * 144 + the token's

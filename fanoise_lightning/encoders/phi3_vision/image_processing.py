@@ -1,4 +1,4 @@
-"""Pictures in, the crops of the HD transform out."""
+"""Images in, the crops of the HD transform out."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Phi3VImagesKwargs(ImagesKwargs, total=False):
 
 
 class Phi3VImageProcessor(BaseImageProcessor):
-    """Cuts each picture into a global view and at most ``num_crops`` crops of 336 x 336 pixels.
+    """Cuts each image into a global view and at most ``num_crops`` crops of 336 x 336 pixels.
 
     Args:
-        num_crops: the most crops of one picture, at least 1. The published model was trained with up to 16;
-            4 is its default. It decides the picture's tokens: 757 for a square picture at 4, 2509 at 16.
+        num_crops: the most crops of one image, at least 1. The published model was trained with up to 16;
+            4 is its default. It decides the image's tokens: 757 for a square image at 4, 2509 at 16.
         image_mean: subtracted from pixels in [0, 1], one number a colour.
         image_std: divides them.
         **kwargs: what else a saved ``preprocessor_config.json`` holds.
@@ -62,7 +62,7 @@ class Phi3VImageProcessor(BaseImageProcessor):
         self.image_std = list(image_std)
 
     def num_image_tokens(self, width: int, height: int, num_crops: int | None = None) -> int:
-        """Tokens that a picture of these pixels becomes, without opening it."""
+        """Tokens that an image of these pixels becomes, without opening it."""
         return num_image_tokens(
             *hd_grid(width, height, _check_num_crops(self.num_crops if num_crops is None else num_crops))
         )
@@ -74,21 +74,21 @@ class Phi3VImageProcessor(BaseImageProcessor):
         return_tensors: str | None = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
-        """Crops of n pictures.
+        """Crops of n images.
 
         Args:
-            images: one PIL picture or a flat sequence of n.
+            images: one PIL image or a flat sequence of n.
             num_crops: instead of the processor's own.
             return_tensors: "pt" or "np".
             **kwargs: nothing; settings of other families are refused, as they would have no effect.
 
         Returns:
-            ``pixel_values`` (n, num_crops + 1, 3, 336, 336) float32, the global view first, zeros after a
-            picture's last crop; ``image_sizes`` (n, 2) int64, height and width of the padded picture in
+            ``pixel_values`` (n, num_crops + 1, 3, 336, 336) float32, the global view first, zeros after an
+            image's last crop; ``image_sizes`` (n, 2) int64, height and width of the padded image in
             pixels; ``num_img_tokens``, n numbers.
 
         Raises:
-            TypeError: for something that is no PIL picture.
+            TypeError: for something that is no PIL image.
             ValueError: for a ``num_crops`` that is no positive integer, and for unknown settings.
         """
         if kwargs:
@@ -99,7 +99,7 @@ class Phi3VImageProcessor(BaseImageProcessor):
         image_sizes = torch.zeros(len(images), 2, dtype=torch.int64)
         for i, image in enumerate(images):
             if not isinstance(image, Image.Image):
-                raise TypeError(f"picture {i} is a {type(image).__name__}; expected a PIL picture.")
+                raise TypeError(f"image {i} is a {type(image).__name__}; expected a PIL image.")
             padded = hd_resize(image, num_crops)
             crops = cut_crops(padded, self.image_mean, self.image_std)
             pixel_values[i, : len(crops)] = crops

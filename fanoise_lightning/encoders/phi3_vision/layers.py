@@ -1,4 +1,4 @@
-"""The two parts of Phi-3.5-vision that transformers does not have: its LongRoPE and its picture embedding."""
+"""The two parts of Phi-3.5-vision that transformers does not have: its LongRoPE and its image embedding."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Phi3VRotaryEmbedding(nn.Module):
 
 
 class Phi3VImageEmbedding(nn.Module):
-    """From crops to the vectors that stand for a picture in the text."""
+    """From crops to the vectors that stand for an image in the text."""
 
     def __init__(self, config: Phi3VConfig) -> None:
         super().__init__()
@@ -80,11 +80,11 @@ class Phi3VImageEmbedding(nn.Module):
         return hidden[:, 1:]
 
     def forward(self, pixel_values: Tensor, grids: list[tuple[int, int]]) -> Tensor:
-        """Vectors (T, D) of all pictures, one picture after the other.
+        """Vectors (T, D) of all images, one image after the other.
 
         Args:
             pixel_values: (n, M, 3, 336, 336), the global view first, then crops, then padding.
-            grids: rows and columns of crops of each of the n pictures.
+            grids: rows and columns of crops of each of the n images.
         """
         device = pixel_values.device
         used = [i * pixel_values.shape[1] + k for i, (h, w) in enumerate(grids) for k in range(1 + h * w)]
@@ -102,7 +102,7 @@ class Phi3VImageEmbedding(nn.Module):
 
 
 def _batch_layout(grids: list[tuple[int, int]]) -> Tensor:
-    """The layouts of all pictures as indices into [their merged patches | sub_GN | glb_GN]."""
+    """The layouts of all images as indices into [their merged patches | sub_GN | glb_GN]."""
     total = sum(1 + rows * columns for rows, columns in grids) * TOKENS_PER_CROP
     layouts, start = [], 0
     for rows, columns in grids:

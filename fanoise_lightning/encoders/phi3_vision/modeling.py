@@ -38,7 +38,7 @@ class Phi3VModel(Phi3Model):
         config: a ``Phi3VConfig``.
 
     Raises:
-        ValueError: if the configuration asks for a picture layout that is not implemented.
+        ValueError: if the configuration asks for an image layout that is not implemented.
 
     Example:
         >>> model = AutoModelForImageTextToText.from_pretrained(path).model  # doctest: +SKIP
@@ -73,22 +73,22 @@ class Phi3VModel(Phi3Model):
         image_sizes: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Hidden states (B, L, D) of texts with pictures in them.
+        """Hidden states (B, L, D) of texts with images in them.
 
         Args:
-            input_ids: (B, L); -i stands for a token of the row's i-th picture, i = 1, 2, ...
+            input_ids: (B, L); -i stands for a token of the row's i-th image, i = 1, 2, ...
             attention_mask: (B, L), 0 where padded, on either side.
             position_ids: (B or 1, L); 0 .. L - 1 unless given.
             past_key_values: of an earlier call, for generation.
-            inputs_embeds: (B, L, D) instead of ``input_ids`` and pictures.
+            inputs_embeds: (B, L, D) instead of ``input_ids`` and images.
             use_cache: build a key-value cache; an encoder has no use for one.
-            pixel_values: (n, M, 3, 336, 336) crops of the n pictures, row after row, in a row by number. They
+            pixel_values: (n, M, 3, 336, 336) crops of the n images, row after row, in a row by number. They
                 may have another dtype than the weights.
-            image_sizes: (n, 2), height and width in pixels of the padded pictures.
+            image_sizes: (n, 2), height and width in pixels of the padded images.
             **kwargs: passed on to ``Phi3Model``.
 
         Raises:
-            ValueError: if picture tokens and pictures do not fit together.
+            ValueError: if image tokens and images do not fit together.
         """
         if inputs_embeds is None and input_ids is not None:
             inputs_embeds = self.embed_inputs(input_ids, pixel_values, image_sizes)
@@ -104,22 +104,22 @@ class Phi3VModel(Phi3Model):
     def embed_inputs(
         self, input_ids: Tensor, pixel_values: Tensor | None = None, image_sizes: Tensor | None = None
     ) -> Tensor:
-        """Input vectors (B, L, D) of words and pictures; arguments as in :meth:`forward`.
+        """Input vectors (B, L, D) of words and images; arguments as in :meth:`forward`.
 
-        A picture's tokens are found by their number, so pictures may be named in any order in the text.
+        An image's tokens are found by their number, so images may be named in any order in the text.
         """
         embeds = self.embed_tokens(input_ids.clamp(min=0))
-        # Row and number as one key: equal for the tokens of one picture, rising from picture to picture.
-        is_picture = input_ids < 0
+        # Row and number as one key: equal for the tokens of one image, rising from image to image.
+        is_image = input_ids < 0
         rows = torch.arange(len(input_ids), device=input_ids.device)[:, None]
         keys = (rows << 32) - input_ids
-        found, counts = torch.unique(keys[is_picture], return_counts=True)
+        found, counts = torch.unique(keys[is_image], return_counts=True)
         grids = _read_grids(found, counts, pixel_values, image_sizes)
         if not grids:
             return embeds
 
         vectors = self.vision_embed_tokens(pixel_values, grids).to(embeds.dtype)
-        order = keys.masked_fill(~is_picture, torch.iinfo(keys.dtype).max).flatten().argsort(stable=True)
+        order = keys.masked_fill(~is_image, torch.iinfo(keys.dtype).max).flatten().argsort(stable=True)
         flat = embeds.flatten(0, 1).index_copy(0, order[: len(vectors)], vectors)
         return flat.view_as(embeds)
 
@@ -185,24 +185,24 @@ def _init_separators(module: nn.Module) -> None:
 def _read_grids(
     keys: Tensor, counts: Tensor, pixel_values: Tensor | None, image_sizes: Tensor | None
 ) -> list[tuple[int, int]]:
-    """Rows and columns of crops of each picture, checked against the tokens found for it."""
+    """Rows and columns of crops of each image, checked against the tokens found for it."""
     num_images = 0 if pixel_values is None else len(pixel_values)
     if num_images != len(counts):
         raise ValueError(
-            f"the texts hold the tokens of {len(counts)} pictures, but pixel_values holds {num_images}: "
-            "give the picture of each <|image_i|> marker, and no other."
+            f"the texts hold the tokens of {len(counts)} images, but pixel_values holds {num_images}: "
+            "give the image of each <|image_i|> marker, and no other."
         )
     if num_images == 0:
         return []
     if image_sizes is None or image_sizes.shape != (num_images, 2):
         shape = None if image_sizes is None else tuple(image_sizes.shape)
-        raise ValueError(f"image_sizes has shape {shape}; expected ({num_images}, 2), one a picture.")
+        raise ValueError(f"image_sizes has shape {shape}; expected ({num_images}, 2), one an image.")
     grids = [(h // CROP_SIZE, w // CROP_SIZE) for h, w in image_sizes.tolist()]
     for i, ((h, w), count) in enumerate(zip(grids, counts.tolist())):
         if count != num_image_tokens(h, w):
             row, number = divmod(int(keys[i]), 1 << 32)
             raise ValueError(
-                f"picture {i} of the batch (row {row}, <|image_{number}|>) has {count} tokens in input_ids, "
-                f"but {h} x {w} crops make {num_image_tokens(h, w)}: process texts and pictures together."
+                f"image {i} of the batch (row {row}, <|image_{number}|>) has {count} tokens in input_ids, "
+                f"but {h} x {w} crops make {num_image_tokens(h, w)}: process texts and images together."
             )
     return grids

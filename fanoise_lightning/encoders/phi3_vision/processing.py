@@ -1,4 +1,4 @@
-"""Texts with ``<|image_1|>`` markers and their pictures in, the model's inputs out."""
+"""Texts with ``<|image_1|>`` markers and their images in, the model's inputs out."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Phi3VProcessorKwargs(ProcessingKwargs, total=False):
 class Phi3VProcessor(ProcessorMixin):
     """Joins the image processor and the tokenizer of Phi-3.5-vision.
 
-    ``<|image_i|>`` in a text stands for the i-th picture of its row, counted from 1, and becomes as many ids
-    -i as the picture has tokens. The text before, between and after the markers is tokenized piece by piece,
+    ``<|image_i|>`` in a text stands for the i-th image of its row, counted from 1, and becomes as many ids
+    -i as the image has tokens. The text before, between and after the markers is tokenized piece by piece,
     each with the tokenizer's special tokens, an empty piece too: so was the model trained.
 
     Args:
@@ -57,7 +57,7 @@ class Phi3VProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """Keys of what a call returns; the last two only where there are pictures."""
+        """Keys of what a call returns; the last two only where there are images."""
         return ["input_ids", "attention_mask", "pixel_values", "image_sizes"]
 
     def __call__(self, text: str | Sequence[str], images: Images = None, **kwargs: Any) -> BatchFeature:
@@ -65,34 +65,34 @@ class Phi3VProcessor(ProcessorMixin):
 
         Args:
             text: one text or B texts.
-            images: the pictures. Either B entries, each None, a picture or a list of the row's pictures in
+            images: the images. Either B entries, each None, an image or a list of the row's images in
                 the order of their numbers; or a flat list of all, dealt out to the rows by their markers.
             **kwargs: ``padding`` (True by default), ``padding_side``, ``max_length``, ``truncation``,
                 ``num_crops``, ``return_tensors`` ("pt" by default), and what else the tokenizer takes.
-                Truncation never cuts a row with pictures.
+                Truncation never cuts a row with images.
 
         Returns:
-            ``input_ids`` and ``attention_mask`` (B, L); with n > 0 pictures also ``pixel_values``
+            ``input_ids`` and ``attention_mask`` (B, L); with n > 0 images also ``pixel_values``
             (n, num_crops + 1, 3, 336, 336) and ``image_sizes`` (n, 2).
 
         Raises:
-            TypeError: if texts or pictures are something else.
-            ValueError: if markers and pictures do not fit together (the row is named), if a row has neither
-                text nor picture, or if ``num_crops`` is no positive integer.
+            TypeError: if texts or images are something else.
+            ValueError: if markers and images do not fit together (the row is named), if a row has neither
+                text nor image, or if ``num_crops`` is no positive integer.
         """
         texts: list[str] = list(text) if isinstance(text, list | tuple) else [text]  # type: ignore[list-item]
         if not texts:
-            raise ValueError("there is no text; expected one a row, if only the markers of its pictures.")
+            raise ValueError("there is no text; expected one a row, if only the markers of its images.")
         for row, item in enumerate(texts):
             if not isinstance(item, str):
                 kind = type(item).__name__
                 raise TypeError(f"text {row} is a {kind}; call processor(text=..., images=...).")
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         markers = [[int(number) for number in MARKER.findall(item)] for item in texts]
-        pictures = _deal_pictures(images, markers)
-        _check_markers(markers, pictures)
+        dealt = _deal_images(images, markers)
+        _check_markers(markers, dealt)
 
-        flat = [picture for row in pictures for picture in row]
+        flat = [image for row in dealt for image in row]
         vision: dict[str, Any] = {}
         num_tokens: list[int] = []
         if flat:
@@ -104,7 +104,7 @@ class Phi3VProcessor(ProcessorMixin):
     def _input_ids(
         self, texts: list[str], markers: list[list[int]], num_tokens: list[int], options: dict[str, Any]
     ) -> list[list[int]]:
-        """Ids of each row, with ``num_tokens`` of each picture, taken row by row, in its marker's place."""
+        """Ids of each row, with ``num_tokens`` of each image, taken row by row, in its marker's place."""
         limits = {key: options[key] for key in ("truncation", "max_length") if key in options}
         plain = iter(self._tokenize([t for t, row in zip(texts, markers) if not row], options, **limits))
         # splitting leaves the markers' numbers between the pieces
@@ -118,7 +118,7 @@ class Phi3VProcessor(ProcessorMixin):
                 ids += [-number] * num_tokens[first + number - 1] + next(chunks)
             first += len(numbers)
             if not ids:
-                raise ValueError(f"row {row} is empty: no picture, and its text {texts[row]!r} has no token.")
+                raise ValueError(f"row {row} is empty: no image, and its text {texts[row]!r} has no token.")
             rows.append(ids)
         return rows
 
@@ -134,8 +134,8 @@ class Phi3VProcessor(ProcessorMixin):
         return dict(self.tokenizer.pad(data, **{key: options[key] for key in keys if key in options}))
 
 
-def _deal_pictures(images: Images, markers: list[list[int]]) -> list[list[Any]]:
-    """The pictures of each row."""
+def _deal_images(images: Images, markers: list[list[int]]) -> list[list[Any]]:
+    """The images of each row."""
     if images is None:
         return [[] for _ in markers]
     items = [images] if isinstance(images, Image.Image) else list(images)
@@ -150,20 +150,20 @@ def _deal_pictures(images: Images, markers: list[list[int]]) -> list[list[Any]]:
     wanted = [len(row) for row in markers]
     if sum(wanted) != len(items):
         raise ValueError(
-            f"{len(items)} pictures for {sum(wanted)} <|image_i|> markers (in each text: {wanted}): "
-            "every picture needs one marker, and every marker a picture."
+            f"{len(items)} images for {sum(wanted)} <|image_i|> markers (in each text: {wanted}): "
+            "every image needs one marker, and every marker an image."
         )
     rest = iter(items)
     return [[next(rest) for _ in range(count)] for count in wanted]
 
 
-def _check_markers(markers: list[list[int]], pictures: list[list[Any]]) -> None:
-    """Each row names each of its pictures once."""
-    for row, (numbers, given) in enumerate(zip(markers, pictures)):
+def _check_markers(markers: list[list[int]], images: list[list[Any]]) -> None:
+    """Each row names each of its images once."""
+    for row, (numbers, given) in enumerate(zip(markers, images)):
         names = ", ".join(f"<|image_{number}|>" for number in numbers) or "no marker"
         if len(set(numbers)) < len(numbers):
-            raise ValueError(f"row {row} has {names}: a marker may stand once only; give the picture twice.")
+            raise ValueError(f"row {row} has {names}: a marker may stand once only; give the image twice.")
         if len(numbers) != len(given):
-            raise ValueError(f"row {row} has {len(given)} pictures and {names}: each needs the other.")
+            raise ValueError(f"row {row} has {len(given)} images and {names}: each needs the other.")
         if sorted(numbers) != list(range(1, len(numbers) + 1)):
             raise ValueError(f"row {row} has {names}: expected the numbers 1 to {len(numbers)}.")

@@ -1,0 +1,126 @@
+"""What evaluation has to encode, each text and image once, and the batches of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from fanoise_lightning.data.batches.refusals import refusals
+from fanoise_lightning.data.batches.skipped import Skipped
+from fanoise_lightning.data.images.decode import ImageError
+from fanoise_lightning.data.images.store import ImageStore
+from fanoise_lightning.data.rows.records import EvalRows
+from fanoise_lightning.data.rows.references import unique_references
+from fanoise_lightning.sample import Collate, Sample
+
+__all__ = ["EvalDataset", "EvalSuite", "ItemCollate"]
+
+
+class EvalDataset(Dataset):
+    """The unique items of one evaluation subset, each to be encoded once.
+
+    Args:
+        rows: the items, queries and candidates.
+        images: opens the images.
+
+    Attributes:
+        subset: name, meta-task, distribution and floors.
+        queries: ``(Q,)`` int64, the item of each query.
+        candidates: ``(Q, C)`` int64, the items of its candidates: the ground truth first, ``-1`` behind the
+            last.
+    """
+
+    def __init__(self, rows: EvalRows, images: ImageStore) -> None:
+        self.subset, self.items, self.images = rows.subset, rows.items, images
+        self.queries, self.candidates = torch.from_numpy(rows.queries), torch.from_numpy(rows.candidates)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[int, Sample | str]:
+        """The index and its sample, or a line about the image that cannot be read."""
+        try:
+            return index, self.images.sample(self.items[index])
+        except ImageError as error:
+            return index, self.skip(index, str(error))
+
+    def skip(self, index: int, why: str) -> Skipped:
+        """The line about an item that cannot be used."""
+        name = self.subset.name
+        return Skipped(name, f"subset `{name}`, item {index}: {why}")
+
+
+class EvalSuite(Dataset):
+    """The unique items of many evaluation subsets, each to be encoded once for all that share it.
+
+    Those with an image come first, long texts first: batches waste little padding, and where one is too
+    large for the memory, the first is.
+
+    Args:
+        subsets: the subsets.
+
+    Attributes:
+        subsets: the same.
+        numbers: of each subset, ``(n,)`` int64: the index in the suite of each of its n items.
+    """
+
+    def __init__(self, subsets: Sequence[EvalDataset]) -> None:
+        self.subsets = list(subsets)
+        unique, codes = unique_references(*(subset.items for subset in self.subsets))
+        sizes = [len(subset) for subset in self.subsets]
+        self.numbers = list((len(unique) - 1 - torch.from_numpy(codes)).split(sizes))
+        self._home = torch.empty(len(unique), 2, dtype=torch.long)  # a subset that has the item, and where
+        for number, places in reversed(list(enumerate(self.numbers))):  # the first subset names it
+            self._home[places, 0], self._home[places, 1] = number, torch.arange(len(places))
+
+    def __len__(self) -> int:
+        return len(self._home)
+
+    def __getitem__(self, index: int) -> tuple[int, Sample | str]:
+        """The index and its sample, or a line about the image that cannot be read."""
+        number, item = self._home[index].tolist()
+        return index, self.subsets[number][item][1]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many items each subset has, those that several share counted for the first."""
+        counts = self._home[:, 0].bincount(minlength=len(self.subsets)).tolist()
+        return {items.subset.name: count for items, count in zip(self.subsets, counts)}
+
+    def skip(self, index: int, why: str) -> Skipped:
+        """The line about an item that cannot be used."""
+        number, item = self._home[index].tolist()
+        return self.subsets[number].skip(item, why)
+
+
+@dataclass(frozen=True)
+class ItemCollate:
+    """What evaluation data sets read -> ``{"index": (n,), "inputs", "skipped"}``, without broken items.
+
+    Args:
+        collate: of the encoder.
+        items: the data set, which names the items that the encoder refuses; without it they are an error.
+    """
+
+    collate: Collate
+    items: EvalDataset | EvalSuite | None = None
+
+    def __call__(self, read: Sequence[tuple[int, Sample | str]]) -> dict[str, Any]:
+        good = [(index, sample) for index, sample in read if isinstance(sample, Sample)]
+        skipped = [line for _, line in read if isinstance(line, str)]
+        inputs: dict[str, Any] | None = None
+        while good and inputs is None:
+            try:
+                inputs = self.collate([sample for _, sample in good])
+            except Exception as error:  # of any kind: whatever processors raise
+                if self.items is None:
+                    raise
+                refused = refusals(self.collate, [[sample] for _, sample in good], error)
+                skipped += [self.items.skip(good[place][0], why) for place, why in refused.items()]
+                good = [item for place, item in enumerate(good) if place not in refused]
+        index = torch.tensor([index for index, _ in good], dtype=torch.long)
+        return {"index": index, "inputs": inputs or {}, "skipped": skipped}

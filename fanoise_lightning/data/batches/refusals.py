@@ -1,0 +1,100 @@
+"""Samples that an encoder cannot take, such as an image of 3x900 pixels: found, and other pairs taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from fanoise_lightning.data.batches.stand_ins import StandIns
+from fanoise_lightning.sample import Collate, Pair, Sample
+
+__all__ = ["Read", "Refusal", "SkipRefused", "refusals"]
+
+Refusal = Callable[[Pair], str]
+
+
+class Read(NamedTuple):
+    """A batch as it was read.
+
+    Args:
+        pairs: in their order.
+        skipped: a line about each row that was skipped.
+        stand_ins: where rows can be drawn that take the place of others.
+    """
+
+    pairs: list[Pair]
+    skipped: list[str]
+    stand_ins: StandIns | None = None
+
+
+class PairData(Protocol):
+    """A data set that can replace pairs of a batch that it read."""
+
+    def replace(self, read: Read, refused: Mapping[int, str], refusal: Refusal) -> Read:
+        """See `TrainDataset.replace`."""
+
+
+@dataclass(frozen=True)
+class SkipRefused:
+    """Collates pairs; those that the encoder refuses are replaced, and named as skipped.
+
+    Args:
+        collate: of the encoder.
+        batch: collates pairs with it. A batch without pairs is ``{"skipped": ...}`` alone.
+        data: the data set that read the pairs.
+    """
+
+    collate: Collate
+    batch: Callable[[Read], dict[str, Any]]
+    data: PairData
+
+    def __call__(self, read: Read) -> dict[str, Any]:
+        while read.pairs:
+            try:
+                return self.batch(read)
+            except Exception as error:  # of any kind: whatever processors raise
+                refused = refusals(self.collate, [_samples(pair) for pair in read.pairs], error)
+                read = self.data.replace(read, refused, self._refusal)
+        return {"skipped": read.skipped}
+
+    def _refusal(self, pair: Pair) -> str:
+        return next(iter(_refused(self.collate, [_samples(pair)]).values()), "")
+
+
+def refusals(collate: Collate, groups: Sequence[Sequence[Sample]], error: Exception) -> dict[int, str]:
+    """Which of the groups of samples an encoder refuses, and why; some at least.
+
+    Args:
+        collate: of the encoder, which failed on all of them together. If it has a method ``check``, which
+            raises for a sample that it cannot take, that is asked first: it costs less than to collate.
+        groups: the samples of each pair, or of each item.
+        error: what it failed with. It is raised again if no group is at fault, or if all of several are: then
+            it is not the samples.
+    """
+    refused = _refused(collate, groups)
+    if not refused or len(refused) == len(groups) > 1:
+        raise error
+    return refused
+
+
+def _refused(collate: Collate, groups: Sequence[Sequence[Sample]]) -> dict[int, str]:
+    check = getattr(collate, "check", None)
+    found = {} if check is None else _failing(check, groups)
+    return found or _failing(lambda sample: collate([sample]), groups)
+
+
+def _failing(use: Callable[[Sample], Any], groups: Sequence[Sequence[Sample]]) -> dict[int, str]:
+    found = {}
+    for place, group in enumerate(groups):
+        for sample in group:
+            try:
+                use(sample)
+            except Exception as error:
+                found[place] = f"the encoder refuses it: {error}"
+                break
+    return found
+
+
+def _samples(pair: Pair) -> list[Sample]:
+    return [pair.query, pair.target, *pair.negatives]

@@ -1,0 +1,1 @@
+"""References become images: roots, archives, decoding."""

@@ -1,0 +1,248 @@
+"""Where the paths in the rows lead: unpacked images, or archives that are read without unpacking them."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import unicodedata
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fanoise_lightning.data.images.archives import Archive
+from fanoise_lightning.data.images.decode import ImageError, check_size
+from fanoise_lightning.data.rows.paths import LEAVES_ROOT, ambiguous, folded, same_letters
+
+__all__ = ["ImageRoot", "archive_names", "first_paths"]
+
+# the X of `images/X/rest` and of `X/rest`: an archive may have its name
+_GROUP = r"^(?:images/)?(?:([^/]*)/)?.*$"
+
+
+def archive_names(path: str) -> tuple[str, ...]:
+    """The archives below a root that may hold an image, the likelier first.
+
+    Example:
+        >>> archive_names("images/A-OKVQA/Train/1.jpg")
+        ('images_zip/A-OKVQA.zip', 'images.zip')
+    """
+    group = re.sub(_GROUP, r"\1", path.replace("\\", "/"))
+    return (f"images_zip/{group}.zip", "images.zip") if group else ("images.zip",)
+
+
+def first_paths(paths: pa.Array) -> dict[str, str]:
+    """The first of the paths that share the X of their `archive_names`, by that X; ``""`` for none."""
+    slashed = pc.replace_substring(paths, "\\", "/")
+    groups = pc.replace_substring_regex(slashed, _GROUP, r"\1").dictionary_encode()
+    rows = np.unique(groups.indices.to_numpy(), return_index=True)[1]
+    return dict(zip(groups.dictionary.to_pylist(), paths.take(pa.array(rows)).to_pylist()))
+
+
+class ImageRoot:
+    """The images that the path columns speak of.
+
+    Can be pickled and forked; what it opened before, forked processes share.
+
+    A path is looked for in a folder as it stands, and with or without ``images/`` in front of it, which is
+    how MMEB's repositories tell where to unpack; where it is not unpacked, in ``images_zip/X.zip`` (of paths
+    ``images/X/...``) and ``images.zip`` of the folder. Archives are opened when they are needed. Where no
+    file has the very name, one that differs in capitals, Unicode normal form (a Mac's) or backslashes alone
+    is taken, if there is only one.
+
+    Args:
+        path: a folder, or a zip archive; ``~`` is the user's home.
+        fetch: for messages: the command that fetches an archive of the folder, its name as ``{archive}``.
+
+    Raises:
+        FileNotFoundError: if `path` is neither.
+        ValueError: if it is a file, but no whole zip archive.
+
+    Example:
+        >>> ImageStore(ImageRoot("MMEB-train")).open("images/A-OKVQA/Train/1.jpg")  # doctest: +SKIP
+    """
+
+    def __init__(self, path: str | Path, fetch: str = "") -> None:
+        self.path, self.fetch = Path(path).expanduser().resolve(), fetch
+        self._archives: dict[str, Archive | None] = {}
+        self._is_folder = self.path.is_dir()
+        if not self._is_folder:
+            if not self.path.is_file():
+                raise FileNotFoundError(f"image root `{path}` is neither a folder nor a zip archive")
+            self._archives[""] = self._open(self.path, "")
+        # users lay the many images on another disk and link to it: what is under that link is inside
+        self._unpacked = (self.path / "images").resolve()
+
+    def prepare(self, paths: pa.Array, subset: str) -> None:
+        """Open the archives that `paths` need, before processes are forked that will share them.
+
+        Args:
+            paths: of the images of a subset.
+            subset: its name, for messages.
+
+        Raises:
+            FileNotFoundError: if the images are neither unpacked nor in an archive.
+            ValueError: if an archive cannot be read.
+        """
+        for number, (group, path) in enumerate(first_paths(paths).items()):
+            is_there = self._file(path) or self._needed(path) or self._has_folder(group) or path in self
+            if number == 0 and not is_there:  # later ones may be stray paths: broken images as any others
+                raise FileNotFoundError(
+                    f"subset `{subset}`: its images (the first: `{path}`) are not in `{self.path}`, "
+                    + self._missing(path)
+                )
+
+    def __contains__(self, path: str) -> bool:
+        path = _checked(path)
+        return any(find(path) is not None for find in (self._file, self._member, self._similar))
+
+    def read(self, path: str) -> bytes:
+        """The bytes of an image.
+
+        Raises:
+            ImageError: if there is none at `path`, or several in other spellings; if it lies outside the
+                root, or cannot be read.
+            ValueError: if an archive that was not prepared cannot be read.
+        """
+        path = _checked(path)
+        if (file := self._file(path)) is not None:
+            return _read_file(*file)
+        if (member := self._member(path)) is not None:
+            archive, name = member
+            return archive.read(name)
+        if (file := self._similar(path)) is not None:
+            return _read_file(*file)
+        if archives := self._needed(path):
+            found = ", ".join(
+                f"`{archive.path.name}` (which has `{archive.example}`)" for archive in archives
+            )
+            raise ImageError(f"no such file, unpacked or in {found}")
+        raise ImageError(f"no such file, {self._missing(path)}")
+
+    def _file(self, path: str) -> tuple[Path, str] | None:
+        """The folder that the path must not leave, and the file."""
+        if not self._is_folder:
+            return None
+        names = _spellings(path)
+        if not path.isascii():  # rows come in NFC: find a Mac's files without listing their folder
+            names += _spellings(unicodedata.normalize("NFD", path))
+        for name in names:
+            within = name.startswith("images/")
+            base = self._unpacked if within else self.path
+            if os.path.isfile(file := os.path.join(base, name.removeprefix("images/") if within else name)):
+                return base, file
+        return None
+
+    def _similar(self, path: str) -> tuple[Path, str] | None:
+        """As `_file`, of a file whose name differs in spelling alone.
+
+        Raises:
+            ImageError: if there are several.
+        """
+        if not self._is_folder:
+            return None
+        found: dict[str, Path] = {}
+        for name in _spellings(folded(path)):
+            within = name.startswith("images/") and self._unpacked.is_dir()
+            base = self._unpacked if within else self.path
+            found |= dict.fromkeys(_search(base, name.removeprefix("images/") if within else name), base)
+        if len(found) > 1:
+            same = [name for spelling in _spellings(path) for name in same_letters(spelling, found)]
+            found = {name: found[name] for name in same} or found
+        if len(found) > 1:
+            raise ImageError(ambiguous(found))
+        return next(((base, os.path.join(base, name)) for name, base in found.items()), None)
+
+    def _member(self, path: str) -> tuple[Archive, str] | None:
+        """The archive that has the image, and its name there."""
+        for archive in self._needed(path):
+            for name in (*_spellings(path), *_spellings(folded(path))):
+                if name in archive:
+                    return archive, name
+        return None
+
+    def _has_folder(self, group: str) -> bool:
+        """Whether there is a folder of images: a repository has folders of rows with the same names."""
+        for folder in (self.path / group, self._unpacked / group) if self._is_folder else ():
+            if folder.is_dir():
+                with os.scandir(folder) as entries:
+                    first = next(entries, None)
+                if first is None or not first.name.endswith(".parquet"):
+                    return True
+        return False
+
+    def _needed(self, path: str) -> list[Archive]:
+        """The archives that may hold the image, opened now if they were not."""
+        names = archive_names(path) if self._is_folder else ("",)
+        for name in names:
+            if name not in self._archives:
+                # may be a link: the hub's cache is made of links
+                files = [name] if os.path.isfile(self.path / name) else _search(self.path, folded(name))
+                self._archives[name] = self._open(self.path / files[0], name) if len(files) == 1 else None
+        return [archive for name in names if (archive := self._archives[name]) is not None]
+
+    def _open(self, file: Path, name: str) -> Archive:
+        try:
+            return Archive(file)
+        except ValueError as error:
+            raise ValueError(f"{error}; remove it and fetch it again{self._command(name)}") from error
+
+    def _missing(self, path: str) -> str:
+        names = archive_names(path)
+        places = f"unpacked or in {' or '.join(f'`{name}`' for name in names)}"
+        return f"{places}; fetch it{self._command(names[0])}" if self.fetch else places
+
+    def _command(self, name: str) -> str:
+        return f": `{self.fetch.replace('{archive}', name)}`" if self.fetch else ""
+
+
+def _checked(path: str) -> str:
+    if re.search(LEAVES_ROOT, path):
+        raise ImageError("the path leaves the image root")
+    return posixpath.normpath(path)
+
+
+def _spellings(path: str) -> tuple[str, ...]:
+    """The path as it stands, and with or without ``images/``."""
+    inside = path.removeprefix("images/")
+    return path, f"images/{path}" if inside == path else inside
+
+
+def _search(folder: Path, path: str, start: str = "") -> list[str]:
+    """The files in a folder, below `start`, whose paths are `path` when they are `folded`, relative to it."""
+    listing = _listing(os.path.join(folder, start))
+    found = [os.path.join(start, entry) for entry in listing.get(path, ())]
+    found = [name for name in found if os.path.isfile(os.path.join(folder, name))]
+    for slash in re.finditer("/", path):  # each: on Linux a name may hold backslashes
+        for entry in listing.get(path[: slash.start()], ()):
+            found += _search(folder, path[slash.end() :], os.path.join(start, entry))
+    return found
+
+
+def _listing(folder: str) -> Mapping[str, list[str]]:
+    """The names in a folder by what they are `folded`."""
+    try:
+        return _list(folder, os.stat(folder).st_mtime_ns)
+    except OSError:  # no folder, or none that may be read
+        return {}
+
+
+@lru_cache(maxsize=8)  # a folder of images may be large, and each of them is looked for
+def _list(folder: str, changed: int) -> Mapping[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for name in os.listdir(folder):
+        names.setdefault(folded(name), []).append(name)
+    return names
+
+
+def _read_file(folder: Path, file: str) -> bytes:
+    with open(file, "rb") as stream:
+        # of the file that was opened
+        if not Path(file).resolve().is_relative_to(folder):
+            raise ImageError("a symbolic link leaves the image root")
+        check_size(os.fstat(stream.fileno()).st_size)
+        return stream.read()

@@ -1,0 +1,119 @@
+"""JSON-lines as Arrow tables: every row is checked by itself, no type is guessed from other rows."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from fanoise_lightning.data.rows.columns import LIST, TEXT, Columns, Kind, place, with_origin
+
+__all__ = ["open_lines", "read_lines"]
+
+
+def read_lines(
+    file: Path, columns: Columns, *, size: int, skip: int = 0, limit: int | None = None
+) -> Iterator[pa.Table]:
+    """The rows of a JSON-lines file as `read_table` returns them, in tables of `size` rows.
+
+    Args:
+        file: the file.
+        columns: the kind of each column that is wanted.
+        size: rows of a table, the last of which may have fewer.
+        skip: leave out the first `skip` rows.
+        limit: stop after `limit` rows.
+
+    Raises:
+        ValueError: for a row that cannot be read, with file and line; the lines behind `limit` are not read.
+    """
+    with open_lines(file) as lines:
+        rows = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+        left = islice(rows, skip, None if limit is None else skip + limit)
+        first = True
+        while (part := list(islice(left, size))) or first:
+            yield _parse_lines(part, file, columns)
+            first = False
+
+
+@contextmanager
+def open_lines(file: Path) -> Iterator[Iterable[bytes]]:
+    """The lines of a JSON-lines file, which may be packed with gzip.
+
+    Raises:
+        ValueError: if it cannot be unpacked; names it.
+    """
+    if file.suffix.lower() != ".gz":
+        with file.open("rb") as lines:
+            yield lines
+        return
+    try:
+        with gzip.open(file) as lines:
+            yield lines
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"`{file}` cannot be unpacked, or ends early: {error}; fetch it again") from error
+
+
+def _parse_lines(lines: Sequence[tuple[int, bytes]], file: Path, columns: Columns) -> pa.Table:
+    numbers = [number for number, _ in lines]
+    values: dict[str, list[Any]] = {name: [] for name in columns}
+    for number, line in lines:
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError("not an object")
+            for name, kind in columns.items():
+                values[name].append(_checked(record, name, kind))
+        except UnicodeDecodeError as error:
+            told = f"it is not in UTF-8 ({error}): save the file as UTF-8"
+            raise ValueError(f"{place(str(file), number)}: {told}") from error
+        except ValueError as error:
+            raise ValueError(f"{place(str(file), number)}: {error}") from error
+        except RecursionError:
+            raise ValueError(f"{place(str(file), number)}: nested too deeply to be read") from None
+    arrays: dict[str, pa.Array] = {}
+    for name, kind in columns.items():
+        try:
+            arrays[name] = pa.array(values[name], TEXT if kind in ("text", "image") else LIST)
+        except UnicodeEncodeError:
+            number = next(number for number, value in zip(numbers, values[name]) if not _is_unicode(value))
+            raise ValueError(
+                f"{place(str(file), number)}: column `{name}` holds half of a surrogate pair, which is no "
+                r"character: repair the `\ud...` escape"
+            ) from None
+    return with_origin(pa.table(arrays), file, numbers)
+
+
+def _is_unicode(value: str | list[str]) -> bool:
+    try:
+        "".join(value).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _checked(record: dict[str, Any], name: str, kind: Kind) -> str | list[str]:
+    if name not in record and not kind.startswith("optional"):
+        raise ValueError(f"column `{name}` is missing; the row has {_names(record)}")
+    value = record.get(name)
+    if kind in ("text", "image"):
+        if value is None or isinstance(value, str):
+            return value or ""
+        raise ValueError(f"column `{name}` must hold text, got {value!r}")
+    if value is None:
+        return []
+    if kind.startswith("optional") and isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and all(item is None or isinstance(item, str) for item in value):
+        return [item or "" for item in value]
+    raise ValueError(f"column `{name}` must hold a list of texts, got {value!r}")
+
+
+def _names(record: dict[str, Any]) -> str:
+    return ", ".join(record).encode(errors="backslashreplace").decode()  # any may be half of a surrogate pair

@@ -1,0 +1,53 @@
+"""Names of files that were written differently: in rows and on disks, by Macs, Windows and Linux."""
+
+from __future__ import annotations
+
+import posixpath
+import unicodedata
+from collections.abc import Collection, Iterable
+
+__all__ = ["LEAVES_ROOT", "ambiguous", "folded", "same_letters", "spelled"]
+
+# absolute, a drive letter, or a `..` between separators of either kind; RE2 and `re` both read it
+LEAVES_ROOT = r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)|\x00"
+
+
+def folded(path: str) -> str:
+    r"""Equal for names that differ in capitals, Unicode normal form, kind of slash, or ``./`` alone.
+
+    Example:
+        >>> folded("./Train\\A.JPG")
+        'train/a.jpg'
+    """
+    if path.isascii():
+        path = path.lower()
+    else:
+        path = unicodedata.normalize("NFC", unicodedata.normalize("NFD", path).casefold())
+    return posixpath.normpath(path.replace("\\", "/"))
+
+
+def spelled(path: str) -> str:
+    r"""One spelling of a path in rows: forward slashes, no empty parts or ``.``, letters in Unicode's NFC.
+
+    Example:
+        >>> spelled(".\\Train//A.JPG")
+        'Train/A.JPG'
+    """
+    return posixpath.normpath(unicodedata.normalize("NFC", path.replace("\\", "/")))
+
+
+def same_letters(path: str, names: Iterable[str]) -> list[str]:
+    """Those of the `names` that differ from `path` in Unicode normal form or slashes, but not in capitals."""
+    return [name for name in names if spelled(name) == spelled(path)]
+
+
+def ambiguous(names: Collection[str]) -> str:
+    """What to say of a name that is none of these, which differ from it in spelling alone.
+
+    Names are escaped: two normal forms of one letter look the same.
+    """
+    listed = " and ".join(ascii(name) for name in sorted(names))
+    return (
+        f"no file has this very name, and {len(names)} have it in other capitals or another Unicode form: "
+        f"{listed}; write it in the row as it is there"
+    )

@@ -1,0 +1,122 @@
+"""A row refers to each of its samples by a text and the path of an image; either may be empty, not both.
+
+The key of a reference is the two together: the same caption with another image is another reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from fanoise_lightning.data.rows.columns import TEXT
+from fanoise_lightning.data.rows.embedded import KEY_PREFIX
+from fanoise_lightning.data.rows.paths import spelled
+
+__all__ = [
+    "Reference",
+    "References",
+    "identity",
+    "list_negatives",
+    "spell_paths",
+    "unique_paths",
+    "unique_references",
+]
+
+# backslashes, `.` and empty parts, and letters that may have several Unicode forms
+_MAY_BE_RESPELLED = r"\\|//|/$|(^|/)\.(/|$)|[^\x00-\x7F]"
+
+
+class Reference(NamedTuple):
+    """A text, and the path of an image relative to the image root, or its key if the rows hold it.
+
+    ``""`` for none. In a stream a row brings the bytes of its image along, instead of a key.
+    """
+
+    text: str
+    image: str | bytes
+
+
+def identity(reference: Reference) -> int:
+    """A number from 0 to 2**63 - 1: the same for the same text and image, in every process and run.
+
+    And in every role and subset: whatever a text means in each, an encoder embeds it once.
+
+    Example:
+        >>> identity(Reference("cat", "")) == identity(Reference("cat", ""))
+        True
+    """
+    text, image = (part if isinstance(part, bytes) else part.encode() for part in reference)
+    digest = blake2b(text + b"\0" + image, digest_size=8).digest()
+    return int.from_bytes(digest, "big") & (2**63 - 1)
+
+
+@dataclass(frozen=True)
+class References:
+    """Many references, as two Arrow arrays of equal length."""
+
+    texts: pa.Array
+    images: pa.Array
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> Reference:
+        return Reference(self.texts[index].as_py(), self.images[index].as_py())
+
+    def take(self, index: NDArray[np.int64]) -> References:
+        """The references at `index`."""
+        return References(self.texts.take(pa.array(index)), self.images.take(pa.array(index)))
+
+    @property
+    def keys(self) -> pa.Array:
+        """A text for each, equal for equal references."""
+        return pc.binary_join_element_wise(self.texts, self.images, pa.scalar("\x00", TEXT))
+
+    @property
+    def has_image(self) -> NDArray[np.bool_]:
+        """Which of them have an image."""
+        return pc.not_equal(self.images, "").to_numpy(zero_copy_only=False)
+
+    @property
+    def is_empty(self) -> NDArray[np.bool_]:
+        """Which of them have neither a text nor an image."""
+        blank = pc.equal(pc.utf8_trim_whitespace(self.texts), "").to_numpy(zero_copy_only=False)
+        return blank & ~self.has_image
+
+
+def list_negatives(texts: list[str], images: list[str]) -> list[Reference]:
+    """The hard negatives of a row, without those that have neither text nor image."""
+    return [Reference(text, image) for text, image in zip(texts, images) if text.strip() or image]
+
+
+def spell_paths(images: pa.Array) -> pa.Array:
+    """The paths in one spelling each, see `spelled`: what the reader opens as one file is one image."""
+    respell = pc.match_substring_regex(images, _MAY_BE_RESPELLED)
+    paths = images.filter(respell).to_pylist()
+    return pc.replace_with_mask(images, respell, pa.array(map(spelled, paths), TEXT)) if paths else images
+
+
+def unique_paths(*images: pa.Array) -> pa.Array:
+    """Each path once; no path at all and keys of embedded images are none."""
+    paths = pc.unique(pa.concat_arrays(images))
+    return paths.filter(pc.invert(pc.or_(pc.equal(paths, ""), pc.starts_with(paths, KEY_PREFIX))))
+
+
+def unique_references(*groups: References) -> tuple[References, NDArray[np.int64]]:
+    """Each reference once, and for all references of the `groups` in a row the index of theirs.
+
+    References without an image come first, short texts first, so that batches waste little padding.
+    """
+    texts = pa.concat_arrays([group.texts for group in groups])
+    images = pa.concat_arrays([group.images for group in groups])
+    references = References(texts, images)
+    codes = references.keys.dictionary_encode().indices.to_numpy().astype(np.int64)
+    references = references.take(np.unique(codes, return_index=True)[1])
+    order = np.lexsort((pc.utf8_length(references.texts).to_numpy(), references.has_image))
+    return references.take(order), np.argsort(order)[codes]

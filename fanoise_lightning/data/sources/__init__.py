@@ -1,0 +1,1 @@
+"""Where rows and archives come from: folders, copies of the hub, the hub."""

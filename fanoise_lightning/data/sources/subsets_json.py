@@ -1,0 +1,86 @@
+"""Subsets are data, not code: name, meta-task and distribution come from ``subsets.json``.
+
+An entry with a distribution is an evaluation subset, and says what the training subset of that name is; an
+entry without one is of a training subset alone.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fanoise_lightning.subset import Subset, check_meta_task, check_subset_name
+
+__all__ = ["read_meta_tasks", "read_subsets"]
+
+
+def read_subsets(path: Path) -> dict[str, Subset]:
+    """The evaluation subsets of ``subsets.json``: those with a distribution, in the order of the scoreboard.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a list of objects with the fields of `Subset`; the message names the file and
+            the entry.
+    """
+    return {name: entry for name, entry in _read(path).items() if isinstance(entry, Subset)}
+
+
+def read_meta_tasks(path: Path, *, trained: bool = False) -> dict[str, str]:
+    """The meta-task of every entry of ``subsets.json``, by its name.
+
+    Args:
+        path: of the file.
+        trained: only of those without a distribution, which are trained on alone.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_subsets`.
+    """
+    entries = _read(path).items()
+    return {
+        name: entry if isinstance(entry, str) else entry.meta_task
+        for name, entry in entries
+        if isinstance(entry, str) or not trained
+    }
+
+
+def _read(path: Path) -> dict[str, Subset | str]:
+    """The entries: evaluation subsets, and meta-tasks of training subsets."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"`{path}` is missing: it lists the evaluation subsets as "
+            '[{"name": ..., "meta_task": ..., "distribution": ...}, ...], '
+            "and training subsets of other names without a distribution"
+        )
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"`{path}` is not JSON: {error}") from error
+    if not isinstance(entries, list):
+        raise ValueError(f"`{path}` must hold a list of subsets, got {type(entries).__name__}")
+    subsets: dict[str, Subset | str] = {}
+    for number, entry in enumerate(entries):
+        try:
+            subset = _entry(entry)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`{path}`, entry {number}: {error}") from error
+        if entry["name"] in subsets:
+            raise ValueError(f"`{path}`, entry {number}: subset `{entry['name']}` is listed twice")
+        subsets[entry["name"]] = subset
+    return subsets
+
+
+def _entry(entry: Any) -> Subset | str:
+    if not isinstance(entry, dict):
+        raise ValueError(f"expected an object with name, meta_task and distribution, got {entry!r}")
+    missing = [key for key in ("name", "meta_task") if key not in entry]
+    if missing:
+        raise ValueError(f"`{missing[0]}` is missing in {entry!r}")
+    name, meta_task = entry["name"], entry["meta_task"]
+    if "distribution" in entry:
+        return Subset(name, meta_task, entry["distribution"], entry.get("floors") or {})
+    check_subset_name(name)
+    check_meta_task(name, meta_task)
+    if "floors" in entry:
+        raise ValueError(f"`distribution` is missing in {entry!r}: floors are of evaluation subsets")
+    return meta_task

@@ -1,0 +1,196 @@
+"""Two-tower encoders from open_clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL.Image import Image
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from fanoise_lightning.encoders.adapters import LoraOptions, add_lora
+from fanoise_lightning.encoders.linear_attention import use_linear_attention
+from fanoise_lightning.encoders.open_clip_tags import create_model
+from fanoise_lightning.encoders.plain_text import PlainTexts
+from fanoise_lightning.encoders.remote_code import refuse_code
+from fanoise_lightning.encoders.towers import TowerCollate, TwoTowers
+
+__all__ = ["OpenClipEncoder"]
+
+_OWN_CONFIGS = Path(__file__).parent / "open_clip_configs"
+
+# The loss owns the temperature; CoCa's decoder writes captions.
+_UNUSED = ("logit_scale", "logit_bias", "text_decoder")
+
+# The blocks of open_clip's own transformers and of timm's, in both towers.
+_LORA_TARGETS = (
+    r"(?!text_decoder).*(resblocks\.\d+\.(attn\.(in|out)_proj|mlp\.c_(fc|proj))"
+    r"|trunk\.blocks\.\d+\.(attn\.(qkv|[qkv]_proj|proj)|mlp\.fc\w+))"
+)
+
+
+class OpenClipEncoder(TwoTowers):
+    """Any open_clip model, with its own tokenizer and image transform: CLIP, SigLIP, CoCa, EVA, ...
+
+    A sample with a text and an image is embedded as the sum of both towers' unit vectors. A text longer than
+    the tower takes is cut, as open_clip does (after 77 tokens for CLIP); the number is printed once.
+
+    Weights need the images and the activation that they were trained with. A tag brings both. The path of
+    a checkpoint takes what all of the architecture's tags have in common; where they differ, `quick_gelu` and
+    the ``image_...`` options must say. What is used is printed once.
+
+    Args:
+        model: a name from ``open_clip.list_models()``, ``"emoji-resnet"`` (a small one for the embedded
+            benchmark), ``"hf-hub:..."``, ``"local-dir:..."``, or the path of an open_clip JSON config.
+        pretrained: a tag from ``open_clip.list_pretrained()`` or the path of a checkpoint; ``None`` starts
+            from random weights.
+        gradient_checkpointing: trade a second forward pass for memory.
+        lora: settings of a fresh adapter, see :class:`LoraOptions`; ``{}`` for the paper's. By default it is
+            put on the attention and the MLP of every block of both towers; ResNets and Hugging Face text
+            towers stay frozen unless ``targets`` names their layers.
+        image_mean: the mean of the three colours, in 0..1, that is subtracted from an image.
+        image_std: their standard deviation, by which it is divided.
+        image_interpolation: ``"bicubic"`` or ``"bilinear"``.
+        image_resize_mode: ``"shortest"`` scales an image by its shorter side and cuts out the middle,
+            ``"longest"`` by its longer side and fills up with black, ``"squash"`` gives up its aspect ratio.
+        quick_gelu: whether the blocks have OpenAI's QuickGELU for an activation.
+        split_special_tokens: read the names of special tokens in texts, such as ``<end_of_text>``, as text;
+            ``False`` lets them act.
+
+    Raises:
+        ValueError: if the model is unknown, with the nearest names; the JSON config is not one; an option has
+            no such value; or the tags of the architecture differ in an option that a checkpoint's path needs.
+        FileNotFoundError: if ``model`` is the path of a config that is not there.
+
+    Example:
+        >>> encoder = OpenClipEncoder("ViT-B-32")                       # doctest: +SKIP
+        >>> batch = encoder.collate([Sample(text="a cat")])             # doctest: +SKIP
+        >>> encoder(**batch).shape                                      # doctest: +SKIP
+        torch.Size([1, 512])
+    """
+
+    def __init__(
+        self,
+        model: str,
+        pretrained: str | None = None,
+        gradient_checkpointing: bool = False,
+        lora: LoraOptions | None = None,
+        image_mean: tuple[float, float, float] | None = None,
+        image_std: tuple[float, float, float] | None = None,
+        image_interpolation: Literal["bicubic", "bilinear"] | None = None,
+        image_resize_mode: Literal["shortest", "longest", "squash"] | None = None,
+        quick_gelu: bool | None = None,
+        split_special_tokens: bool = True,
+    ) -> None:
+        super().__init__()
+        import open_clip
+
+        name = _register(model)
+        self.model, self.pretrained = model, pretrained
+        self.gradient_checkpointing, self.lora = gradient_checkpointing, lora
+        self.image_mean, self.image_std = image_mean, image_std
+        self.image_interpolation, self.image_resize_mode = image_interpolation, image_resize_mode
+        self.quick_gelu, self.split_special_tokens = quick_gelu, split_special_tokens
+        options = {
+            "image_mean": image_mean,
+            "image_std": image_std,
+            "image_interpolation": image_interpolation,
+            "image_resize_mode": image_resize_mode,
+            "quick_gelu": quick_gelu,
+        }
+        with _own_code_only(model, name):
+            self.clip, transform = create_model(name, pretrained, options)
+            tokenizer = open_clip.get_tokenizer(name)
+        self.embedding_dim = open_clip.get_model_config(name)["embed_dim"]
+        if lora is not None:
+            use_linear_attention(self.clip)
+            add_lora(self.clip, lora, _LORA_TARGETS)
+        self.freeze(self.clip, _UNUSED)
+        if gradient_checkpointing:
+            self.clip.set_grad_checkpointing(True)
+        if split_special_tokens:
+            _read_as_text(tokenizer)
+        self.collate = _OpenClipCollate(transform, tokenizer)
+        self.report(model, tokenizer.context_length)
+        self.train()  # as open_clip hands models out, but for what is frozen
+
+    def encode_text(self, input_ids: Tensor) -> Tensor:  # type: ignore[override]
+        # CoCa normalises unless told
+        return self.clip.encode_text(input_ids, normalize=False)
+
+    def encode_image(self, pixel_values: Tensor) -> Tensor:  # type: ignore[override]
+        return self.clip.encode_image(pixel_values, normalize=False)
+
+
+class _OpenClipCollate(TowerCollate):
+    """open_clip's tokenizer and evaluation transform."""
+
+    def __init__(self, preprocess: Callable[[Any], Tensor], tokenizer: Callable[[list[str]], Tensor]) -> None:
+        from torchvision.transforms import CenterCrop
+
+        super().__init__(any(isinstance(step, CenterCrop) for step in getattr(preprocess, "transforms", ())))
+        self.preprocess, self.tokenizer = preprocess, tokenizer
+
+    def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
+        return {"input_ids": self.tokenizer(texts)}
+
+    def transform(self, images: list[Image]) -> dict[str, Tensor]:
+        # in a worker stacked in shared memory
+        return {"pixel_values": default_collate([self.preprocess(image) for image in images])}
+
+
+def _read_as_text(tokenizer: Any) -> None:
+    """Let one of open_clip's tokenizers read the names of its special tokens as text."""
+    import open_clip
+    import regex
+
+    if isinstance(tokenizer, open_clip.SimpleTokenizer):
+        names = "|".join(tokenizer.decoder[number] for number in tokenizer.all_special_ids)
+        words = tokenizer.pat.pattern.removeprefix(f"{names}|")
+        tokenizer.pat = regex.compile(words, regex.IGNORECASE)
+    else:
+        tokenizer.tokenizer = PlainTexts(tokenizer.tokenizer)
+
+
+def _own_code_only(model: str, name: str) -> AbstractContextManager[None]:
+    """Refuse the code of the Hugging Face text tower and tokenizer that a model's config names."""
+    import open_clip
+
+    text = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
+    named = [repr(text[key]) for key in ("hf_model_name", "hf_tokenizer_name") if text.get(key)]
+    # open_clip hands these arguments on to transformers
+    if (text.get("tokenizer_kwargs") or {}).get("trust_remote_code"):
+        raise ValueError(
+            f"the open_clip config of {model!r} asks to run the Python code that comes with its tokenizer, "
+            "which is never done: take a model with a tokenizer of transformers' own"
+        )
+    return refuse_code(f"the open_clip model {model!r}" + (f", with {' and '.join(named)}," if named else ""))
+
+
+def _register(model: str) -> str:
+    """The name by which open_clip knows the model; a path is registered first, an unknown name refused."""
+    import difflib
+
+    import open_clip
+
+    if model.startswith(("hf-hub:", "local-dir:")):
+        return model
+    open_clip.add_model_config(_OWN_CONFIGS)
+    if model.endswith(".json"):
+        path = Path(model)
+        if not path.is_file():
+            raise FileNotFoundError(f"no open_clip config at {model!r}")
+        open_clip.add_model_config(path)
+        if path.stem not in open_clip.list_models():
+            raise ValueError(
+                f"{model!r} is no open_clip config: it needs the keys 'embed_dim', 'vision_cfg', 'text_cfg'"
+            )
+        return path.stem
+    known = open_clip.list_models()
+    if model not in known:
+        near = ", ".join(difflib.get_close_matches(model, known, 3)) or "see open_clip.list_models()"
+        raise ValueError(f"open_clip knows no model {model!r}; the nearest: {near}")
+    return model

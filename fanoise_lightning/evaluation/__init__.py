@@ -1,0 +1,7 @@
+"""From embeddings to scores: precision@1, means and intervals, the scoreboard, MMEB's subsets."""
+
+from __future__ import annotations
+
+from fanoise_lightning.evaluation.precision_at_one import PrecisionAtOne
+
+__all__ = ["PrecisionAtOne"]

@@ -1,0 +1,223 @@
+"""The scoreboard: a score per subset, and the means that MMEB reports, each with its interval and floors.
+
+Means are unweighted over subsets. The mean of the meta-tasks' means, which other papers report, is another
+number (60.1 becomes 62.9 for one published model) and has a name of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from fanoise_lightning.evaluation.intervals import CONFIDENCE
+from fanoise_lightning.evaluation.scores import MeanScore, ReferenceScores, SubsetScore, mean_score
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["Scoreboard"]
+
+
+@dataclass(frozen=True)
+class Scoreboard:
+    """Scores per subset, and their means per meta-task, per distribution and overall.
+
+    Subsets without a scored query are shown, but are in no mean. A group without scored subsets has no mean.
+
+    Args:
+        subsets: the scores of the subsets, in the order to show them.
+
+    Raises:
+        ValueError: if two subsets have one name.
+
+    Example:
+        >>> gqa = SubsetScore("GQA", "vqa", "OOD", precision=0.25, num_queries=1000)
+        >>> board = Scoreboard([SubsetScore("OK-VQA", "vqa", "IND", 0.5, 1000), gqa])
+        >>> board.overall.precision
+        0.375
+        >>> sorted(board.metrics("val"))[0]
+        'val/precision_at_1/IND'
+    """
+
+    subsets: Sequence[SubsetScore]
+
+    def __post_init__(self) -> None:
+        names = [subset.name for subset in self.subsets]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"the subsets {repeated} appear more than once in the scoreboard")
+
+    @cached_property
+    def meta_tasks(self) -> dict[str, MeanScore]:
+        """The mean of each meta-task over its subsets, in order of appearance."""
+        return self._means(dict.fromkeys(subset.meta_task for subset in self._scored))
+
+    @cached_property
+    def distributions(self) -> dict[str, MeanScore]:
+        """The means over the in-distribution (``"IND"``) and out-of-distribution (``"OOD"``) subsets."""
+        return self._means(sorted({subset.distribution for subset in self._scored}))
+
+    @cached_property
+    def overall(self) -> MeanScore | None:
+        """The mean over all subsets."""
+        return self._means(["overall"]).get("overall")
+
+    @cached_property
+    def mean_of_meta_tasks(self) -> MeanScore | None:
+        """The mean of the meta-tasks' means: each meta-task weighs the same, however many subsets it has."""
+        return mean_score(list(self.meta_tasks.values())) if self.meta_tasks else None
+
+    @cached_property
+    def means(self) -> dict[str, MeanScore]:
+        """All means: meta-tasks, ``"IND"``, ``"OOD"``, ``"overall"``, ``"mean_of_meta_tasks"``."""
+        means = {**self.meta_tasks, **self.distributions}
+        if self.overall is not None and self.mean_of_meta_tasks is not None:
+            means |= {"overall": self.overall, "mean_of_meta_tasks": self.mean_of_meta_tasks}
+        return means
+
+    @cached_property
+    def groups(self) -> dict[str, list[SubsetScore]]:
+        """The scored subsets that each mean is over, but for ``"mean_of_meta_tasks"``, a mean of means."""
+        groups: dict[str, list[SubsetScore]] = {}
+        for subset in self._scored:
+            for name in (subset.meta_task, subset.distribution, "overall"):
+                groups.setdefault(name, []).append(subset)
+        return groups
+
+    def beside(self, reference: ReferenceScores) -> dict[str, dict[str, float]]:
+        """The scores of `reference` that may be compared with this scoreboard's.
+
+        Returns:
+            ``{"subsets": {name: fraction}, "means": {name: fraction}}``, those that are known. A mean is over
+            the same subsets as the scoreboard's.
+        """
+        subsets = {s.name: reference.subsets[s.name] for s in self.subsets if s.name in reference.subsets}
+        means = {
+            name: mean
+            for name, group in self.groups.items()
+            if (mean := reference.mean(name, [subset.name for subset in group])) is not None
+        }
+        of_meta_tasks = [means[name] for name in self.meta_tasks if name in means]
+        if of_meta_tasks and len(of_meta_tasks) == len(self.meta_tasks):
+            means["mean_of_meta_tasks"] = sum(of_meta_tasks) / len(of_meta_tasks)
+        return {"subsets": subsets, "means": {name: means[name] for name in self.means if name in means}}
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """Fractions for ``log_dict``.
+
+        Args:
+            prefix: the stage, such as ``"val"``.
+
+        Returns:
+            ``{prefix}/precision_at_1/{mean}`` for each of :attr:`means`, and
+            ``{prefix}/precision_at_1/{meta_task}/{subset}`` for each subset with scored queries.
+        """
+        root = f"{prefix}/precision_at_1"
+        means = {f"{root}/{name}": mean.precision for name, mean in self.means.items()}
+        return means | {f"{root}/{s.meta_task}/{s.name}": s.precision for s in self._scored}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scoreboard as JSON values; all scores are fractions, 0 to 1.
+
+        Returns:
+            ``{"metric": "precision_at_1", "confidence": 0.95, "subsets": {...}, "means": {...}}``.
+
+            A subset is ``{"meta_task", "distribution", "precision", "interval": [lower, upper],
+            "num_queries", "num_ties", "num_skipped", "floors": {name: fraction}}``, precision and interval
+            null where no query was scored. A mean (see :attr:`means`) is ``{"precision", "interval",
+            "num_subsets", "floors"}``.
+        """
+        return {
+            "metric": "precision_at_1",
+            "confidence": CONFIDENCE,
+            "subsets": {subset.name: _subset_dict(subset) for subset in self.subsets},
+            "means": {name: _mean_dict(mean) for name, mean in self.means.items()},
+        }
+
+    def table(self, title: str = "", references: Mapping[str, ReferenceScores] | None = None) -> Table:
+        """The scoreboard for people: percentages, by meta-task, the floors beside each score.
+
+        Args:
+            title: a line above the table.
+            references: scores of others, a column for each; see :meth:`beside`.
+        """
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+
+        floors = list(dict.fromkeys(name for subset in self.subsets for name in subset.floors))
+        others = {header: self.beside(scores) for header, scores in (references or {}).items()}
+        counts = {"n": "num_queries"}
+        for header in ("ties", "skipped"):
+            if any(getattr(subset, f"num_{header}") for subset in self.subsets):
+                counts[header] = f"num_{header}"
+        table = Table(title=title or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        table.add_column("precision@1, %", no_wrap=True)
+        table.add_column("")
+        for header in ("score", "95 %", *others, *floors, *counts):
+            table.add_column(header, justify="right", no_wrap=True)
+
+        def cells(kind: str, name: str, score: SubsetScore | MeanScore | None) -> list[str]:
+            """Score, interval, references and floors in percent; dashes for what is not there."""
+            known = {} if score is None else score.floors
+            return [
+                *_estimate(score),
+                *(_percent(other[kind].get(name)) for other in others.values()),
+                *(_percent(known.get(floor)) for floor in floors),
+            ]
+
+        for meta_task in dict.fromkeys(subset.meta_task for subset in self.subsets):
+            mean = self.meta_tasks.get(meta_task)
+            table.add_row(meta_task, "", *cells("means", meta_task, mean), style="bold")
+            for s in self.subsets:
+                if s.meta_task == meta_task:
+                    numbers = [str(getattr(s, name)) for name in counts.values()]
+                    row = cells("subsets", s.name, s if s.num_queries else None)
+                    table.add_row(f"  {s.name}", s.distribution, *row, *numbers)
+            table.add_section()
+        for name, mean in self.means.items():
+            if name not in self.meta_tasks:
+                table.add_row(name.replace("_", " "), "", *cells("means", name, mean), style="bold")
+        return table
+
+    @property
+    def _scored(self) -> list[SubsetScore]:
+        return [subset for subset in self.subsets if subset.num_queries]
+
+    def _means(self, names: Iterable[str]) -> dict[str, MeanScore]:
+        return {name: mean_score(self.groups[name]) for name in names if name in self.groups}
+
+
+def _subset_dict(subset: SubsetScore) -> dict[str, Any]:
+    scored = subset.num_queries > 0
+    return {
+        "meta_task": subset.meta_task,
+        "distribution": subset.distribution,
+        "precision": subset.precision if scored else None,
+        "interval": list(subset.interval) if scored else None,
+        "num_queries": subset.num_queries,
+        "num_ties": subset.num_ties,
+        "num_skipped": subset.num_skipped,
+        "floors": dict(subset.floors),
+    }
+
+
+def _mean_dict(mean: MeanScore) -> dict[str, Any]:
+    return {
+        "precision": mean.precision,
+        "interval": list(mean.interval),
+        "num_subsets": mean.num_subsets,
+        "floors": dict(mean.floors),
+    }
+
+
+def _estimate(score: SubsetScore | MeanScore | None) -> tuple[str, str]:
+    if score is None:
+        return "-", "-"
+    lower, upper = score.interval
+    return _percent(score.precision), f"{100 * lower:.1f}–{100 * upper:.1f}"
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f}"

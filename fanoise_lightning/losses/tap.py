@@ -1,0 +1,22 @@
+"""A place for the noise in front of a functional loss."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+__all__ = ["FeatureTap"]
+
+
+class FeatureTap(nn.Module):
+    """Where noise enters a loss that is no module: returns its arguments as they are.
+
+    :class:`~fanoise_lightning.callbacks.FANoise` finds it by itself and adds its noise there.
+
+    Example:
+        >>> tap = FeatureTap()                          # in __init__: self.tap = FeatureTap()
+        >>> query, target = tap(torch.eye(2), torch.eye(2))    # right before the functional loss
+    """
+
+    def forward(self, query: Tensor, target: Tensor, *negatives: Tensor) -> tuple[Tensor, ...]:
+        """``(query, target, *negatives)``: (B, D), (B, D) and hard negatives (M, D), unchanged."""
+        return query, target, *negatives

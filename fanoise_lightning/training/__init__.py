@@ -1,0 +1,1 @@
+"""How an encoder is trained: large batches, shards, checkpoints, schedules."""

@@ -1,0 +1,85 @@
+"""How a module was built, as plain data: what a checkpoint needs to build it again."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import fanoise_lightning
+from fanoise_lightning.training.trust import Described
+
+__all__ = ["describe", "public_path", "with_public_paths"]
+
+_PACKAGE = fanoise_lightning.__name__
+_PLAIN = (str, int, float, bool, type(None))
+
+
+def describe(obj: object) -> dict[str, Any] | None:
+    """Class path and constructor arguments of an object whose arguments are kept as attributes.
+
+    Args:
+        obj: an object that keeps each constructor argument as an attribute of the same name (the convention
+            of scikit-learn's estimators), or a ``functools.partial`` of a class.
+
+    Returns:
+        ``{"class_path": ..., "init_args": {...}}``, as in a Lightning config; ``None`` if an argument is not
+        kept, or is not made of numbers, strings, lists and dicts.
+
+    Example:
+        >>> from fanoise_lightning import InfoNCE
+        >>> describe(InfoNCE(temperature=0.07))["init_args"]["temperature"]
+        0.07
+    """
+    if isinstance(obj, Described):  # as the checkpoint says that it came from
+        return obj.description
+    if isinstance(obj, functools.partial):
+        cls, arguments = obj.func, dict(obj.keywords)
+        if not isinstance(cls, type) or obj.args:
+            return None
+    else:
+        cls = type(obj)
+        names = list(inspect.signature(cls.__init__).parameters)[1:]
+        if not all(hasattr(obj, name) for name in names):
+            return None
+        arguments = {name: getattr(obj, name) for name in names}
+    if "<locals>" in cls.__qualname__ or not _is_plain(arguments):
+        return None
+    return {"class_path": public_path(f"{cls.__module__}.{cls.__qualname__}"), "init_args": arguments}
+
+
+def public_path(path: str) -> str:
+    """The path by which the package exports a class of its own; others as they are.
+
+    A checkpoint names its classes by it, so that files can move within the package.
+
+    Example:
+        >>> public_path("fanoise_lightning.losses.info_nce.InfoNCE")
+        'fanoise_lightning.InfoNCE'
+    """
+    package, _, rest = path.partition(".")
+    name = rest.rpartition(".")[2]
+    return f"{package}.{name}" if package == _PACKAGE and name in fanoise_lightning.__all__ else path
+
+
+def with_public_paths(value: Any) -> Any:
+    """A description, or what holds some, with a `public_path` for each ``class_path``.
+
+    Checkpoints of version 0.1 name this package's classes by the files that they were in.
+    """
+    if isinstance(value, Mapping):
+        items = {key: with_public_paths(item) for key, item in value.items()}
+        path = items.get("class_path")
+        return items | {"class_path": public_path(path)} if isinstance(path, str) else items
+    if type(value) in (list, tuple):
+        return type(value)(map(with_public_paths, value))
+    return value
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return isinstance(value, _PLAIN)

@@ -1,0 +1,270 @@
+"""What a checkpoint may have built: the classes that it names are checked before anything is imported."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from fanoise_lightning.training.trust_types import KINDS, could_be_read, hints_of, is_part, kinds_of
+
+__all__ = ["Described", "check_arguments", "described_arguments", "named_classes", "own_arguments"]
+
+# Modules, optimisers and schedules of these are built unasked.
+_PACKAGES = ("fanoise_lightning", "torch.nn", "torch.optim", "lightning.pytorch.cli.ReduceLROnPlateau")
+
+_INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
+_INSTANTIATORS = (None, _INSTANTIATOR, "pytorch_lightning.cli.instantiate_module")
+_FACTORIES: dict[str, Any] = {
+    "optimizer": (OptimizerCallable, Optimizer),
+    "lr_scheduler": (LRSchedulerCallable, LRScheduler),
+}
+
+
+class Described:
+    """A factory from a checkpoint, checked and built when it is called: weights alone do not need it.
+
+    Args:
+        name: ``"optimizer"`` or ``"lr_scheduler"``.
+        description: ``{"class_path": ..., "init_args": {...}}``.
+        allow: as :func:`check_arguments`.
+    """
+
+    def __init__(self, name: str, description: Any, allow: Iterable[str]) -> None:
+        self.name, self.description, self.allow = name, description, _checked(allow)
+
+    def __call__(self, argument: Any) -> Any:
+        """Build it on the parameters, or on the optimiser.
+
+        Raises:
+            ValueError: if the description names a class that is not allowed.
+        """
+        factory, kind = _FACTORIES[self.name]
+        _Check(self.allow).part(self.name, self.description, (kind,))
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument("--factory", type=factory)
+        config = parser.parse_object({"factory": self.description})
+        return parser.instantiate_classes(config).factory(argument)
+
+
+def described_arguments(
+    cls: type, hyperparameters: Mapping[str, Any], given: Iterable[str], allow: Iterable[str], objects: bool
+) -> dict[str, Any]:
+    """All arguments of a module, and Lightning's ``_instantiator``, from a checkpoint's hyperparameters.
+
+    Args:
+        cls: the class of the module.
+        hyperparameters: what the checkpoint says.
+        given: the names of the arguments that the caller passes himself; they are left out.
+        allow: as :func:`check_arguments`.
+        objects: whether functions, classes and other live objects are welcome among the hyperparameters: the
+            caller had them unpickled.
+
+    Returns:
+        Optimiser and schedule as :class:`Described`; the defaults of what is not described, so that nothing
+        is left for another reader of the file to add.
+
+    Raises:
+        ValueError: if a description names a class that is not allowed, or is none.
+    """
+    if (instantiator := hyperparameters.get("_instantiator")) not in _INSTANTIATORS:
+        _refuse("_instantiator", f"{instantiator!r} is not Lightning's")
+    given, allow = set(given), _checked(allow)
+    found = own_arguments(cls, hyperparameters, given)
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if name not in given and parameter.default is not parameter.empty
+    }
+    factories = {
+        name: Described(name, found.pop(name), allow)
+        for name in _FACTORIES
+        if isinstance(found.get(name), (Mapping, str))
+    }
+    check_arguments(cls, found, allow, objects=objects)
+    for name, factory in factories.items():
+        described = factory.description
+        path = described.get("class_path") if isinstance(described, Mapping) else described
+        if not (isinstance(path, str) and _is_under(path, (*_PACKAGES, *allow))):
+            rank_zero_warn(
+                f"the checkpoint's `{name}` is {path!r}, which is not built unasked: the module is loaded "
+                f"without it, and needs `allow=[...]` or `{name}=...` to be trained again"
+            )
+    return {**defaults, **found, **factories, "_instantiator": instantiator and _INSTANTIATOR}
+
+
+def own_arguments(cls: type, hyperparameters: Mapping[str, Any], given: Iterable[str] = ()) -> dict[str, Any]:
+    """The hyperparameters that are arguments of a class; as in Lightning, the others are passed by."""
+    parameters = inspect.signature(cls).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    left_out = {"_instantiator", "_class_path", *given}
+    return {
+        name: value
+        for name, value in hyperparameters.items()
+        if name not in left_out and (takes_all or name in parameters)
+    }
+
+
+def check_arguments(
+    cls: type, arguments: Mapping[str, Any], allow: Iterable[str] = (), objects: bool = False
+) -> None:
+    """Refuse arguments out of a file, by which jsonargparse would reach code that is not allowed.
+
+    It builds whatever class is named in them, at any depth, and where a parameter can be a function, a class
+    or a config, it reads a string as the path of one.
+
+    Args:
+        cls: the class that the arguments are of.
+        arguments: by name.
+        allow: packages, modules or classes, as dotted paths, that may be named besides this package's and
+            torch's modules, optimisers and schedules.
+        objects: as :func:`described_arguments`.
+
+    Raises:
+        ValueError: with the place, the class, and what to do.
+    """
+    check, hints = _Check(_checked(allow), objects), hints_of(cls)
+    for name, value in arguments.items():
+        if is_part(hints.get(name)) and value is not None:
+            check.part(name, value, kinds_of(hints[name]))
+        else:
+            check.arguments(cls, {name: value}, "")
+
+
+def named_classes(config: Any) -> set[str]:
+    """Every ``class_path`` in a config."""
+    if isinstance(config, Mapping):
+        own = {config["class_path"]} if isinstance(config.get("class_path"), str) else set()
+        return own.union(*map(named_classes, config.values()))
+    if isinstance(config, (list, tuple)):
+        return set().union(*map(named_classes, config))
+    return set()
+
+
+class _Check:
+    """One walk through a description; its methods raise the ValueErrors of :func:`check_arguments`."""
+
+    def __init__(self, allow: tuple[str, ...], objects: bool = False) -> None:
+        self.allow, self.objects = allow, objects
+
+    def part(self, place: str, value: Any, kinds: tuple[type, ...]) -> None:
+        """Where an object of these kinds belongs, or of any, its description is all that there may be."""
+        if isinstance(value, Mapping) and "class_path" in value:
+            cls = self.description(place, value)
+            if kinds and not issubclass(cls, kinds):
+                _refuse(place, f"{value['class_path']!r} is no {kinds[0].__name__}")
+        elif not self.objects or isinstance(value, (Mapping, str)):
+            _refuse(place, f"{value!r} is no dict with `class_path` and `init_args`")
+
+    def description(self, place: str, value: Mapping[str, Any]) -> type:
+        keys = ("class_path", "init_args", "dict_kwargs")
+        if others := sorted(str(key) for key in value if key not in keys):
+            _refuse(place, f"a description has no {', '.join(others)}")
+        cls = self.named_class(place, value["class_path"])
+        for key in keys[1:]:
+            arguments = value.get(key)
+            if isinstance(arguments, Mapping):
+                self.arguments(cls, arguments, f"{place}.{key}.")
+            elif arguments is not None:
+                _refuse(place, f"`{key}` must be a dict, got {arguments!r}")
+        return cls
+
+    def arguments(self, cls: type, arguments: Mapping[str, Any], prefix: str) -> None:
+        hints = hints_of(cls)
+        for name, value in arguments.items():
+            if not (isinstance(name, str) and name.isidentifier()):  # jsonargparse reads a.b as the b of a
+                _refuse(prefix.rstrip("."), f"{name!r} is no name of an argument")
+            self.value(f"{prefix}{name}", value, hints.get(name, Any))
+
+    def value(self, place: str, value: Any, annotation: Any) -> None:
+        if isinstance(value, Mapping):
+            if "class_path" in value:
+                self.description(place, value)
+                return
+            for key, item in value.items():
+                if not isinstance(key, str) or "class_path" in key or key.startswith("__"):
+                    _refuse(place, f"{key!r} is no key of plain data")
+                self.value(f"{place}.{key}", item, annotation)
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            for number, item in enumerate(value):
+                self.value(f"{place}[{number}]", item, annotation)
+        elif isinstance(value, str):
+            if could_be_read(value, annotation):
+                _refuse(place, f"{value!r} could be the path of code or of a config")
+        elif not self.objects and not isinstance(value, (int, float, complex, type(None))):
+            _refuse(place, f"{value!r} is no plain data")
+
+    def named_class(self, place: str, path: Any) -> type:
+        """The class of a path, imported only if the path is allowed; then it must be one that is."""
+        if not (isinstance(path, str) and "." in path and all(map(str.isidentifier, path.split(".")))):
+            _refuse(place, f"{path!r} is not the dotted path of a class")
+        if not _is_under(path, (*_PACKAGES, *self.allow)):
+            _refuse_class(place, path, path)
+        cls = _import(path)
+        if cls is None:
+            _refuse(place, f"{path!r} is not a class")
+        home = f"{cls.__module__}.{cls.__qualname__}"  # a module also has the names that it imports itself
+        if path in self.allow or _is_under(home, self.allow):
+            return cls
+        if not _is_under(home, _PACKAGES):
+            _refuse_class(place, path, home)
+        if not issubclass(cls, KINDS):
+            _refuse(place, f"{path!r} is no module, optimiser or schedule")
+        return cls
+
+
+def _import(path: str) -> type | None:
+    """A module's class, or a class in it; nothing that is reached through what a module imports."""
+    names = path.split(".")
+    size = len(names) - 1
+    while True:
+        try:
+            found: Any = import_module(".".join(names[:size]))
+            break
+        except ModuleNotFoundError as error:
+            if size == 1 or error.name is None or not _is_under(path, [error.name]):
+                raise
+            size -= 1
+    for name in names[size:]:
+        found = getattr(found, name, None)
+        if not isinstance(found, type):
+            return None
+    return found
+
+
+def _is_under(path: str, roots: Iterable[str]) -> bool:
+    return any(path == root or path.startswith(f"{root}.") for root in roots)
+
+
+def _checked(allow: Iterable[str]) -> tuple[str, ...]:
+    allow = (allow,) if isinstance(allow, str) else tuple(allow)
+    for entry in allow:
+        if not (isinstance(entry, str) and all(map(str.isidentifier, entry.split(".")))):
+            raise ValueError(f"`allow` takes dotted paths of packages, modules or classes, got {entry!r}")
+    return allow
+
+
+def _refuse_class(place: str, path: str, home: str) -> NoReturn:
+    which = "" if path == home else f", which is {home!r}"
+    package = home.partition(".")[0]
+    _refuse(
+        place,
+        f"it names the class {path!r}{which}; only the modules, optimisers and schedules of this package and "
+        f"torch are built unasked. If you trust it, pass `allow=[{package!r}]`, or `--allow={package}` on "
+        "the command line",
+    )
+
+
+def _refuse(place: str, why: str) -> NoReturn:
+    name = place.partition(".")[0].partition("[")[0]
+    raise ValueError(
+        f"the checkpoint's description of `{place}` is refused: {why}. In Python you can also pass the "
+        f"object itself, `load_from_checkpoint(..., {name}=...)`"
+    )
