@@ -1,5 +1,8 @@
-# make test          install the tested set of requirements.txt into .venv, and run the tests
+# make test          install the tested set of requirements.txt into .venv; run lint, doctests and tests
 # make train         install, and train an encoder on the embedded benchmark with FANoise on (minutes on two cores)
+# make lint          ruff, mypy, and the import rules
+# make docs          build the site into build/docs; every warning is an error
+# make wheel         build the wheel and the source distribution into dist/
 # make lock          renew requirements.txt: the newest versions that setup.cfg allows
 # make test-lowest   the tests on the lowest versions that setup.cfg allows
 # make test-newest   the tests on what pip installs today, without requirements.txt
@@ -9,7 +12,7 @@ BIN = $(VENV)/bin
 UV := $(VENV)-lock/bin/uv
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: install test test-lowest test-newest lock lint train bench clean
+.PHONY: install test test-lowest test-newest lock lint docs wheel train bench clean
 
 install: $(VENV)/.installed
 
@@ -19,7 +22,7 @@ $(VENV)/.installed: requirements.txt setup.cfg pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-test: install
+test: lint
 	$(PYTEST)
 
 test-lowest test-newest: VENV = .venv-$(@:test-%=%)
@@ -36,14 +39,23 @@ test-newest:
 
 lock: $(UV)
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $< pip compile --quiet --upgrade --universal --generate-hashes \
-		--python-version 3.11 --extra dev --output-file requirements.txt setup.cfg
+		--python-version 3.11 --extra dev --extra docs --output-file requirements.txt setup.cfg
 
 $(UV):
 	$(PYTHON) -m venv $(@D)/..
 	$(@D)/pip install --quiet uv
 
 lint: install
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -E -d build/doctrees docs build/docs
+
+wheel: install
+	$(BIN)/python -m build --no-isolation
 
 train: install
 	$(BIN)/fanoise fit --config examples/configs/emoji.yaml

@@ -5,10 +5,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fanoise_lightning._names import HOME
 from fanoise_lightning._version import __version__
 
 if TYPE_CHECKING:
-    from fanoise_lightning.callbacks import EmbeddingWriter, FANoise, ScoreboardWriter, SpectrumMonitor
+    from fanoise_lightning.callbacks import (
+        EmbeddingWriter,
+        ExactResume,
+        FANoise,
+        ScoreboardWriter,
+        SpectrumMonitor,
+    )
     from fanoise_lightning.data import MMEBDataModule, PairDataModule
     from fanoise_lightning.encoders import (
         Encoder,
@@ -25,37 +32,12 @@ if TYPE_CHECKING:
     from fanoise_lightning.training.checkpoints import AtomicCheckpointIO
     from fanoise_lightning.training.schedules import LinearWarmup
 
-# Resolved on first use: importing the callback must not pay for encoders, data or figures.
-_HOME = {
-    "AtomicCheckpointIO": "training.checkpoints",
-    "ContrastiveModule": "module",
-    "EmbeddingWriter": "callbacks",
-    "Encoder": "encoders",
-    "FANoise": "callbacks",
-    "FeatureTap": "losses",
-    "InfoNCE": "losses",
-    "LinearWarmup": "training.schedules",
-    "MMEBDataModule": "data",
-    "OpenClipEncoder": "encoders",
-    "Pair": "sample",
-    "PairDataModule": "data",
-    "PrecisionAtOne": "evaluation",
-    "Sample": "sample",
-    "ScoreboardWriter": "callbacks",
-    "SigmoidLoss": "losses",
-    "SpectrumMonitor": "callbacks",
-    "TwoTowerEncoder": "encoders",
-    "VisionLanguageEncoder": "encoders",
-    "effective_rank": "spectrum",
-    "feature_noise": "noise",
-    "singular_values": "spectrum",
-}
-
 __all__ = [
     "AtomicCheckpointIO",
     "ContrastiveModule",
     "EmbeddingWriter",
     "Encoder",
+    "ExactResume",
     "FANoise",
     "FeatureTap",
     "InfoNCE",
@@ -79,9 +61,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{HOME[name]}"), name)
     globals()[name] = value
     return value
 

@@ -13,6 +13,7 @@ class FeatureTap(nn.Module):
     :class:`~fanoise_lightning.callbacks.FANoise` finds it by itself and adds its noise there.
 
     Example:
+        >>> import torch
         >>> tap = FeatureTap()                          # in __init__: self.tap = FeatureTap()
         >>> query, target = tap(torch.eye(2), torch.eye(2))    # right before the functional loss
     """

@@ -1,0 +1,32 @@
+"""The public names of the package, and the modules that they are in."""
+
+from __future__ import annotations
+
+__all__ = ["HOME"]
+
+# Resolved on first use: importing the callback must not pay for encoders, data or figures.
+HOME = {
+    "AtomicCheckpointIO": "training.checkpoints",
+    "ContrastiveModule": "module",
+    "EmbeddingWriter": "callbacks",
+    "Encoder": "encoders",
+    "ExactResume": "callbacks",
+    "FANoise": "callbacks",
+    "FeatureTap": "losses",
+    "InfoNCE": "losses",
+    "LinearWarmup": "training.schedules",
+    "MMEBDataModule": "data",
+    "OpenClipEncoder": "encoders",
+    "Pair": "sample",
+    "PairDataModule": "data",
+    "PrecisionAtOne": "evaluation",
+    "Sample": "sample",
+    "ScoreboardWriter": "callbacks",
+    "SigmoidLoss": "losses",
+    "SpectrumMonitor": "callbacks",
+    "TwoTowerEncoder": "encoders",
+    "VisionLanguageEncoder": "encoders",
+    "effective_rank": "spectrum",
+    "feature_noise": "noise",
+    "singular_values": "spectrum",
+}
