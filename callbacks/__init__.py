@@ -1,8 +1,9 @@
 """Lightning callbacks: the noise, and what watches over a run."""
 
 from fanoise_lightning.callbacks.embedding_writer import EmbeddingWriter
+from fanoise_lightning.callbacks.exact_resume import ExactResume
 from fanoise_lightning.callbacks.fanoise import FANoise
 from fanoise_lightning.callbacks.scoreboard_writer import ScoreboardWriter
 from fanoise_lightning.callbacks.spectrum_monitor import SpectrumMonitor
 
-__all__ = ["EmbeddingWriter", "FANoise", "ScoreboardWriter", "SpectrumMonitor"]
+__all__ = ["EmbeddingWriter", "ExactResume", "FANoise", "ScoreboardWriter", "SpectrumMonitor"]

@@ -1,4 +1,4 @@
-"""The features among the arguments of a loss module: of the queries, the targets and the hard negatives."""
+"""Finds the features of queries, targets and hard negatives among the arguments of a loss module."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fanoise_lightning.losses import FeatureTap
 
 SIDES = ("query", "target")
 
-# A parameter of the loss's forward, and for *args and **kwargs the index or key in it.
+# A parameter of the loss's forward, and the index or key in it for a list, *args or **kwargs.
 Place = tuple[str, int | str | None]
 
 _NO_FEATURES = {
@@ -23,18 +23,13 @@ _NO_FEATURES = {
     *("sim", "sims", "similarity", "similarities", "score", "scores", "distance", "distances"),
     *("prob", "probs", "probability", "probabilities"),
 }
+# These outweigh a word above: "label_embeddings" are features.
 _FEATURES = {
-    "embedding",
-    "embeddings",
-    "embs",
-    "emb",
-    "feature",
-    "features",
-    "feats",
-    "feat",
-}  # of labels, too
+    *("embedding", "embeddings", "emb", "embs"),
+    *("feature", "features", "feat", "feats"),
+}
 _NEGATIVE = {"n", "neg", "negs", "negative", "negatives", "hard", "queue", "bank"}
-# A third matrix of the features' width that is no key of the batch.
+# Names of a third matrix of the features' width that holds no hard negatives.
 _NO_NEGATIVE = {
     *("teacher", "student", "dist", "distill", "momentum", "ema", "ref", "reference"),
     *("proto", "protos", "prototype", "prototypes", "center", "centers", "centroid", "centroids"),
@@ -43,11 +38,11 @@ _NO_NEGATIVE = {
 
 @dataclass
 class Call:
-    """A call of a loss module, and where the features stand among its arguments.
+    """A call of a loss module, and where the features are among its arguments.
 
     Args:
         bound: the arguments.
-        places: those of the query, the target and the hard negatives, as far as there are any.
+        places: the places of the query, the target and the hard negatives, as far as there are any.
     """
 
     bound: inspect.BoundArguments
@@ -62,11 +57,11 @@ class Call:
         }
 
     def names(self) -> dict[str, list[str]]:
-        """What the arguments are called in the loss, in the form of :meth:`features`."""
+        """The names of the arguments in the loss, in the form of :meth:`features`."""
         return {side: [_name(place) for place in self._of(side)] for side in SIDES if self._of(side)}
 
     def replaced(self, new: dict[str, list[Tensor]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with other features, in the form of :meth:`features`; what is left out stays."""
+        """The arguments with `new` features, in the form of :meth:`features`; others stay as they are."""
         for side, features in new.items():
             for place, value in zip(self._of(side), features):
                 _set(self.bound, place, value.view_as(_get(self.bound, place)))
@@ -79,12 +74,12 @@ class Call:
 class FeatureFinder:
     """Tells which arguments of a loss module are features.
 
-    The query and the target are the first two floating point matrices of one width, in the order of the
+    The query and the target are the first two floating point matrices of equal width, in the order of the
     signature. Logits, labels, masks, weights and similarities are passed over: an argument is judged by its
-    name, and by its values when it is seen for the first time. Hard negatives are further tensors of that
-    width, (M, D) or (B, K, D), alone or in a list: those that are named so, those of the target's ``*args``,
-    or else the only one there is, unless it is named like a teacher's or prototypes. What goes into a
-    :class:`~fanoise_lightning.FeatureTap` is not judged.
+    name, and by its values in the first call. Hard negatives are further tensors of that width, (M, D) or
+    (B, K, D), alone or in a list: those that are named as such, those in the same ``*args`` as the target, or
+    else the only other one, unless it is named like a teacher's features or like prototypes. The arguments
+    of a :class:`~fanoise_lightning.FeatureTap` are not judged.
 
     Args:
         loss: the module.
@@ -93,15 +88,15 @@ class FeatureFinder:
     def __init__(self, loss: nn.Module) -> None:
         self._is_tap = isinstance(loss, FeatureTap)
         self._loss = type(getattr(loss, "_orig_mod", loss)).__name__
-        # once: it takes as long as a small loss; a compiled module has none of its own
+        # once, as it takes as long as a small loss; a compiled module has no signature of its own
         self._signature = inspect.signature(getattr(loss, "_orig_mod", loss).forward)
-        self._reasons: dict[Place, str] = {}  # why an argument is not features; "" if it is
+        self._reasons: dict[Place, str] = {}  # why an argument is not features; "" for features
 
     def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-        """The features of a call; ``None`` for arguments that the module does not take."""
+        """The features of a call; ``None`` for arguments that the module does not accept."""
         try:
             bound = self._signature.bind(*args, **kwargs)
-        except TypeError:  # the module itself has the better error
+        except TypeError:  # the module raises a better error
             return None
         tensors = _tensors(bound)
         if self._is_tap:
@@ -110,7 +105,7 @@ class FeatureFinder:
         return Call(bound, _pick({place: x for place, x in tensors.items() if not self._reasons.get(place)}))
 
     def clean(self, call: Call) -> list[str]:
-        """What is not taken for features of a call, although it has their width and was not refused."""
+        """The arguments that stay clean although they have the features' width and were not passed over."""
         width = _get(call.bound, call.places[0]).shape[-1] if call.places else None
         return [
             _name(place)
@@ -119,7 +114,7 @@ class FeatureFinder:
         ]
 
     def error(self, call: Call, sides: tuple[str, ...]) -> ValueError:
-        """The error for a call in which features of ``sides`` are missing; it names what was passed over."""
+        """The error for a call without features of all ``sides``; it names what was passed over."""
         passed_over = [
             f"`{_name(place)}` {tuple(x.shape)} {self._reasons.get(place) or 'has no partner of its width'}"
             for place, x in _tensors(call.bound).items()
@@ -127,8 +122,8 @@ class FeatureFinder:
         ]
         found = f"`{_name(call.places[0])}` alone" if call.places else "none"
         return ValueError(
-            f"FANoise needs the features of {' and '.join(sides)} as matrices (B, D) of one width, and found "
-            f"{found} in a call of {self._loss}{': ' if passed_over else ''}{', '.join(passed_over)}.\n"
+            f"FANoise needs the features of {' and '.join(sides)} as matrices (B, D) of one width, and "
+            f"found {found} in a call of {self._loss}{': ' if passed_over else ''}{', '.join(passed_over)}.\n"
             "If that loss takes embeddings and labels, pass FANoise(sides=['query']).\n" + REMEDY
         )
 
@@ -137,7 +132,7 @@ class FeatureFinder:
             said = set(words(_name(place)))
             if said & _NO_FEATURES and not said & _FEATURES:
                 self._reasons[place] = "is named like logits, labels, masks, weights or similarities"
-            elif x.any() and not x.isnan().any():  # else the batch is broken, and a later one tells
+            elif x.any() and not x.isnan().any():  # otherwise the batch is broken, and a later one decides
                 self._reasons[place] = _looks_like(x)
         for (a, x), (b, y) in combinations(new.items(), 2):
             if (
@@ -150,7 +145,7 @@ class FeatureFinder:
 
 
 def _pick(tensors: dict[Place, Tensor]) -> list[Place]:
-    """The query, the target and the hard negatives; the query alone where nothing has its width."""
+    """The query, the target and the hard negatives; only the query if no other matrix has its width."""
     width = {place: x.shape[-1] for place, x in tensors.items()}
     keys = [place for place, x in tensors.items() if x.ndim == 2 and not _is(place, _NEGATIVE)]
     for query, target in combinations(keys, 2):
@@ -170,9 +165,9 @@ def _is(place: Place, names: set[str]) -> bool:
 
 
 def _looks_like(x: Tensor) -> str:
-    """What no features would be like, by the values of a tensor; "" for features."""
+    """Why the values of a tensor cannot be features; "" if they can."""
     if ((x == 0) | (x == 1)).all() or ((x == 0) | (x == -torch.inf)).all():
-        return "holds zeros and ones (or infinities) alone, as labels and masks do"
+        return "holds only zeros and ones (or infinities), as labels and masks do"
     if (x >= 0).all() and (x.sum(-1) - 1).abs().max() < 1e-3:
         return "has rows that sum to one, as probabilities do"
     return ""
@@ -197,7 +192,9 @@ def _tensors(bound: inspect.BoundArguments) -> dict[Place, Tensor]:
 
 def _name(place: Place) -> str:
     name, inner = place
-    return inner if isinstance(inner, str) else name if inner is None else f"{name}[{inner}]"
+    if isinstance(inner, str):
+        return inner
+    return name if inner is None else f"{name}[{inner}]"
 
 
 def _get(bound: inspect.BoundArguments, place: Place) -> Tensor:

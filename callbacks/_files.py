@@ -1,4 +1,4 @@
-"""Where the callbacks write, and how: whole files or none."""
+"""Where the callbacks write, and how: complete files or none."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from lightning.pytorch import Trainer
 
 
 def output_folder(trainer: Trainer, path: str | Path | None) -> Path:
-    """``path``, else the logger's folder, else the trainer's ``default_root_dir``. Call it on all ranks."""
+    """``path``, or else the logger's folder, or else ``default_root_dir``. Call it on all ranks."""
     return Path(path if path is not None else trainer.log_dir or trainer.default_root_dir)
 
 
 def refuse_a_used_folder(trainer: Trainer, folder: Path) -> None:
-    """Refuse a fit that would leave its results beside another run's checkpoints. Call it on all ranks.
+    """Refuse a fit that would write its results next to another run's checkpoints. Call it on all ranks.
 
     Args:
-        trainer: as it is in a callback's ``on_train_start``, or before a fit that resumes nothing.
-        folder: where the results go; its ``checkpoints/`` and wherever this run saves count too.
+        trainer: the trainer in a callback's ``on_train_start``, or before a fit that resumes nothing.
+        folder: where the results go; its ``checkpoints/`` and the folders where this run saves are checked.
 
     Raises:
-        ValueError: if one of them holds checkpoints, and the fit neither resumes one nor wrote them.
+        ValueError: if one of them holds checkpoints that the fit neither resumes nor wrote.
     """
     savers = trainer.checkpoint_callbacks
     saved = any(
@@ -37,19 +37,19 @@ def refuse_a_used_folder(trainer: Trainer, folder: Path) -> None:
     if (folder / "scores.json").exists():
         folders.append(folder)
     found = [file for place in folders for file in sorted(place.glob("[!.]*.ckpt"))]
-    used = trainer.strategy.broadcast(found[0] if found else None)  # or one rank might wait for the others
+    used = trainer.strategy.broadcast(found[0] if found else None)  # or one rank would wait for the others
     if used is not None:
         raise ValueError(
-            f"{used} is another run's, and the results of this one would lie beside it. Continue that run "
-            "with `ckpt_path` ('last', or the file), or choose another folder, or remove it"
+            f"{used} is another run's, and the results of this one would lie beside it. "
+            "Continue that run with `ckpt_path` ('last', or the file), choose another folder, or remove it"
         )
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of ``path`` when all went well.
+    """A path to write to; if no error occurs, the file there then replaces ``path``.
 
-    A run that is killed while it writes must not leave half a file, nor lose the one before.
+    A run that is killed while it writes must neither leave half a file nor lose the previous one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -61,6 +61,6 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:
-    """Write JSON; a NaN or an infinity, which JSON does not have, is an error."""
+    """Write JSON; NaN or infinity, which JSON does not have, is an error."""
     with whole_file(path) as unfinished:
         unfinished.write_text(json.dumps(value, indent=indent, allow_nan=False) + "\n", encoding="utf-8")

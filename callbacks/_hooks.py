@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-# Takes any arguments, does nothing, and pickles without this package.
+# Takes any arguments, does nothing, and can be unpickled without this package.
 _NOTHING = nullcontext().__exit__
 
 
@@ -18,7 +18,7 @@ class _Hook:
     """Calls a method of a callback; a copy of it does nothing.
 
     Modules are copied and pickled with their hooks. A callback holds the trainer, and through it the data: a
-    copy must neither drag them along nor do the callback's work a second time.
+    copy must neither take them along nor do the callback's work a second time.
     """
 
     def __init__(self, method: Callable[..., Any]) -> None:
@@ -36,7 +36,7 @@ class _Hook:
 
 
 def hook_before(module: nn.Module, method: Callable[..., Any], first: bool = False) -> RemovableHandle:
-    """Call ``method(module, args, kwargs)`` before the module's forward, ``first`` or after other hooks."""
+    """Call ``method(module, args, kwargs)`` before the module's forward, before or after its other hooks."""
     return _hooked(module.register_forward_pre_hook(_Hook(method), prepend=first, with_kwargs=True))
 
 
@@ -46,5 +46,5 @@ def hook_after(module: nn.Module, method: Callable[..., Any]) -> RemovableHandle
 
 
 def _hooked(handle: RemovableHandle) -> RemovableHandle:
-    torch._dynamo.reset()  # code that was compiled before would ignore the hook in silence
+    torch.compiler.reset()  # code compiled earlier would silently ignore the hook
     return handle

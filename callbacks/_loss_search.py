@@ -1,4 +1,4 @@
-"""Finding the module of a LightningModule that computes the contrastive loss."""
+"""Finds the module of a LightningModule that computes the contrastive loss."""
 
 from __future__ import annotations
 
@@ -22,21 +22,10 @@ where the loss is computed by functions, mark the place with one line:
 
 _LOSS = {"loss", "losses", "criterion", "nce", "infonce", "ntxent"}
 _CONTRASTIVE = {"contrastive", "nce", "infonce", "ntxent", "xent", "clip", "siglip", "simclr", "triplet"}
-# Losses of labels, of reconstructions and of teachers: noise on what they compare would be silently wrong.
+# Losses of labels, reconstructions and teachers: noise on what they compare would be silently wrong.
 _OTHER_LOSS = {
-    *(
-        "recon",
-        "reconstruction",
-        "regression",
-        "mse",
-        "rmse",
-        "mae",
-        "l1",
-        "l2",
-        "huber",
-        "smooth",
-        "charbonnier",
-    ),
+    *("recon", "reconstruction", "regression", "mse", "rmse", "mae", "l1", "l2"),
+    *("huber", "smooth", "charbonnier"),
     *("perceptual", "lpips", "ssim", "consistency", "distill", "distillation", "kd", "commitment", "vq"),
     *("classification", "classifier", "cls", "ce", "bce", "entropy", "nll", "focal", "dice", "iou", "ctc"),
     *("kl", "kld", "jsd", "adversarial", "gan"),
@@ -55,13 +44,13 @@ def find_loss(pl_module: nn.Module, target: str | None = None) -> tuple[str, nn.
     Args:
         pl_module: the LightningModule.
         target: the dotted path of the module below ``pl_module``; ``None`` takes the only
-            :class:`~fanoise_lightning.FeatureTap`, else the only child whose name or class has the word loss,
-            criterion or NCE in it, ``ModuleList`` and ``ModuleDict`` opened. Losses of labels and regression
-            losses do not count, nor do modules that are called with one argument.
+            :class:`~fanoise_lightning.FeatureTap`, or else the only child with the word loss, criterion or
+            NCE in its name or class, children in ``ModuleList`` and ``ModuleDict`` included. Losses of labels
+            and regression losses do not count, nor do modules that are called with one argument.
 
     Raises:
-        ValueError: if there is no such module, or more than one; the message lists the candidates and shows
-            the one-line fix.
+        ValueError: unless there is exactly one such module; the message lists the candidates and shows the
+            one-line fix.
     """
     owner = type(pl_module).__name__
     children = ", ".join(f"{n!r} ({type(m).__name__})" for n, m in pl_module.named_children()) or "none"
@@ -85,7 +74,7 @@ def find_loss(pl_module: nn.Module, target: str | None = None) -> tuple[str, nn.
 
 
 def words(name: str) -> list[str]:
-    """The words of an identifier, in lower case: ``gloss_encoder`` and ``lossless`` do not hold "loss".
+    """The words of an identifier, in lower case: neither ``gloss_encoder`` nor ``lossless`` has "loss".
 
     Example:
         >>> words("NTXentLoss"), words("heads.clip_loss2"), words("SmoothL1")
@@ -116,7 +105,7 @@ def _looks_like_loss(path: str, module: nn.Module) -> bool:
 def _takes_two(module: nn.Module) -> bool:
     try:
         kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
-    except (TypeError, ValueError):  # no Python function
+    except (TypeError, ValueError):  # not a Python function
         return True
     starred = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return len(kinds) > 1 or any(kind in starred for kind in kinds)

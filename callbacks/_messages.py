@@ -13,7 +13,7 @@ from fanoise_lightning.noise import row_norm
 
 
 def tell_what_gets_noise(path: str, law: str, names: dict[str, list[str]], clean: list[str]) -> None:
-    """One line: the loss module, side to the names of its arguments that get noise, and those that do not."""
+    """Print the loss module, its arguments that get noise, by side, and those that stay clean."""
     listed = " and ".join(f"`{'`, `'.join(arguments)}` ({side})" for side, arguments in names.items())
     rest = f"; `{'`, `'.join(clean)}` stay clean" if clean else ""
     rank_zero_info(f"FANoise: {law}, on {listed} of '{path}'{rest}")
@@ -37,12 +37,12 @@ def warn_of_no_noise(path: str, batches: str) -> None:
     """Warn that the loss module was not called."""
     rank_zero_warn(
         f"FANoise added no noise in {batches}: '{path}' was not called with gradients. Name the module that "
-        'is, FANoise(target="path.to.loss")'
+        'is called, FANoise(target="path.to.loss")'
     )
 
 
 def warn_of_skipped(skipped: int, trainer: Trainer | None) -> None:
-    """Warn of training batches that had to stay without noise, on every rank: each has its own."""
+    """Warn of training batches without noise, on every rank: each rank has its own."""
     where = f" on rank {trainer.global_rank}" if trainer and trainer.world_size > 1 else ""
     warnings.warn(
         f"FANoise left {skipped} training batches without noise so far{where}: their features were not "

@@ -1,10 +1,10 @@
-"""Evaluations of the loss that repeat an earlier one, and must see its noise.
+"""Evaluations of the loss that repeat an earlier one, and must get the same noise.
 
-1. Activation checkpointing runs the loss again in the backward pass, to have the activations that it dropped.
-   With other noise, the gradient would be that of another loss than was computed.
+1. Activation checkpointing runs the loss again in the backward pass, to recompute activations. With other
+   noise, the gradient would not be that of the loss that was computed.
 2. An optimiser with a closure (LBFGS) evaluates the same batch several times in one step. With other noise
-   each time, it would search along a function that changes under it.
-3. A loss that is called twice with the same tensors, for example for its value in a log, sees them once.
+   each time, it would search along a function that changes meanwhile.
+3. A loss may be called twice with the same tensors, for example to log its value.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ Sides = dict[str, Tensor]
 
 @dataclass
 class Draw:
-    """The noise of one call of the loss: side to clean features and to noise, both (B, D).
+    """The noise of one call of the loss: the clean features and the noise of each side, both (B, D).
 
     Args:
-        features: the features, joined with the hard negatives.
+        features: the features; those of the targets are joined with the hard negatives.
         noise: what is added to them.
         given: the tensors that the loss was called with.
     """
@@ -51,19 +51,19 @@ class Draw:
         return shapes == {side: x.shape for side, x in self.features.items()}
 
     def is_near(self, features: Sides) -> bool:
-        """Whether features of these shapes are those of the call, computed again; waits for the device."""
+        """Whether features of equal shapes are those of the call, recomputed; waits for the device."""
         pairs = [
             (x.float().nan_to_num(), self.features[side].float().nan_to_num()) for side, x in features.items()
         ]
         return all(bool((x - own).norm() <= 1e-2 * own.norm()) for x, own in pairs)
 
     def adds_as(self, other: Draw) -> bool:
-        """Whether the noise is that of another draw, as it is where both are left without."""
+        """Whether the noise equals that of another draw, as it does if both are left without."""
         return all(torch.equal(x, other.noise[side]) for side, x in self.noise.items())
 
 
 def _same(x: Tensor, y: Tensor) -> bool:
-    # the draw keeps its tensors alive: no other can lie at their place
+    # the draw keeps its tensors alive: no other tensor can be in their memory
     return x.data_ptr() == y.data_ptr() and x.shape == y.shape and x.stride() == y.stride()
 
 
@@ -73,13 +73,13 @@ class Repeats:
     def __init__(self) -> None:
         self.drawn: list[Draw] = []  # in this batch
         self._repeating = False  # in a later evaluation of an optimiser's closure
-        self._first = self._next = 0  # of the draws that an evaluation goes through
+        self._first = self._next = 0  # the draws that an evaluation goes through
         self._handles: list[RemovableHandle] = []
 
     def watch(self, optimizers: list[Optimizer]) -> None:
         """Watch the steps of these optimisers, until :meth:`unwatch`."""
         for optimizer in optimizers:
-            with suppress(AttributeError):  # another library's: it has no such hooks, and takes no closure
+            with suppress(AttributeError):  # of another library: no such hooks, and no closures
                 self._handles.append(optimizer.register_step_pre_hook(self._before_step))
                 self._handles.append(optimizer.register_step_post_hook(self._after_step))
 
@@ -97,7 +97,7 @@ class Repeats:
         """The draw that a call with these features repeats; ``None`` for a call that repeats nothing.
 
         Raises:
-            RuntimeError: if the call repeats one, and it cannot be known which.
+            RuntimeError: if the call repeats a draw, but it is unclear which.
         """
         same = next((draw for draw in self.drawn if draw.is_of(given)), None)
         if same is not None:
@@ -126,7 +126,7 @@ class Repeats:
         raise RuntimeError(
             f"the loss was called in a backward pass with features like those of {len(fitting)} of the "
             f"{len(self.drawn)} calls before it in this batch: FANoise cannot tell whose noise belongs to "
-            "them. Take the loss out of the checkpointed function, or compute equal features once"
+            "them. Move the loss out of the checkpointed function, or compute equal features only once"
         )
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
@@ -134,7 +134,7 @@ class Repeats:
         self._first = len(self.drawn)
         if callable(kwargs.get("closure")):
             return args, {**kwargs, "closure": self._marked(kwargs["closure"])}
-        if len(args) > 1 and callable(args[1]):  # behind the optimiser itself
+        if len(args) > 1 and callable(args[1]):  # args[0] is the optimiser itself
             return (args[0], self._marked(args[1]), *args[2:]), kwargs
         return None
 

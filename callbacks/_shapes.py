@@ -1,4 +1,4 @@
-"""The shape of the noise from step to step: over ranks, averaged over batches, kept in between."""
+"""The shape of the noise from step to step: over all ranks, averaged over batches, kept in between."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class ShapeMemory:
 
     Args:
         scaling: the scaling law.
-        energy: the amount of noise; by the law of the paper, that of each batch, averaged or not.
-        momentum: of the average of X^T X, (D, D); 0 for this batch alone.
+        energy: the amount of noise; ``"paper"`` takes that of the batch, even if the shape is averaged.
+        momentum: the momentum of the average of X^T X, (D, D); 0 uses only the current batch.
         every_n_steps: how often to decompose.
-        scope: whose features to decompose: this rank's, or all ranks' together. All ranks must then ask for
-            the same sides and steps, with features of the same width.
+        scope: whose features to decompose: this rank's, or those of all ranks together. All ranks must then
+            ask for the same sides and steps, with features of the same width.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class ShapeMemory:
         self.every_n_steps = every_n_steps
         self.scope: Scope = scope
         self._shapes: dict[Key, NoiseShape] = {}
-        self._moments: dict[Key, Tensor] = {}  # X^T X of arbitrary scale: the scaling laws divide it out
+        self._moments: dict[Key, Tensor] = {}  # X^T X of arbitrary scale, which the scaling laws cancel
 
     def shape(self, side: str, features: Tensor, step: int, call: int = 0) -> NoiseShape:
         """The shape for the features (B, D) of a side.
 
         Args:
-            side: whose statistics to go on with.
+            side: the side whose statistics to continue.
             features: (B, D).
             step: the number of the batch, from 0.
             call: the number of the call of the loss in the batch, from 0: each has statistics of its own.
@@ -63,13 +63,13 @@ class ShapeMemory:
             self._average(key, features)
         known = self._shapes.get(key)
         if known is not None:
-            known = known.to(features.device)  # a restored shape comes on the CPU
+            known = known.to(features.device)  # a restored shape is on the CPU
         if step % self.every_n_steps and known is not None:
             return known
         shape = self._decompose(key, features)
         if self.every_n_steps > 1:
             if known is not None:
-                shape = shape.unless_broken(known)  # one broken batch must not cost the next ones their noise
+                shape = shape.unless_broken(known)  # one broken batch must not cost later ones their noise
             self._shapes[key] = shape
         return shape
 
@@ -79,12 +79,12 @@ class ShapeMemory:
         rows, dim = self._rows(features), features.shape[1]
         joined = features if len(rows) == 1 else None
         if joined is None and len(set(rows)) == 1 and sum(rows) <= dim:
-            joined = gather(features)  # less to send than X^T X, and its own Gram matrix is the smaller one
+            joined = gather(features)  # less to send than X^T X, and with a smaller Gram matrix
         if joined is not None and not self.momentum:
             return noise_shape(joined, self.scaling, self.energy)
         moment = self._moments[key] if self.momentum else self._moment(features)
         rank = min(sum(rows), dim)
-        total: Tensor | float | None = None  # by default the law's own, of `moment`
+        total: Tensor | float | None = None  # by default the law's own for `moment`
         if self.energy == "constant":
             total = dim
         elif joined is not None:
@@ -95,7 +95,7 @@ class ShapeMemory:
         return moment_shape(moment, self.scaling, total, rank=rank, dtype=work)
 
     def _rows(self, features: Tensor) -> list[int]:
-        """How many rows each rank has, of those that are decomposed together."""
+        """The number of rows of each rank whose features are decomposed together."""
         if self.scope == "local" or world_size() == 1:
             return [len(features)]
         return [rows for (rows,) in exchange((len(features),))]
@@ -112,7 +112,7 @@ class ShapeMemory:
         self._moments[key] = torch.where(new.isfinite().all(), new, known)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to draw the same noise: plain data and tensors."""
+        """The plain data and tensors that a resumed run needs to draw the same noise."""
         return {
             "law": (self.scaling, self.energy),
             "shapes": {key: (shape.dim, shape.factors) for key, shape in self._shapes.items()},
@@ -120,7 +120,7 @@ class ShapeMemory:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from ``state_dict``; shapes of another law are left, averages hold for any."""
+        """Continue from ``state_dict``: averages hold for any law, shapes only for their own."""
         if tuple(state_dict["law"]) == (self.scaling, self.energy):
             self._shapes = {key: NoiseShape(*shape) for key, shape in state_dict["shapes"].items()}
         self._moments = dict(state_dict["moments"])

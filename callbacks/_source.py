@@ -1,4 +1,4 @@
-"""The noise of one call of the loss: shaped, seeded, and left out where the features are broken."""
+"""The noise of one call of the loss: shaped, seeded, and left out if the features are broken."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from fanoise_lightning.spectrum import effective_rank, singular_values
 
 
 class NoiseSource:
-    """Draws noise, and counts the calls that had to stay without.
+    """Draws noise, and counts the calls that had to go without.
 
     Args:
-        shapes: tells the shape of the noise.
+        shapes: gives the shape of the noise.
         relative: multiply the noise level by the root mean square row norm of the features.
     """
 
     def __init__(self, shapes: ShapeMemory, relative: bool = False) -> None:
         self.shapes = shapes
         self.relative = relative
-        self.skipped: Tensor | int = 0  # on the device: to read it waits
+        self.skipped: Tensor | int = 0  # on the device: reading it waits
 
     def draw(
         self, features: dict[str, Tensor], alpha: float, step: int, call: int, key: tuple[int, ...]
     ) -> dict[str, Tensor]:
-        """Noise for every side, or zeros for all if that of any side is broken; decided on the device.
+        """Noise for every side, or zeros for all sides if any is broken; decided on the device.
 
         Args:
             features: side to (B, D).
             alpha: the noise level.
             step: the number of the batch in the fit.
             call: the number of the call of the loss in the batch.
-            key: seeds the noise too: the run's seed, the rank, the number of the callback.
+            key: further parts of the noise's seed: the run's seed, the rank, the number of the callback.
         """
         noise: dict[str, Tensor] = {}
         broken = torch.zeros((), dtype=torch.bool, device=next(iter(features.values())).device)
@@ -56,8 +56,17 @@ class NoiseSource:
         return {side: torch.where(broken, torch.zeros_like(x), x) for side, x in noise.items()}
 
 
+def add_noise(features: Tensor, noise: Tensor, renormalize: bool) -> Tensor:
+    """Noisy features (B, D) in the features' dtype; `renormalize` keeps the norm of every row."""
+    noisy = features + noise.to(features.dtype)
+    if not renormalize:
+        return noisy
+    norm, noisy_norm = (x.norm(dim=1, keepdim=True) for x in (features, noisy))
+    return noisy * (norm / noisy_norm.clamp_min(torch.finfo(noisy.dtype).tiny))
+
+
 def statistics(features: dict[str, Tensor], noise: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The effective rank of the features and the ratio of noise to features, the mean over the sides."""
+    """The effective rank of the features and the ratio of noise to features, each the mean over the sides."""
     ranks, ratios = [], []
     for side, x in features.items():
         try:

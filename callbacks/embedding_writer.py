@@ -18,16 +18,16 @@ from fanoise_lightning.callbacks._files import output_folder, whole_file
 class EmbeddingWriter(BasePredictionWriter):
     """Write the embeddings of each subset to ``{subset}.safetensors`` in ``fanoise predict``.
 
-    A file holds ``index`` (n,), the numbers of the texts and images in the subset's evaluation data,
-    ascending, and ``embeddings`` (n, D). A broken image has no row. With several processes each writes what
-    it embedded, to ``{subset}.rank{r}.safetensors``. A subset is held in memory until it is written; call
-    ``trainer.predict`` with ``return_predictions=False``, or the trainer keeps all of them.
+    A file holds ``index`` (n,), the ascending numbers of the items (texts and images) in the subset's
+    evaluation data, and ``embeddings`` (n, D). Broken images have no row. With several processes, each writes
+    what it embedded to ``{subset}.rank{r}.safetensors``. A subset is held in memory until it is written; call
+    ``trainer.predict`` with ``return_predictions=False``, or the trainer keeps all subsets.
 
-    It expects ``predict_step`` to return ``{"index": (n,), "embeddings": (n, D)}``, and data sets with a
+    ``predict_step`` must return ``{"index": (n,), "embeddings": (n, D)}``, and each data set must have a
     ``subset.name``.
 
     Args:
-        path: the folder to write to; ``None`` takes the logger's, or the trainer's ``default_root_dir``.
+        path: the folder to write to; by default the logger's, or else the trainer's ``default_root_dir``.
 
     Raises:
         ValueError: at the start of the prediction, if a data set has no ``subset.name``, if two share one, or
@@ -52,7 +52,7 @@ class EmbeddingWriter(BasePredictionWriter):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(
-                f"the subsets {repeated} appear more than once: one file would replace the other"
+                f"the subsets {repeated} appear more than once: one file would overwrite the other"
             )
         rank = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
         folder = output_folder(trainer, self.path)
@@ -79,7 +79,7 @@ class EmbeddingWriter(BasePredictionWriter):
         self._write()
 
     def _write(self) -> None:
-        """Write what was collected for the current subset."""
+        """Write what has been collected for the current subset."""
         from safetensors.torch import save_file
 
         file = self._files[self._current]
@@ -95,7 +95,7 @@ class EmbeddingWriter(BasePredictionWriter):
 
 
 def _file_name(dataset: Any, number: int) -> str:
-    """The subset's name, if a file of this name stays in its folder: names come from downloaded files."""
+    """The subset's name, if it is safe as a file name: names come from downloaded files."""
     name = getattr(getattr(dataset, "subset", None), "name", None)
     if not isinstance(name, str):
         raise ValueError(

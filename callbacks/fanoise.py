@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fanoise_lightning._checks import check_choice
+from fanoise_lightning._checks import check_at_least, check_choice
 from fanoise_lightning._lightning import should_log
 from fanoise_lightning.callbacks._features import SIDES, FeatureFinder
 from fanoise_lightning.callbacks._hooks import hook_before
@@ -23,7 +23,7 @@ from fanoise_lightning.callbacks._messages import (
 )
 from fanoise_lightning.callbacks._repeats import Draw, Repeats, trains
 from fanoise_lightning.callbacks._shapes import Scope, ShapeMemory
-from fanoise_lightning.callbacks._source import NoiseSource, statistics
+from fanoise_lightning.callbacks._source import NoiseSource, add_noise, statistics
 from fanoise_lightning.distributed import check_equal
 from fanoise_lightning.noise import Energy, Scaling, check_alpha
 from fanoise_lightning.seeds import run_seed
@@ -32,54 +32,60 @@ __all__ = ["FANoise"]
 
 
 class FANoise(Callback):
-    """Adds noise shaped by the batch's singular values to the features that go into the contrastive loss.
+    """Adds noise to the features that go into the contrastive loss, shaped by their singular values.
 
-    In each training step the features of each side, (B, D), are decomposed where they enter the loss module,
-    and noise of that shape is added (see :func:`fanoise_lightning.feature_noise`). Validation, the sanity
-    check, test, predict and calls without gradient see clean features. No gradient flows through the noise.
-    An evaluation that repeats, by activation checkpointing or an optimiser's closure, sees the noise of the
-    first. The tuner's runs (``lr_find``, ``scale_batch_size``) are without noise: Lightning takes all
-    callbacks out. A loss with a memory bank keeps the noisy keys.
+    In each training batch, the features (B, D) of each side are decomposed where they enter the loss module,
+    and Gaussian noise that follows their singular values is added, see
+    :func:`~fanoise_lightning.feature_noise`. No gradient flows through the noise. Validation, the sanity
+    check, test, predict and calls without gradients get clean features.
 
-    Features that are not finite, all zero or not decomposable pass unchanged and are counted. Logged at the
-    trainer's log interval: ``fanoise/effective_rank`` (of the clean features), ``fanoise/noise_to_signal``
-    (the ratio of the Frobenius norms of noise and features), both the mean over the sides, and
-    ``fanoise/skipped_batches``. A second instance draws other noise and logs under ``fanoise-1/``.
+    A call of the loss that repeats an earlier one, for activation checkpointing or in an optimiser's closure,
+    gets the same noise again. Runs of the tuner (``lr_find``, ``scale_batch_size``) have no noise: Lightning
+    removes all callbacks. A loss with a memory bank stores noisy keys.
+
+    Features that are not finite, all zero or not decomposable stay clean, and such batches are counted. These
+    are logged at the trainer's log interval, a second instance's under ``fanoise-1/``:
+
+    - ``fanoise/effective_rank``: the effective rank of the clean features, the mean over the sides
+    - ``fanoise/noise_to_signal``: the Frobenius norm of the noise relative to that of the features, likewise
+    - ``fanoise/skipped_batches``: the number of batches that were left without noise
 
     Args:
-        alpha: the noise level; the paper trains with 0.1. It is meant for rows of unit length, whatever the
-            features are: under ``energy="constant"`` the root mean square norm of a noise row is alpha, under
-            ``"paper"`` alpha * sqrt(R / D * mean(S_i^2)), R = min(B, D). With 0 nothing is hooked or logged.
-        scaling: how the noise follows the singular values s: ``"uniform"`` not at all, ``"linear"`` like s,
-            ``"sublinear"`` like sqrt(s).
+        alpha: the noise level, at least 0; the paper trains with 0.1. It assumes rows of unit length: under
+            ``energy="constant"`` the root mean square norm of a noise row is alpha, under ``"paper"``
+            alpha * sqrt(R / D * mean(S_i^2)), where S_i is the noise's scale in direction i of
+            R = min(B, D). With 0 the callback does nothing.
+        scaling: how the noise in a direction follows its singular value s: ``"uniform"`` is the same in every
+            direction, ``"linear"`` is proportional to s, ``"sublinear"`` to sqrt(s).
         target: the dotted path of the loss module, such as ``"criterion"``. By default the only
-            :class:`~fanoise_lightning.FeatureTap`, else the only child that looks like a contrastive loss.
-        sides: which features get noise: ``"query"``, the first feature matrix that the loss is called with,
-            ``"target"``, the second, or both. ``["query"]`` serves losses of embeddings and labels.
-        energy: ``"paper"`` is the published formula; ``"constant"`` rescales the noise to
-            E||noise row||^2 = alpha^2, so that scaling laws are compared at the same amount.
-        relative: multiply alpha by the root mean square row norm of the features: for losses that normalise
-            inside.
+            :class:`~fanoise_lightning.FeatureTap`, or else the only child that looks like a contrastive loss.
+        sides: the features that get noise: ``"query"``, the first feature matrix in the call of the loss,
+            ``"target"``, the second, or both. For a loss of embeddings and labels pass ``["query"]``.
+        energy: the amount of noise: ``"paper"`` is the published formula, ``"constant"`` rescales the noise
+            to E||noise row||^2 = alpha^2, to compare scaling laws at the same amount.
+        relative: multiply alpha by the root mean square row norm of the features, for a loss that normalises
+            its inputs.
         renormalize: scale each noisy row back to the norm of its clean row.
-        negatives: give hard negatives, further feature matrices of the loss, the noise of the target side,
-            with which they are decomposed together. If they stay clean, a query can tell them by that.
-        momentum: shape the noise by an exponential moving average of X^T X, (D, D), instead of this batch's
-            alone: for small batches. The amount of noise stays that of the batch. 0 is off, 0.9 averages over
-            about ten batches.
-        every_n_steps: decompose every n-th batch, and keep the shape of the noise in between.
-        warmup_steps: raise the noise level linearly from 0 to alpha over so many optimiser steps.
-        scope: decompose the features of each rank (``"local"``), or those of all ranks together
-            (``"global"``). The noise itself is drawn by each rank for its own rows.
-        seed: for the noise alone, mixed with rank, batch, side and instance. By default
-            ``seed_everything``'s, else a random one. The noise after a resume is that of an unbroken run; on
-            several ranks, with ``momentum`` or ``every_n_steps`` and ``scope="local"``, rank 0's statistics
-            are restored on all.
+        negatives: add noise to hard negatives too, which are further feature matrices in the call of the
+            loss; they are decomposed together with the targets. If they stay clean, a query can tell them
+            from its target by that.
+        momentum: shape the noise by an exponential moving average of X^T X, (D, D), rather than by the
+            current batch alone, for small batches; its amount stays that of the batch. 0 turns averaging off,
+            0.9 averages over about ten batches.
+        every_n_steps: decompose only every n-th batch, and keep the shape of the noise in between.
+        warmup_steps: raise the noise level linearly from 0 to alpha over this many optimiser steps.
+        scope: decompose the features of each rank (``"local"``), or of all ranks together (``"global"``).
+            Each rank draws the noise for its own rows in either case.
+        seed: the seed of the noise, combined with rank, batch, side and instance. By default that of
+            ``seed_everything``, or else a random one. A resumed run draws the noise of an uninterrupted one;
+            on several ranks, with ``momentum`` or ``every_n_steps`` and ``scope="local"``, all of them
+            resume from the statistics of rank 0.
 
     Raises:
-        ValueError: in the constructor for values out of range; at the start of the fit if no loss module, or
-            more than one, is found; at the first call of the loss if its arguments are no features; in
+        ValueError: in the constructor if an argument is out of range; at the start of the fit unless exactly
+            one loss module is found; at the first call of the loss if its arguments are not features; in
             training if ``scope="global"`` and the ranks' batches differ in shape.
-        RuntimeError: if the loss is evaluated again in a way that leaves open which noise it should see.
+        RuntimeError: if the loss is evaluated again and it is unclear which noise it should get.
 
     References:
         "FANoise: Singular Value-Adaptive Noise Modulation for Robust Multimodal Representation Learning",
@@ -110,15 +116,13 @@ class FANoise(Callback):
         check_choice("energy", energy, Energy)
         check_choice("scope", scope, Scope)
         if isinstance(sides, str) or not sides or not set(sides) <= set(SIDES):
-            raise ValueError(f"`sides` must hold 'query', 'target' or both, got {sides!r}")
+            raise ValueError(f"`sides` must be a list of 'query', 'target' or both, got {sides!r}")
         if not 0 <= momentum < 1:
             raise ValueError(f"`momentum` must be at least 0 and below 1, got {momentum}")
-        if every_n_steps < 1:
-            raise ValueError(f"`every_n_steps` must be at least 1, got {every_n_steps}")
-        if warmup_steps < 0:
-            raise ValueError(f"`warmup_steps` must be at least 0, got {warmup_steps}")
-        if seed is not None and seed < 0:
-            raise ValueError(f"`seed` must be at least 0, got {seed}")
+        check_at_least("every_n_steps", every_n_steps, 1)
+        check_at_least("warmup_steps", warmup_steps, 0)
+        if seed is not None:
+            check_at_least("seed", seed, 0)
         self.alpha = alpha
         self.scaling: Scaling = scaling
         self.target = target
@@ -141,7 +145,7 @@ class FANoise(Callback):
         self._forget()
 
     def _forget(self) -> None:
-        """Start as if there had been no fit before."""
+        """Reset all state of an earlier fit."""
         self._resolved_seed = self.seed
         shapes = ShapeMemory(self.scaling, self.energy, self.momentum, self.every_n_steps, self.scope)
         self._source = NoiseSource(shapes, self.relative)
@@ -150,13 +154,13 @@ class FANoise(Callback):
         self._logged: dict[str, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        # a module may hold its callback: a copy must not drag the trainer along, nor write into its repeats
+        # a module may hold its callback: a copy must not copy the trainer too, nor share the repeats
         running = {"_trainer": None, "_handle": None, "_repeats": Repeats(), "_finder": None}
         return {**self.__dict__, **running}
 
     @property
     def state_key(self) -> str:
-        """By the place among the trainer's instances, so that a resumed run may change any argument."""
+        """The number among the trainer's instances, so that a resumed run may change any argument."""
         return f"FANoise-{id(self) if self._number is None else self._number}"
 
     # Hooks, in the order in which they run
@@ -165,12 +169,12 @@ class FANoise(Callback):
         instances = [c for c in trainer.callbacks if isinstance(c, FANoise)]  # type: ignore[attr-defined]
         self._number = instances.index(self)
         if stage == "fit":
-            self._forget()  # the state of a resumed run is loaded after this
+            self._forget()  # a resumed run loads its state after this
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove_hooks()
         if self._resolved_seed is None:
-            # one for all ranks, each of which mixes its number in: a resume restores rank 0's on all
+            # one seed for all ranks, as a resume restores rank 0's; each rank mixes its number in
             self._resolved_seed = int(trainer.strategy.broadcast(run_seed()))
         if self.alpha == 0:
             return
@@ -231,9 +235,9 @@ class FANoise(Callback):
             return None
         parts = {side: x if self.negatives else x[:1] for side, x in call.features().items()}
         if not set(self.sides) <= set(parts):
-            if not self._told or self.scope == "global":  # where the other ranks would wait for this one
+            if not self._told or self.scope == "global":  # the other ranks would wait for this one
                 raise self._finder.error(call, self.sides)
-            self._source.skipped = self._source.skipped + 1  # a run that works is never ended
+            self._source.skipped = self._source.skipped + 1  # never end a run that has been working
             return None
         features = {side: _joined(parts[side]) for side in self.sides}
         given = [x.detach() for side in self.sides for x in parts[side]]
@@ -247,7 +251,11 @@ class FANoise(Callback):
                 names = {side: call.names()[side][: len(parts[side])] for side in self.sides}
                 self._tell(names, self._finder.clean(call), draw)
         noise = {side: x.split([len(part) for part in parts[side]]) for side, x in draw.noise.items()}
-        return call.replaced({side: list(map(self._perturb, parts[side], noise[side])) for side in noise})
+        noisy = {
+            side: [add_noise(x, z, self.renormalize) for x, z in zip(parts[side], noise[side])]
+            for side in noise
+        }
+        return call.replaced(noisy)
 
     def _draw(self, trainer: Trainer, features: dict[str, Tensor], given: list[Tensor]) -> Draw:
         step, call = trainer.fit_loop.total_batch_idx, len(self._repeats.drawn)
@@ -269,15 +277,8 @@ class FANoise(Callback):
             warn_of_row_norms(draw.features, {side: x / level for side, x in draw.noise.items()}, self.alpha)
 
     def _level(self, trainer: Trainer) -> float:
-        """How far the noise level is warmed up, 0 to 1."""
+        """The part of alpha that the warm-up has reached, 0 to 1."""
         return min(1.0, (trainer.global_step + 1) / max(self.warmup_steps, 1))
-
-    def _perturb(self, features: Tensor, noise: Tensor) -> Tensor:
-        noisy = features + noise.to(features.dtype)
-        if not self.renormalize:
-            return noisy
-        norm, noisy_norm = (x.norm(dim=1, keepdim=True) for x in (features, noisy))
-        return noisy * (norm / noisy_norm.clamp_min(torch.finfo(noisy.dtype).tiny))
 
     def _remove_hooks(self) -> None:
         if self._handle is not None:

@@ -1,4 +1,4 @@
-"""Prints the scoreboard after each evaluation and keeps it as JSON."""
+"""Prints the scoreboard after each evaluation and saves it as JSON."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ if TYPE_CHECKING:
 class ScoreboardWriter(Callback):
     """Print the scoreboard after validation and test, and write it as JSON.
 
-    Validation goes to ``scores.json``, test to ``test_scores.json``, each replaced by the next::
+    Validation writes ``scores.json`` and test writes ``test_scores.json``, overwriting the previous one::
 
         {"step": 400, "epoch": 3,
          "scoreboard": {...},                                # Scoreboard.to_dict: fractions, 0 to 1
          "published": {"backbone": "Qwen2-VL-2B", "VLM2Vec": {"subsets": {...}, "means": {...}}, ...},
          "history": [{"step": 200, "epoch": 1, "means": {"retrieval": 0.21, "IND": 0.3, ...}}, ...]}
 
-    The history holds every validation of the run (also across a resume), the latest last. The sanity check
-    prints and writes nothing, ``fast_dev_run`` writes nothing.
+    The history has every validation of the run, even if it was resumed, the latest last. The sanity check
+    prints and writes nothing; ``fast_dev_run`` writes nothing.
 
     Args:
-        path: the folder to write to; ``None`` takes the logger's, or the trainer's ``default_root_dir``.
+        path: the folder to write to; ``None`` for the logger's, or the trainer's ``default_root_dir``.
         published: show what VLM2Vec and FANoise reached on MMEB with this backbone beside the scores:
             ``"Phi-3.5-V"``, ``"LLaVA-1.6-LR"``, ``"LLaVA-1.6-HR"``, ``"Qwen2-VL-2B"`` or ``"Qwen2-VL-7B"``.
-            On some of the subsets, a mean is shown where the scores of all of them were published.
+            In an evaluation on some of the subsets, a mean is shown if the scores of all of them were
+            published.
 
     Raises:
-        ValueError: if the backbone is another; if the LightningModule has no attribute ``scoreboard``; if a
-            fit that resumes nothing starts in a folder with another run's checkpoints.
+        ValueError: if the backbone is unknown; if the LightningModule has no attribute ``scoreboard``; if a
+            new fit starts in a folder with another run's checkpoints.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -52,11 +53,11 @@ class ScoreboardWriter(Callback):
         if not hasattr(pl_module, "scoreboard"):
             raise ValueError(
                 f"ScoreboardWriter reads `scoreboard`, which {type(pl_module).__name__} does not have: use "
-                "a ContrastiveModule, or keep a Scoreboard there after validation"
+                "a ContrastiveModule, or set it to a Scoreboard after validation (None before)"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # not before: only now is it known whether the fit is resumed
+        # not earlier: only now is it known whether the fit is resumed
         refuse_a_used_folder(trainer, output_folder(trainer, self.path))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,7 +82,7 @@ class ScoreboardWriter(Callback):
         self, trainer: Trainer, pl_module: LightningModule, stage: str, name: str, **extra: Any
     ) -> None:
         board: Any = pl_module.scoreboard
-        folder = output_folder(trainer, self.path)  # on all ranks: it is broadcast
+        folder = output_folder(trainer, self.path)  # on all ranks, since it is broadcast
         if not trainer.is_global_zero:
             return
         # Not print(): the module prints around a live progress bar.
@@ -99,7 +100,7 @@ def _when(trainer: Trainer) -> dict[str, int]:
 
 
 def _references(backbone: str) -> dict[str, ReferenceScores]:
-    from fanoise_lightning.evaluation.mmeb import published  # the data package is slow to import
+    from fanoise_lightning.evaluation.mmeb_published import published  # only if asked for
 
     return published(backbone)
 
@@ -108,7 +109,7 @@ def _render(board: Scoreboard, title: str, references: dict[str, ReferenceScores
     from rich.console import Console
 
     console = Console()
-    if not console.is_terminal:  # rich would cut the table to 80 columns, in a log file for no reason
+    if not console.is_terminal:  # in a log file, rich would needlessly cut the table to 80 columns
         console.width = 200
     with console.capture() as capture:
         console.print(board.table(title, references))

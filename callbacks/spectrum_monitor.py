@@ -1,4 +1,4 @@
-"""Keeps the singular values of the features that enter the loss, and draws them."""
+"""Records and draws the singular values of the features that enter the loss."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from fanoise_lightning._checks import check_at_least
 from fanoise_lightning._lightning import batches_that_stepped
 from fanoise_lightning.callbacks._features import FeatureFinder
 from fanoise_lightning.callbacks._files import output_folder, whole_file, write_json
@@ -21,28 +22,28 @@ from fanoise_lightning.figures.spectra import side_spectrum, spectrum_figure
 
 
 class SpectrumMonitor(Callback):
-    """Keep the spectra of queries and targets during training, clean and noisy, and draw the last one.
+    """Record the clean and noisy spectra of queries and targets during training, and draw the last ones.
 
-    The features are read where they enter the loss module: clean before any other hook, noisy after all
-    hooks, so it does not matter whether :class:`FANoise` comes before or after in the list of callbacks, or
-    is there at all. Only rank zero looks, at its own batch. At the end of the fit, also of an interrupted
-    one, it writes ``spectrum.json`` and ``spectrum.png``; ``fast_dev_run`` writes nothing. The JSON file
-    holds::
+    The features are read where they enter the loss module: the clean ones before all other hooks, the noisy
+    ones after them. So :class:`FANoise` may come before or after in the list of callbacks, or be missing.
+    Only rank 0 records, and only its own batch. At the end of the fit, even an interrupted one, it writes
+    ``spectrum.json`` and ``spectrum.png``; with ``fast_dev_run`` it writes nothing. The JSON file holds::
 
         {"skipped_batches": 0,                              # monitored batches with NaN or infinite features
          "spectra": [{"step": 0, "sides": {
              "query": {"batch_size": B, "dim": D, "clean": [...],              # min(B, D) values
-                       "noisy": [...], "noise": [...], "noise_rms": 0.01},     # where there is noise
+                       "noisy": [...], "noise": [...], "noise_rms": 0.01},     # if there is noise
              "target": {...}}}, ...]}
 
     Args:
-        target: the path of the loss module; ``None`` finds it as :class:`FANoise` does.
-        every_n_steps: look at every n-th step; ``None`` takes the trainer's ``log_every_n_steps``,
-            of which 0 is never.
-        path: the folder to write to; ``None`` takes the logger's, or the trainer's ``default_root_dir``.
+        target: the dotted path of the loss module; by default it is found as :class:`FANoise` finds it.
+        every_n_steps: record every n-th step; by default the trainer's ``log_every_n_steps``, where 0 means
+            never.
+        path: the folder to write to; by default the logger's, or else the trainer's ``default_root_dir``.
 
     Raises:
-        ValueError: if ``every_n_steps`` is not positive; in ``on_fit_start``, if there is no loss module.
+        ValueError: if ``every_n_steps`` is not positive; at the start of the fit, unless exactly one loss
+            module is found.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -52,8 +53,8 @@ class SpectrumMonitor(Callback):
     def __init__(
         self, target: str | None = None, every_n_steps: int | None = None, path: str | Path | None = None
     ) -> None:
-        if every_n_steps is not None and every_n_steps < 1:
-            raise ValueError(f"`every_n_steps` must be at least 1, got {every_n_steps}")
+        if every_n_steps is not None:
+            check_at_least("every_n_steps", every_n_steps, 1)
         self.target = target
         self.every_n_steps = every_n_steps
         self.path = path
@@ -66,13 +67,13 @@ class SpectrumMonitor(Callback):
         self._finder: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # a module may hold its callback: a copy must not drag the trainer along
+        # a module may hold its callback: a copy must not copy the trainer too
         return {**self.__dict__, "_handles": [], "_finder": None}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove_hooks()
         self.spectra, self.skipped_batches, self._last_step = [], 0, -1
-        self._folder = output_folder(trainer, self.path)  # on all ranks: it is broadcast
+        self._folder = output_folder(trainer, self.path)  # on all ranks, as it is broadcast
         _, loss = find_loss(pl_module, self.target)
         every = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
         if trainer.is_global_zero and every:
@@ -96,7 +97,7 @@ class SpectrumMonitor(Callback):
     ) -> None:
         self._clean = {}
         step = batches_that_stepped(trainer)
-        # One look a step: with accumulated gradients, the loss is called several times in it.
+        # Once per step: with accumulated gradients, the loss is called several times in it.
         if trainer.training and trains() and step % every == 0 and step != self._last_step:
             self._last_step = step
             self._clean = self._read(args, kwargs)
@@ -113,12 +114,12 @@ class SpectrumMonitor(Callback):
             self.skipped_batches += 1
 
     def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
-        """Side to its features (B, D), hard negatives left out."""
+        """The features (B, D) of each side, without hard negatives."""
         call = self._finder.find(args, kwargs)
         return {} if call is None else {side: x[0].detach() for side, x in call.features().items()}
 
     def _finish(self, trainer: Trainer) -> None:
-        """Unhook and write; nothing a second time."""
+        """Remove the hooks and write; a second call does nothing."""
         if not self._handles:
             return
         self._remove_hooks()

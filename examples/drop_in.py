@@ -1,4 +1,4 @@
-"""FANoise in a LightningModule that has never heard of it: a plain CLIP-style one, and one more callback.
+"""FANoise in a LightningModule that knows nothing about it: a plain CLIP-style module, and one callback.
 
 python examples/drop_in.py
 """

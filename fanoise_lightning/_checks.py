@@ -1,4 +1,4 @@
-"""What an argument may be, and how a wrong one is named: one rule for all."""
+"""One rule for what an argument may be, and for the message about one that is wrong."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import math
 from collections.abc import Iterable
 from typing import Any, get_args
 
-__all__ = ["check_choice", "check_names", "check_positive"]
+__all__ = ["check_at_least", "check_choice", "check_names", "check_positive"]
 
 
 def check_choice(name: str, value: Any, choices: Any, where: str = "") -> None:
-    """Raise ValueError if the value of an argument is none of the choices.
+    """Raise ValueError if the value of an argument is not one of the choices.
 
     Args:
-        name: of the argument.
+        name: the name of the argument.
         value: its value.
-        choices: what it may be: a ``Literal`` type, or a sequence.
-        where: what the message begins with: the file or subset that the value is from.
+        choices: the allowed values: a ``Literal`` type or a sequence.
+        where: what the message starts with, such as the file or subset that the value comes from.
 
     Example:
         >>> from typing import Literal
@@ -31,6 +31,19 @@ def check_choice(name: str, value: Any, choices: Any, where: str = "") -> None:
         raise ValueError(f"{where}`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
+def check_at_least(name: str, value: float, least: float, where: str = "") -> None:
+    """Raise ValueError if a number is less than `least`; `where` is what the message starts with.
+
+    Example:
+        >>> check_at_least("every_n_steps", 0, 1)
+        Traceback (most recent call last):
+        ...
+        ValueError: `every_n_steps` must be at least 1, got 0
+    """
+    if not value >= least:  # NaN is not
+        raise ValueError(f"{where}`{name}` must be at least {least}, got {value}")
+
+
 def check_positive(name: str, value: float) -> None:
     """Raise ValueError if a number is not positive and finite."""
     if not (math.isfinite(value) and value > 0):
@@ -38,10 +51,10 @@ def check_positive(name: str, value: float) -> None:
 
 
 def check_names(names: Iterable[str], known: Iterable[str], what: str) -> list[str]:
-    """Return `names` as a list if all are `known` and none comes twice.
+    """Return `names` as a list if each of them is `known` and none is repeated.
 
     Raises:
-        ValueError: naming the first that is not known, and the known one nearest to it.
+        ValueError: if a name is unknown, with the known name nearest to it, or is given twice.
     """
     names, known = list(names), list(known)
     for name in names:

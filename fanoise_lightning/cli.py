@@ -15,17 +15,24 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
+from fanoise_lightning._lightning import CheckpointMerger
 from fanoise_lightning.callbacks import FANoise, ScoreboardWriter, SpectrumMonitor
 from fanoise_lightning.callbacks._files import output_folder, refuse_a_used_folder
 from fanoise_lightning.data.sources import download
 from fanoise_lightning.module import ContrastiveModule
 from fanoise_lightning.training.checkpoints import AtomicCheckpointIO, read_hyperparameters
-from fanoise_lightning.training.trust import check_arguments, named_classes, own_arguments
+from fanoise_lightning.training.trust import (
+    FACTORIES,
+    allowed_paths,
+    check_arguments,
+    named_classes,
+    own_arguments,
+)
 
 __all__ = ["FANoiseCLI", "main"]
 
 
-class FANoiseCLI(LightningCLI):
+class FANoiseCLI(CheckpointMerger, LightningCLI):
     """LightningCLI over ContrastiveModule and any data module, with three callbacks always there.
 
     ``--noise.*`` sets :class:`~fanoise_lightning.callbacks.FANoise` (``--noise.alpha=0`` is the baseline
@@ -53,20 +60,21 @@ class FANoiseCLI(LightningCLI):
             run=run,
         )
 
-    def _parse_ckpt_path(self) -> None:
-        """As Lightning's, let what a checkpoint describes replace the config's, but only what is allowed."""
+    def merge_checkpoint(self) -> None:
+        """Let what a checkpoint describes replace the config's, as Lightning does, if it is allowed."""
         subcommand = self.config.get("subcommand")
         path = self.config[subcommand].get("ckpt_path") if subcommand else None
         if not path or not Path(path).is_file():
             return
         options = self.config[subcommand]
         described = own_arguments(ContrastiveModule, read_hyperparameters(path))
-        if subcommand != "fit":  # the weights are all that is asked for
-            described = {key: described[key] for key in described if key not in ("optimizer", "lr_scheduler")}
-        word = [options.allow] if isinstance(options.allow, str) else options.allow or []
-        allow = [*word, *named_classes(options.model.as_dict())]  # a config is the user's word, too
+        if subcommand != "fit":  # only the weights are needed
+            described = {key: value for key, value in described.items() if key not in FACTORIES}
+        own = options.model.as_dict()
+        # what the user's config names is allowed too
+        allow = (*allowed_paths(options.allow or ()), *named_classes(own))
         check_arguments(ContrastiveModule, described, allow)
-        trusted = _models_with_code(options.model.as_dict())
+        trusted = _models_with_code(own)
         try:
             self.config = self.parser.parse_object({subcommand: {"model": described}}, self.config)
         except SystemExit:

@@ -1,6 +1,6 @@
-"""What the ranks of one training tell each other: sizes, features and sums over the default process group.
+"""What the ranks of a run tell each other: sizes, features and sums, over the default process group.
 
-Without a process group, or with a single rank, every function is the identity.
+Without a process group, or with a single rank, every function returns its input.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ __all__ = [
     "world_size",
 ]
 
-# A process group of the CPU for each default group without one. Weak: a process may start a group, end it and
-# start the next one, and an ended group must neither be used again nor be kept alive.
+# A CPU process group for each default group without a CPU backend. Weak: a process may destroy its group and
+# start another, and a destroyed group must neither be used again nor be kept alive.
 _CPU_GROUPS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
@@ -41,9 +41,9 @@ def rank() -> int:
 
 
 def exchange(values: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The integers of every rank, passed between the hosts: the device is never waited for.
+    """The integers of every rank, exchanged between the hosts: nothing waits for the device.
 
-    Every rank must call it, with equally many integers.
+    Every rank must call it, with the same number of integers.
 
     Args:
         values: the integers of this rank.
@@ -55,13 +55,13 @@ def exchange(values: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def check_equal(value: int | tuple[int, ...], what: str) -> None:
-    """Raise the same error on every rank if a number is not the same on all of them.
+    """Raise the same error on every rank if a number is not equal on all of them.
 
-    Collectives on unequal shapes hang or mix up rows. This is asked before them, between the hosts alone.
+    Collectives on unequal shapes hang or mix up rows. This check runs before them, and only on the hosts.
 
     Args:
-        value: one integer, or as many as on the other ranks.
-        what: what it is, the start of the message.
+        value: one integer, or a tuple of as many as on the other ranks.
+        what: what the number is; the message starts with it.
 
     Raises:
         ValueError: with the value of each rank, on every rank.
@@ -73,14 +73,14 @@ def check_equal(value: int | tuple[int, ...], what: str) -> None:
 
 
 def raise_unless_equal(values: Sequence[tuple[int, ...]], what: str) -> None:
-    """The error of :func:`check_equal`, for values that were exchanged already.
+    """The error of :func:`check_equal`, for values that have already been exchanged.
 
     Args:
-        values: those of each rank, from :func:`exchange`.
-        what: what they are, the start of the message.
+        values: the values of each rank, from :func:`exchange`.
+        what: what they are; the message starts with it.
 
     Raises:
-        ValueError: if they are not all the same.
+        ValueError: if they are not all equal.
     """
     if len(set(values)) > 1:
         listed = ", ".join(f"{v if len(v) > 1 else v[0]} on rank {i}" for i, v in enumerate(values))
@@ -100,7 +100,7 @@ def gather(x: Tensor) -> Tensor:
 
 
 def gather_with_grad(x: Tensor) -> Tensor:
-    """The rows of all ranks, in the order of the ranks; the gradient goes back to the rank they came from.
+    """The rows of all ranks, in the order of the ranks; gradients go back to the rank of each row.
 
     With two ranks that hold the rows ``a`` and ``b``, and whose losses are ``L0`` and ``L1``::
 
@@ -108,8 +108,9 @@ def gather_with_grad(x: Tensor) -> Tensor:
         rank 0   a       [a; b]     [dL0/da; dL0/db]        dL0/da + dL1/da
         rank 1   b       [a; b]     [dL1/da; dL1/db]        dL0/db + dL1/db
 
-    So each rank has the gradient of the *sum* of all losses. DDP then takes the mean over the ranks: with the
-    loss of rank r the mean over its own rows, parameters get the gradient of the mean over all rows, exactly.
+    So each rank has the gradient of the *sum* of all losses. DDP then takes the mean over the ranks: if the
+    loss of each rank is the mean over its own rows, parameters get exactly the gradient of the mean over all
+    rows.
 
     Args:
         x: (B, ...), the same shape and dtype on every rank.
@@ -127,13 +128,13 @@ def gather_with_grad(x: Tensor) -> Tensor:
 def reach_all(outputs: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     """The outputs, with a backward pass that reaches each of these parameters, used or not.
 
-    DDP waits for every parameter. It now hears of those that the outputs do not depend on, without a search
-    (``find_unused_parameters``), and not before the gradients of all outputs are there. So on every rank what
-    the loss exchanges in its backward pass comes first, and then what DDP does.
+    DDP waits for every parameter. This tells it about those that the outputs do not depend on, without a
+    search (``find_unused_parameters``), and only once the gradients of all outputs are there. So on every
+    rank, what the loss exchanges in its backward pass comes first, and what DDP exchanges second.
 
     Args:
         outputs: tensors of any shapes.
-        parameters: all that are trained before the outputs.
+        parameters: all parameters that are trained through the outputs.
     """
     return list(_ReachAll.apply(len(outputs), *outputs, *parameters))
 
@@ -161,7 +162,7 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return total
 
 
-# Compiled code breaks at these, and only where there are several ranks.
+# torch.compile breaks its graph at these, and only with several ranks.
 
 
 @torch.compiler.disable
@@ -197,7 +198,7 @@ class _Gather(torch.autograd.Function):
 
 
 def _cpu_group() -> Any:
-    """The default group (``None``) where it moves tensors of the CPU, else one that does, made once."""
+    """The default group (``None``) if it can move CPU tensors, otherwise one that can, created once."""
     if "cpu:" in dist.get_backend_config():
         return None
     world = dist.group.WORLD

@@ -1,6 +1,7 @@
-"""Orthogonal factors and square roots of matrices by scaled Newton-Schulz iterations: matrix products alone.
+"""Orthogonal factors and square roots of matrices by scaled Newton-Schulz iterations.
 
-Nothing here waits for a value of the device. See Higham, "Functions of Matrices", 2008, chapters 6 and 8.
+They take only matrix products, and nothing here waits for a value on the device. See Higham, "Functions of
+Matrices", 2008, chapters 6 and 8.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-# Both in eps of the Frobenius norm. Weaker directions than the first are left to rounding, which was seen to
-# give null directions eigenvalues down to -1.3 eps: the ridge has to lift them.
+# Both in eps of the Frobenius norm. Directions weaker than the resolution are left to rounding, which gave
+# null directions eigenvalues down to -1.3 eps: the ridge has to lift them above zero.
 _RESOLUTION = 8
 _RIDGE = 4
 
@@ -20,8 +21,8 @@ _RIDGE = 4
 def orthogonal_factor(x: Tensor) -> Tensor:
     """The orthogonal factor ``U V^T`` of x = U diag(s) V^T, (R, C) with R <= C.
 
-    Directions under 8 eps of ``x.norm()`` come out shorter than 1, null directions as noise of no effect on
-    ``U V^T x^T``. If x is 0 or not finite, the result is NaN.
+    Directions weaker than 8 eps of ``x.norm()`` come out shorter than 1, and null directions as rounding
+    noise that has no effect on ``U V^T x^T``. If x is 0 or not finite, the result is NaN.
     """
     resolution = _RESOLUTION * torch.finfo(x.dtype).eps
     y = x / x.norm()
@@ -34,7 +35,7 @@ def square_root(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """The square root of a positive semi-definite matrix (R, R), and its trace, by a coupled iteration.
 
     Rounding gives null directions eigenvalues of either sign, and the iteration would blow up a negative one.
-    A ridge lifts them all; the results are corrected for it to first order.
+    A ridge lifts them all, and the results are corrected for it to first order.
     """
     matrix = (matrix + matrix.T) / 2
     norm, eps = matrix.norm(), torch.finfo(matrix.dtype).eps
@@ -44,8 +45,8 @@ def square_root(matrix: Tensor) -> tuple[Tensor, Tensor]:
     for linear, cubic in _steps(resolution**0.5, resolution):
         step = torch.addmm(identity, inverse, root, beta=linear, alpha=-cubic)
         root, inverse = root @ step, step @ inverse
-    # With m' = m + ridge: m^(1/2) = m'^(1/2) - ridge/2 m'^(-1/2) + O(ridge^2). In the trace the many null
-    # directions would add up, so there it is written as a product with m: m m'^(-1/2) (1 + ridge/2 m'^-1).
+    # With m' = m + ridge: m^(1/2) = m'^(1/2) - ridge/2 m'^(-1/2) + O(ridge^2). In the trace, the many null
+    # directions would add up, so it is written as a product with m: m m'^(-1/2) (1 + ridge/2 m'^-1).
     without = root - ridge * inverse  # m m'^(-1/2)
     trace = without.diagonal().sum() + ridge / 2 * (without * (inverse @ inverse)).sum()
     return (root - ridge / 2 * inverse) * norm.sqrt(), trace * norm.sqrt()
@@ -55,9 +56,9 @@ def square_root(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def _steps(low: float, tolerance: float) -> tuple[tuple[float, float], ...]:
     """Coefficients (a, b) of steps a y - b y^3 that carry all of [low, 1] to 1 - tolerance or closer.
 
-    A step is 1.5 z - 0.5 z^3 of z = scale * y, where the scale gives low the most growth. It stays under the
-    bound of Chen and Chow, "A stable scaling of Newton-Schulz for improving the sign function computation of
-    a Hermitian matrix", 2014, which keeps what is at 1 from falling under 0.1.
+    A step is 1.5 z - 0.5 z^3 of z = scale * y, with the scale at which `low` grows most, within the bound of
+    Chen and Chow, "A stable scaling of Newton-Schulz for improving the sign function computation of a
+    Hermitian matrix", 2014, which keeps a value of 1 from falling below 0.1.
     """
     steps = []
     while 1 - low > tolerance:

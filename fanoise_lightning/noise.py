@@ -4,16 +4,16 @@ With X = U diag(s) V^T the features of one side of the batch, the noise is
 
     (alpha / sqrt(D)) * (N * S) V^T,    N (B, R) i.i.d. standard normal,
 
-where S_i is 1 ("uniform", and then in all D directions), s_i / mean(s) ("linear") or
-sqrt(s_i) / mean(sqrt(s)) ("sublinear"). Only the row covariance V diag(S^2) V^T matters, so no SVD is needed:
+where S_i is 1 ("uniform", in all D directions), s_i / mean(s) ("linear") or sqrt(s_i) / mean(sqrt(s))
+("sublinear"). Only the row covariance V diag(S^2) V^T matters, so no SVD is needed:
 
-    linear      N X / mean(s)                         N (B, B): the nuclear norm alone
+    linear      N X / mean(s)                         N (B, B): needs only the nuclear norm
     sublinear   N (X X^T)^(-1/4) X / mean(sqrt(s))    B <= D: a root of a (B, B) matrix
                 N (X^T X)^(1/4) / mean(sqrt(s))       B > D: a root of a (D, D) matrix
 
-The shape of the noise is one thing, its amount another: a factor F of arbitrary scale, times what makes
-||F||_F^2 the total, which is D for ``energy="constant"`` and that of the law for ``energy="paper"``, with s^p
-the law's power of s:
+The shape of the noise and its amount are separate: a factor F of arbitrary scale is rescaled so that
+||F||_F^2 is the total, which is D for ``energy="constant"`` and that of the law for ``energy="paper"``. If
+the law scales with s^p:
 
     total = R^2 sum(s^(2p)) / (sum s^p)^2,    E||noise row||^2 = alpha^2 total / D
 
@@ -52,11 +52,11 @@ _POWER = {"linear": 1.0, "sublinear": 0.5}
 
 @dataclass(frozen=True)
 class NoiseShape:
-    """A factor F of the covariance of a noise row: the row is z F, with z standard normal.
+    """A factor F of the covariance of a noise row: a row is z F, with z standard normal.
 
     Args:
         dim: D, the length of a noise row.
-        factors: none (the identity), one or two matrices whose product is F, (K, D).
+        factors: no matrix (F is the identity), or one or two whose product is F, (K, D).
     """
 
     dim: int
@@ -67,7 +67,7 @@ class NoiseShape:
         return NoiseShape(self.dim, tuple(factor.to(device) for factor in self.factors))
 
     def unless_broken(self, other: NoiseShape) -> NoiseShape:
-        """This shape, or ``other`` (of the same sizes) if this one is not finite; decided on the device."""
+        """This shape, or ``other`` of the same size if this one is not finite; decided on the device."""
         if not self.factors or [f.shape for f in self.factors] != [f.shape for f in other.factors]:
             return self
         finite = torch.stack([factor.isfinite().all() for factor in self.factors]).all()
@@ -121,13 +121,13 @@ def moment_shape(
     """The shape of the noise from a second moment X^T X instead of the features.
 
     Args:
-        moment: (D, D), symmetric, positive semi-definite, of arbitrary scale. It belongs in float64, as
+        moment: (D, D), symmetric, positive semi-definite, of arbitrary scale. It should be float64, as
             :func:`~fanoise_lightning.spectrum.second_moment` returns it.
         scaling: as in :func:`feature_noise`.
         total: the amount of noise, D E||noise row||^2 / alpha^2: D for ``energy="constant"``, for
-            ``energy="paper"`` the :func:`law_total` of a batch. ``None`` for the law's own.
-        rank: R of the law's own total: over how many singular values its means go. By default D.
-        dtype: of the shape; by default the moment's. For float32 features float32 is enough.
+            ``energy="paper"`` the :func:`law_total` of a batch. By default the law's own for the moment.
+        rank: R in the law's own total: the number of singular values that its means go over. By default D.
+        dtype: the dtype of the shape; by default the moment's. For float32 features float32 is enough.
 
     Raises:
         torch.linalg.LinAlgError: on the CPU, if the moment is not finite. Elsewhere the shape is NaN.
@@ -144,10 +144,10 @@ def moment_shape(
 
 
 def law_total(features: Tensor, scaling: Scaling) -> Tensor:
-    """The published formula's amount of noise for features (B, D): D E||noise row||^2 / alpha^2, 0-d.
+    """The amount of noise by the published formula for features (B, D): D E||noise row||^2 / alpha^2, 0-d.
 
     Raises:
-        ValueError: if the law is unknown, or ``features`` is not a non-empty floating point matrix.
+        ValueError: if the scaling law is unknown, or ``features`` is not a non-empty floating point matrix.
         torch.linalg.LinAlgError: on the CPU, if features are not finite. Elsewhere the result is NaN.
 
     Example:
@@ -202,23 +202,24 @@ def feature_noise(
     Nothing here waits for a value of the device, and no gradient flows through it.
 
     Args:
-        features: (B, D), one row an embedding; any floating dtype, the noise is drawn in float32 or float64.
+        features: (B, D), one embedding per row, of any floating dtype; the noise is drawn in float32, or in
+            float64 for such features.
         alpha: the noise level; under ``energy="constant"`` the root mean square norm of a noise row.
-        scaling: how the noise follows the singular values s: ``"uniform"`` not at all, ``"linear"`` like s,
-            ``"sublinear"`` like sqrt(s).
+        scaling: how the noise in a direction follows its singular value s: ``"uniform"`` is the same in all
+            directions, ``"linear"`` is proportional to s, ``"sublinear"`` to sqrt(s).
         energy: ``"paper"`` is the published formula, whose energy grows with the spread of the spectrum and
             with B / D; ``"constant"`` rescales it to E||noise row||^2 = alpha^2 for every law and shape.
-        relative: multiply alpha by the root mean square norm of the rows. Alpha is absolute in the paper's
-            formula, where rows have unit length; with this it means the same for rows of any length.
+        relative: multiply alpha by the root mean square norm of the rows. The paper's alpha is absolute, for
+            rows of unit length; a relative alpha means the same for rows of any length.
         generator: a random number generator on the features' device; ``None`` uses the global one.
 
     Returns:
-        (B, D) noise with the features' dtype and device, to be added to them.
+        Noise (B, D) of the features' dtype and device, to be added to them.
 
     Raises:
-        ValueError: if alpha is negative or not finite, a name is unknown, ``features`` is not a non-empty
-            floating point matrix, or (CPU tensors only; elsewhere the check would wait for the device, and
-            the noise is NaN) features are all zero or not finite.
+        ValueError: if alpha is negative or not finite, if ``scaling`` or ``energy`` is unknown, or if
+            ``features`` is not a non-empty floating point matrix. On the CPU, if the features are all zero
+            or not finite too; elsewhere that check would wait for the device, and the noise is NaN.
 
     Example:
         >>> features = torch.nn.functional.normalize(torch.randn(16, 64), dim=1)
@@ -227,17 +228,17 @@ def feature_noise(
     """
     check_alpha(alpha)
     if features.device.type == "cpu" and features.numel():
-        low, high = features.detach().aminmax()  # one pass, and NaN comes through
+        low, high = features.detach().aminmax()  # one pass, which NaN comes through
         if not (low.isfinite() and high.isfinite()):
             bad = int((~features.isfinite()).sum())
-            raise ValueError(f"`features` holds {bad} values of {features.numel()} that are not finite")
+            raise ValueError(f"{bad} of the {features.numel()} values in `features` are not finite")
         if low == high == 0:
-            raise ValueError("`features` are all zero: there is no spectrum to shape noise by")
+            raise ValueError("`features` are all zero: there is no spectrum to shape the noise")
     level = alpha * row_norm(features) if relative else alpha
     return noise_shape(features, scaling, energy).sample(features, level, generator)
 
 
 def check_alpha(alpha: float) -> None:
-    """Raise ``ValueError`` unless ``alpha`` is a finite number from 0 up."""
+    """Raise ValueError unless ``alpha`` is finite and at least 0."""
     if not (math.isfinite(alpha) and alpha >= 0):
         raise ValueError(f"`alpha` must be finite and at least 0, got {alpha}")

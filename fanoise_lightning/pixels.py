@@ -1,4 +1,4 @@
-"""The one rule for images: which files are decoded, and how their values become upright 8-bit RGB."""
+"""The rule for images: which files are decoded, and how their values become upright 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 __all__ = ["FORMATS", "MAX_PIXELS", "open_image", "upright_rgb"]
 
-MAX_PIXELS = 89_478_485  # Pillow's own limit, there a warning only: 256 MiB decoded
+MAX_PIXELS = 89_478_485  # Pillow's own limit, at which it only warns: 256 MiB decoded
 
-# Of Pillow's decoders those that decode pixels and do nothing else: its EPS decoder starts Ghostscript.
+# The decoders of Pillow that only decode pixels: its EPS decoder, for one, starts Ghostscript.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
@@ -28,24 +28,24 @@ _TURNS = {
 }
 _SAYS_ORIENTATION = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 _BITS, _PHOTOMETRIC, _LARGEST = 258, 262, 281  # TIFF tags; the last is MaxSampleValue
-_DEEP = 65535  # of 16 bits
-_SCALED = ("JPEG2000", "PNG", "PPM")  # formats whose 16-bit values run from 0 to 65535 by specification
+_DEEP = 65535  # the largest value of 16 bits
+_SCALED = ("JPEG2000", "PNG", "PPM")  # their specifications say that 16-bit values run from 0 to 65535
 
 
 def open_image(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
-    """Open an image file of one of the `FORMATS`, whatever its name says; its pixels are decoded later.
+    """Open an image file of one of the `FORMATS`, whatever its name; its pixels are decoded later.
 
     Args:
         file: a path, or an open file.
 
     Raises:
-        OSError: if it cannot be read, or is no image of these formats (`PIL.UnidentifiedImageError`).
-        ValueError: if it has more than `MAX_PIXELS`.
+        OSError: if it cannot be read, or is not an image of these formats (`PIL.UnidentifiedImageError`).
+        ValueError: if it has more than `MAX_PIXELS` pixels.
     """
     try:
         image = Image.open(file, formats=_formats())
-    except UnidentifiedImageError as error:  # its own text has an address, another at each try
-        told = f"it is no image, or of a format that is not read ({', '.join(FORMATS)} are)"
+    except UnidentifiedImageError as error:  # its own message holds a memory address, which always differs
+        told = f"it is not an image in one of the formats {', '.join(FORMATS)}"
         raise UnidentifiedImageError(told) from error
     if image.width * image.height > MAX_PIXELS:
         image.close()
@@ -60,26 +60,26 @@ def _formats() -> list[str]:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """The image turned by its EXIF orientation, in 8-bit RGB; transparency is laid on white.
+    """The image turned upright by its EXIF orientation, in 8-bit RGB, with transparency laid on white.
 
-    An image whose orientation cannot be read is upright.
+    An image whose orientation cannot be read counts as upright.
 
-    Values of more than 8 bits are scaled where the file says what their range is: PNG, JPEG 2000 and PGM by
-    their formats, TIFF by its tags. An image that was converted or copied in memory has lost that.
+    Values of more than 8 bits are scaled if the file tells their range: PNG, JPEG 2000 and PGM by their
+    formats, TIFF by its tags. An image that was converted or copied in memory has lost its range.
 
     Raises:
-        ValueError: if nobody but the user knows the range of its values: floating point, 32 bits, 16 bits in
-            memory, or 16 bits of which the upper two are never used, as cameras of 10 to 14 bits write them;
-            or if it has no pixels.
+        ValueError: if only the user can know the range of its values: floating point, 32 bits, 16 bits in
+            memory, or 16 bits whose upper two are unused, as written by cameras of 10 to 14 bits; or if it
+            has no pixels.
     """
     if not image.width or not image.height:
         raise ValueError(f"an image of {image.width}x{image.height} has no pixels: leave it out")
-    depth = _Depth.of(image)  # before its pixels are loaded: what is read here is gone afterwards
+    depth = _Depth.of(image)  # before its pixels are loaded: afterwards this information is gone
     image = _upright(image)
     if depth is not None:
         image = depth.scale(image)
     if image.mode == "La":
-        image = image.convert("LA")  # Pillow converts it to nothing else
+        image = image.convert("LA")  # the only mode that Pillow converts it to
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -87,17 +87,17 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    if image.format == "TIFF":  # the orientation is a part of the format; Pillow may turn it as it loads
+    if image.format == "TIFF":  # orientation is part of the format; Pillow may turn the image when it loads
         turned = image.getexif().get(_ORIENTATION, 1) != 1
         return ImageOps.exif_transpose(image) if turned else image
-    image.load()  # or an error of the pixels would be taken for one of the EXIF block
+    image.load()  # or an error in the pixels would be taken for one in the EXIF block
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # almost anything, for a damaged block
+    except Exception:  # a damaged block raises almost anything
         return image
     if turn is None:
         return image
-    # not `exif_transpose`: it writes the block anew, which fails if any of its tags is damaged
+    # not `exif_transpose`: it rewrites the block, which fails if any of its tags is damaged
     upright = image.transpose(turn)
     upright.info = {key: value for key, value in image.info.items() if key not in _SAYS_ORIENTATION}
     return upright
@@ -105,12 +105,12 @@ def _upright(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class _Depth:
-    """How an image holds more than 8 bits of a colour.
+    """How an image holds more than 8 bits per colour.
 
     Args:
-        white: the value of white in a grey image; ``None`` if nothing says so.
+        white: the value of white in a grey image; ``None`` if unknown.
         inverted: whether white is 0 instead.
-        presumed: whether all 16 bits are taken to be used, because nothing says otherwise.
+        presumed: whether all 16 bits are assumed to be used, because the file does not say.
     """
 
     white: int | None
@@ -121,7 +121,7 @@ class _Depth:
     def of(cls, image: Image.Image) -> _Depth | None:
         """``None`` for 8 bits."""
         if image.mode[0] not in "IF":
-            # of colours Pillow keeps the upper 8 bits
+            # of colour images Pillow keeps only the upper 8 bits
             return cls(_DEEP >> 8, presumed=True) if ";16" in str(getattr(image, "tile", "")) else None
         if image.mode != "F" and image.format in _SCALED:
             return cls(_DEEP, presumed=True)
@@ -133,7 +133,7 @@ class _Depth:
         return cls(None)
 
     def scale(self, image: Image.Image) -> Image.Image:
-        """8 bits; an image whose colours Pillow reduced already is only checked."""
+        """The image in 8 bits; one whose colours Pillow has already reduced is only checked."""
         if self.white is None:
             raise _unknown(image, "has no known range of values")
         grey = image.mode[0] in "IF"
@@ -149,7 +149,7 @@ class _Depth:
 
 
 def _extrema(image: Image.Image) -> list[tuple[float, float]]:
-    """Least and largest value of each colour, transparency left out."""
+    """The smallest and largest value of each colour, without transparency."""
     bands = zip(image.getbands(), image.split())
     return [band.getextrema() for name, band in bands if name not in "Aa"]  # type: ignore[misc]
 

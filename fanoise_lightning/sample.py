@@ -1,8 +1,9 @@
-"""The one record type between data and encoders."""
+"""A sample and a pair of samples: all that data and encoders know of each other."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,24 +16,27 @@ if TYPE_CHECKING:
 
     ImageLike = Image | np.ndarray[Any, Any] | str | os.PathLike[str]
 
-__all__ = ["Collate", "Pair", "Sample"]
+__all__ = ["IMAGE_PLACE", "Collate", "Pair", "Sample"]
+
+IMAGE_PLACE = re.compile(r"<\|image_(\d+)\|>")
+"""The place of an image in a text, with its number, from 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """A text, an image, or both: what an encoder turns into one embedding.
 
-    Instructions and columns are resolved before a sample is made. Where a text and images come together,
-    the images stand before the text.
+    Instructions and columns are resolved before a sample is made. In a sample with a text and images, the
+    images come before the text, unless ``<|image_1|>``, ``<|image_2|>``, ... in the text are their places.
 
     Args:
         text: the text; ``""`` for none.
         image: an image, or a list or tuple of several; ``None`` for none. An image is a Pillow image, an
             array of 8-bit values, (H, W) grey or (H, W, 3) RGB or (H, W, 4) RGBA, or the path of a file,
-            which is decoded to upright RGB. Kept as one Pillow image or a tuple of them.
+            which is decoded to upright RGB. It is kept as one Pillow image or a tuple of them.
 
     Raises:
-        TypeError: if the text is not a string, or an image none of the above.
+        TypeError: if the text is not a string, or an image is none of the above.
         ValueError: if there is neither a text nor an image, if an array has another shape or other values,
             or if a file is no image.
         FileNotFoundError: if there is no such file.
@@ -48,7 +52,7 @@ class Sample:
     image: Image | tuple[Image, ...] | None = None
 
     if TYPE_CHECKING:
-        # what is accepted is wider than what is kept
+        # more types are accepted than kept
         def __init__(self, text: str = "", image: ImageLike | Sequence[ImageLike] | None = None) -> None: ...
 
     def __post_init__(self) -> None:
@@ -73,19 +77,21 @@ class Sample:
 class Pair:
     """A query with the target that it should find.
 
+    Ids tell which samples are equal: a right answer to a query must not count as its negative.
+
     Args:
         query: what is searched with.
         target: what should be found.
         negatives: hard negatives: samples that must not be found.
         subset: the name of the subset that the pair comes from.
-        target_id: targets and hard negatives with the same number are the same, and none that is the same as
-            the target is a negative; -1 is like no other.
-        negative_ids: the numbers of the hard negatives; none if they are like no other.
-        query_id: of queries with the same number, the target of each is right for all; a target or hard
-            negative with the number of a query is that query, and no negative of it; -1 is like no other.
-        mask_pairs: if false, only hard negatives that are right answers are no negatives, whereas the targets
-            of other pairs are, unless they are the query itself.
-        origin: where the data set that made the pair has its row.
+        target_id: targets and hard negatives with the same id are the same sample, and none that equals the
+            target is a negative; -1 equals no other.
+        negative_ids: the ids of the hard negatives; empty if they equal no other.
+        query_id: the targets of all queries with the same id are right for each of them; a target or hard
+            negative with the id of a query is that query itself, and no negative of it; -1 equals no other.
+        mask_pairs: if false, the targets of other pairs are negatives even if they are right answers, unless
+            they are the query itself; hard negatives that are right answers are still left out.
+        origin: where the row of the pair is in the data set that made it.
     """
 
     query: Sample
@@ -106,7 +112,7 @@ def _check_text(text: Any) -> None:
 
 
 def _to_image(image: Any, name: str) -> Image:
-    """A Pillow image of whatever holds one image; `name` is what to call it in messages."""
+    """A Pillow image from anything that holds one; `name` is what messages call it."""
     from PIL import Image
 
     if isinstance(image, Image.Image):
@@ -115,10 +121,10 @@ def _to_image(image: Any, name: str) -> Image:
         grey, colours = image.ndim == 2, image.ndim == 3 and image.shape[2] in (3, 4)
         if image.dtype != np.uint8 or not (grey or colours) or not image.size:
             first = image.ndim == 3 and image.shape[0] in (3, 4) and not colours
-            advice = "; its colours come first: pass `array.transpose(1, 2, 0)`" if first else ""
+            advice = "; its colour dimension comes first: pass `array.transpose(1, 2, 0)`" if first else ""
             raise ValueError(
                 f"{name} is an array of {image.dtype} and of shape {image.shape}; expected 8-bit values "
-                "(uint8) of shape (H, W), (H, W, 3) or (H, W, 4); several images come as a list of arrays"
+                "(uint8) of shape (H, W), (H, W, 3) or (H, W, 4); pass several images as a list of arrays"
                 f"{advice}"
             )
         return Image.fromarray(image)
@@ -150,4 +156,4 @@ def _kind(value: object) -> str:
 
 
 Collate = Callable[[Sequence[Sample]], dict[str, Tensor]]
-"""Turns B samples into the tensors that an encoder takes: picklable, run by workers, without weights."""
+"""Turns B samples into the tensors that an encoder takes; picklable, without weights, run by workers."""

@@ -1,11 +1,11 @@
 """The spectrum of a feature matrix: singular values, right singular vectors, and roots of its Gram matrix.
 
 On the CPU everything is computed from the smaller Gram matrix, ``X X^T`` (B, B) or ``X^T X`` (D, D), whose
-eigenvalues are the squared singular values. It is kept in float64: float32 would lose the values under 3e-4
-of the largest.
+eigenvalues are the squared singular values. It is kept in float64: float32 would lose singular values below
+3e-4 of the largest.
 
-Other devices may have no fast float64, or make the host wait for ``eigh``. There, what the noise needs is
-computed by matrix products alone, in the features' own precision and without squaring: with the orthogonal
+Other devices may lack fast float64, or make the host wait for ``eigh``. There, what the noise needs is
+computed by matrix products only, in the features' own precision and without squaring: with the orthogonal
 factor ``Q = U V^T`` of X = U diag(s) V^T, ``H = Q X^T`` is ``U diag(s) U^T``; the root of H gives the rest.
 """
 
@@ -18,23 +18,26 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fanoise_lightning._checks import check_choice
 from fanoise_lightning.newton_schulz import orthogonal_factor, square_root
 
 __all__ = ["decompose", "effective_rank", "singular_values"]
 
-# Eigenvalues under so many eps of the largest are rounding: null directions were measured at up to 9 eps for
-# R = 1024. In float64 that hides singular values under 8e-8 of the largest.
+Method = Literal["gram", "svd"]
+
+# Eigenvalues below this many eps of the largest are rounding errors: for R = 1024, null directions reached up
+# to 9 eps. In float64 that hides singular values below 8e-8 of the largest.
 _ROUNDING = 32
 _STRIPES = 4
 
 
-def singular_values(features: Tensor, method: Literal["gram", "svd"] = "gram") -> Tensor:
+def singular_values(features: Tensor, method: Method = "gram") -> Tensor:
     """Singular values, largest first.
 
     Args:
         features: (B, D), any floating dtype.
-        method: ``"gram"`` by the eigenvalues of the smaller Gram matrix, which loses values under 1e-7 of the
-            largest, ``"svd"`` exactly.
+        method: ``"gram"`` takes the eigenvalues of the smaller Gram matrix, which loses singular values below
+            1e-7 of the largest; ``"svd"`` is exact.
 
     Returns:
         (R,), R = min(B, D), float32, or float64 for such features.
@@ -47,7 +50,7 @@ def singular_values(features: Tensor, method: Literal["gram", "svd"] = "gram") -
         >>> singular_values(torch.diag(torch.tensor([3.0, 4.0])))
         tensor([4., 3.])
     """
-    _check_method(method)
+    check_choice("method", method, Method)
     with full_precision(features):
         x = as_matrix(features)
         if method == "svd":
@@ -55,13 +58,13 @@ def singular_values(features: Tensor, method: Literal["gram", "svd"] = "gram") -
         return _eigenvalues(_smaller_gram(x)).flip(0).clamp_min(0).sqrt().to(x)
 
 
-def decompose(features: Tensor, method: Literal["gram", "svd"] = "gram") -> tuple[Tensor, Tensor]:
+def decompose(features: Tensor, method: Method = "gram") -> tuple[Tensor, Tensor]:
     """Singular values and right singular vectors, strongest direction first.
 
     Args:
         features: (B, D), any floating dtype.
-        method: ``"gram"`` by the eigenvectors of the smaller Gram matrix, ``"svd"`` exactly. The Gram route
-            takes values under 1e-7 of the largest for zero; with B <= D their vectors are zero too.
+        method: ``"gram"`` takes the eigenvectors of the smaller Gram matrix, ``"svd"`` is exact. The Gram
+            route sets values below 1e-7 of the largest to zero; with B <= D their vectors are zero too.
 
     Returns:
         values (R,) and vectors (R, D) with orthonormal rows, R = min(B, D), float32, or float64 for such
@@ -77,7 +80,7 @@ def decompose(features: Tensor, method: Literal["gram", "svd"] = "gram") -> tupl
         (tensor([4., 3.]), tensor([[0., 1.],
                 [1., 0.]]))
     """
-    _check_method(method)
+    check_choice("method", method, Method)
     with full_precision(features):
         x = as_matrix(features)
         if method == "svd":
@@ -121,7 +124,7 @@ def full_precision(features: Tensor) -> Iterator[None]:
 
 
 def as_matrix(features: Tensor) -> Tensor:
-    """Detached (B, D) features in float32, or float64 if they came so: eigh knows no half precision."""
+    """Detached features (B, D) in float32, or in float64 if they already are: eigh has no half precision."""
     if features.ndim != 2 or features.numel() == 0 or not features.is_floating_point():
         raise ValueError(
             f"`features` must be a non-empty floating point matrix (B, D), got {features.dtype} of shape "
@@ -132,7 +135,7 @@ def as_matrix(features: Tensor) -> Tensor:
 
 
 def frobenius_norm(x: Tensor) -> Tensor:
-    """The Frobenius norm, 0-d, of which no square overflows or vanishes; NaN if x is 0 or not finite."""
+    """The Frobenius norm, 0-d, whose squares cannot overflow or underflow; NaN if x is 0 or not finite."""
     largest = x.abs().amax()
     return (x / largest).norm() * largest
 
@@ -140,7 +143,7 @@ def frobenius_norm(x: Tensor) -> Tensor:
 def second_moment(features: Tensor) -> Tensor:
     """``X^T X`` of features (B, D), to be summed over batches or ranks: (D, D) float64, float32 on MPS.
 
-    Float32 would lose the singular values under 3e-4 of the largest, and count the rounding of null
+    Float32 would lose singular values below 3e-4 of the largest, and count the rounding errors of null
     directions: with fewer rows than dimensions, that costs up to 12 % of the energy of sublinear noise.
     """
     with full_precision(features):
@@ -191,7 +194,7 @@ def half_power(x: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
 
 
 def moment_sums(moment: Tensor, power: float) -> tuple[Tensor, Tensor]:
-    """The same sums as of :func:`power_sums`, from a second moment X^T X (D, D)."""
+    """The sums of :func:`power_sums`, from a second moment X^T X (D, D)."""
     if not _by_products(moment):
         return _sums(_without_rounding(_eigenvalues(_on_double(moment))), power)
     return moment_root(moment, power)[1:]
@@ -216,7 +219,7 @@ def moment_root(moment: Tensor, power: float) -> tuple[Tensor, Tensor, Tensor]:
     root, nuclear_norm = square_root(moment)
     if power == 1:
         return root, nuclear_norm, moment.diagonal().sum()
-    # The null directions of a root are exact to the root of eps only: in float64 the ridge would be too low.
+    # The null directions of a root are only exact to the root of eps: in float64 the ridge would be too low.
     fourth_root, root_sum = square_root(root.float())
     return fourth_root, root_sum, nuclear_norm
 
@@ -229,14 +232,14 @@ def _by_products(x: Tensor) -> bool:
 
 
 def _on_double(x: Tensor) -> Tensor:
-    """In float64, on the CPU if the device has none (MPS, which has no eigh either)."""
+    """The matrix in float64, on the CPU if the device lacks float64 (MPS, which lacks eigh too)."""
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def _smaller_gram(x: Tensor) -> Tensor:
-    """The lower triangle of ``X X^T`` or ``X^T X``, whichever is smaller, in float64: all that eigh reads.
+    """The lower triangle, all that eigh reads, of ``X X^T`` or ``X^T X``, whichever is smaller, in float64.
 
-    Stripes up to the diagonal take 5/8 of the time of the whole product; the rest is not to be used.
+    Stripes up to the diagonal take 5/8 of the time of the whole product; what is above them is not valid.
     """
     x = _on_double(x if x.shape[0] <= x.shape[1] else x.T)
     gram = x.new_zeros(len(x), len(x))
@@ -248,7 +251,7 @@ def _smaller_gram(x: Tensor) -> Tensor:
 
 
 def _eigen(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, ascending, without what is rounding, and eigenvectors (R, R)."""
+    """Eigenvalues, ascending, with rounding errors set to 0, and eigenvectors (R, R)."""
     eigenvalues, eigenvectors = torch.linalg.eigh(_finite(gram))
     return _without_rounding(eigenvalues), eigenvectors
 
@@ -258,8 +261,8 @@ def _eigenvalues(gram: Tensor) -> Tensor:
 
 
 def _finite(gram: Tensor) -> Tensor:
-    """Raise ``LinAlgError`` for what LAPACK might never finish."""
-    if not gram.diagonal().sum().isfinite():  # sums of squares: nothing cancels
+    """Raise ``LinAlgError`` for a matrix that LAPACK might never finish."""
+    if not gram.diagonal().sum().isfinite():  # a sum of squares: nothing cancels
         raise torch.linalg.LinAlgError("the features are not finite: they have no singular values")
     return gram
 
@@ -277,16 +280,11 @@ def _power(squares: Tensor, power: float) -> Tensor:
 def _power_of(squares: Tensor, vectors: Tensor, power: float) -> Tensor:
     """The symmetric power of a matrix with these eigenvalues and eigenvectors.
 
-    ``diag(squares ** power) V^T`` has the same covariance and costs a product less. But the signs of
-    eigenvectors hang on rounding: the same random numbers would give another noise after a change of 1e-16.
+    ``diag(squares ** power) V^T`` has the same covariance and saves a product. But the signs of eigenvectors
+    depend on rounding: after a change of 1e-16, the same random numbers would give different noise.
     """
     return (vectors * _power(squares, power).to(vectors)) @ vectors.T
 
 
 def _sums(squares: Tensor, power: float) -> tuple[Tensor, Tensor]:
     return squares.pow(power / 2).sum(), squares.pow(power).sum()
-
-
-def _check_method(method: str) -> None:
-    if method not in ("gram", "svd"):
-        raise ValueError(f"`method` must be 'gram' or 'svd', got {method!r}")

@@ -1,4 +1,4 @@
-"""What data, encoders and evaluation share about a subset of the evaluation: its name, kind and floors."""
+"""What data and evaluation share about an evaluation subset: its name, meta-task, distribution and floors."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Subset:
         name: the name of its file under ``eval/``.
         meta_task: ``"classification"``, ``"vqa"``, ``"retrieval"`` or ``"grounding"``.
         distribution: ``"IND"`` if the training pairs come from the same source, else ``"OOD"``.
-        floors: precision@1 (0 to 1) that needs no understanding, by name, such as ``"chance"``.
+        floors: the precision@1 (0 to 1) of models that understand nothing, by name, such as ``"chance"``.
 
     Raises:
-        ValueError: if a field is not one of those.
+        ValueError: if a field has any other value.
 
     Example:
         >>> Subset("SUN397", "classification", "IND", {"chance": 1 / 397}).meta_task
@@ -45,13 +45,13 @@ class Subset:
             raise ValueError(f"subset `{self.name}`: `floors` must map names to numbers, got {self.floors!r}")
         for key, value in self.floors.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise ValueError(f"subset `{self.name}`: floor `{key}` must lie in 0..1, got {value!r}")
+                raise ValueError(f"subset `{self.name}`: floor `{key}` must be in 0..1, got {value!r}")
 
 
 def check_subset_name(name: Any) -> None:
     """Raise ValueError if a subset cannot have this name."""
     if not isinstance(name, str) or not name or "/" in name or "\\" in name:
-        raise ValueError(f"a subset needs a `name` that can be a file name, got {name!r}")
+        raise ValueError(f"the `name` of a subset must be usable as a file name, got {name!r}")
 
 
 def check_meta_task(name: str, meta_task: Any) -> None:

@@ -10,9 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))  # for processes, in spawned processes as well
-
 from foreign_code import PACKAGE
 
 

@@ -4,6 +4,7 @@ import json
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
@@ -80,9 +81,10 @@ def test_the_scoreboard_is_a_brute_force_over_rows(tiny_clip):
         correct = 0.0
         with torch.no_grad():
             samples = [dataset[i][1] for i in range(len(dataset))]
-            vectors = torch.cat([module(module.collate([sample])) for sample in samples]).double()
+            parts = [samples[start : start + 50] for start in range(0, len(samples), 50)]
+            vectors = torch.cat([module(module.collate(part)) for part in parts]).double()
         for query, candidates in zip(dataset.queries.tolist(), dataset.candidates.tolist()):
-            scores = torch.stack([vectors[query] @ vectors[c] for c in candidates if c >= 0])
+            scores = vectors[[c for c in candidates if c >= 0]] @ vectors[query]
             winners = (scores >= scores.max() - 1e-6).nonzero().flatten().tolist()
             correct += (0 in winners) / len(winners)
         assert row.name == dataset.subset.name
@@ -207,21 +209,49 @@ def test_a_schedule_that_cannot_be_is_refused(arguments):
         LinearWarmup(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), **arguments)
 
 
-def test_embed_gives_unit_vectors_in_eval_mode_and_leaves_the_modes_as_they_were():
+def test_encode_gives_unit_vectors_in_eval_mode_and_leaves_the_modes_as_they_were():
     seed_everything(0, verbose=False)
     module = ContrastiveModule(OpenClipEncoder("emoji-resnet"))  # has batch norm: a row depends on its batch
     module.train()
     module.loss.eval()
     samples = [Sample(image=Image.effect_noise((48, 48), 20 * i).convert("RGB")) for i in (1, 2, 3)]
-    together, alone = module.embed(samples), torch.cat([module.embed([sample]) for sample in samples])
-    in_parts = module.embed(samples, batch_size=2)
+    together, alone = module.encode(samples), torch.cat([module.encode([sample]) for sample in samples])
+    in_parts = module.encode(samples, batch_size=2)
     assert together.shape == (3, module.encoder.embedding_dim)
     assert torch.allclose(together, alone, atol=1e-6)
     assert torch.allclose(together, in_parts, atol=1e-6)
     assert torch.allclose(together.norm(dim=1), torch.ones(3))
     assert module.encoder.training
     assert not module.loss.training
-    assert module.embed([]).shape == (0, module.encoder.embedding_dim)
+    assert module.encode([]).shape == (0, module.encoder.embedding_dim)
+
+
+def test_encode_takes_texts_and_images_as_they_are(tiny_clip, tmp_path):
+    module = build(tiny_clip)
+    image = Image.effect_noise((48, 48), 40).convert("RGB")
+    image.save(tmp_path / "noise.png")
+    bare = module.encode(["a red apple", image, np.asarray(image), tmp_path / "noise.png"])
+    assert torch.equal(bare, module.encode([Sample("a red apple"), *[Sample(image=image)] * 3]))
+
+
+def test_to_encode_the_path_of_an_image_as_a_string_is_a_text(tiny_clip, tmp_path):
+    module, path = build(tiny_clip), str(tmp_path / "absent.png")
+    assert torch.equal(module.encode([path]), module.encode([Sample(text=path)]))
+
+
+def test_one_sample_alone_is_refused(tiny_clip):
+    module = build(tiny_clip)
+    for one in ("a red apple", Sample("a red apple")):
+        with pytest.raises(TypeError, match=r"takes a sequence of samples, got one: pass `\[.*a red apple"):
+            module.encode(one)
+
+
+def test_embed_is_encode_with_a_warning_for_its_caller(tiny_clip):
+    module = build(tiny_clip)
+    with pytest.warns(DeprecationWarning, match="`embed` is now called `encode`") as caught:
+        vectors = module.embed([Sample("a red apple")], batch_size=1)
+    assert caught[0].filename == __file__
+    assert torch.equal(vectors, module.encode(["a red apple"]))
 
 
 def remote_checkpoint(tiny_clip, folder):

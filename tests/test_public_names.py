@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import fanoise_lightning
+from fanoise_lightning._names import HOME
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 ADDED = """\
 import sys
 import fanoise_lightning
+from fanoise_lightning._names import HOME
 assert not {"torch", "lightning"} & set(sys.modules)
 import lightning.pytorch
 before = set(sys.modules)
@@ -59,7 +61,7 @@ def test_every_file_of_the_callbacks_is_one_module() -> None:
 
 
 def test_every_public_name_is_that_of_its_module() -> None:
-    for name, module in fanoise_lightning._HOME.items():
+    for name, module in HOME.items():
         there = getattr(import_module(f"fanoise_lightning.{module}"), name)
         assert getattr(fanoise_lightning, name) is there
 
@@ -68,5 +70,5 @@ def test_type_checkers_see_the_names_that_are_resolved_lazily() -> None:
     tree = ast.parse(Path(fanoise_lightning.__file__).read_text())
     (block,) = [node for node in tree.body if isinstance(node, ast.If)]  # if TYPE_CHECKING
     seen = {alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert seen == set(fanoise_lightning._HOME)
+    assert seen == set(HOME)
     assert set(fanoise_lightning.__all__) == seen | {"__version__"}

@@ -104,7 +104,8 @@ def test_an_array_of_another_kind_is_refused_with_its_shape(array):
 
 @pytest.mark.parametrize("shape", [(3, 20, 30), (4, 20, 30)])
 def test_colours_that_come_first_are_refused_with_advice(shape):
-    with pytest.raises(ValueError, match=r"its colours come first: pass `array\.transpose\(1, 2, 0\)`"):
+    advice = r"its colour dimension comes first: pass `array\.transpose\(1, 2, 0\)`"
+    with pytest.raises(ValueError, match=advice):
         Sample(image=np.zeros(shape, np.uint8))
 
 

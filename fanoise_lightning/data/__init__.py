@@ -1,4 +1,4 @@
-"""Rows -> samples -> batches: MMEB's layout, and the user's own pairs."""
+"""Rows -> references -> samples -> batches: data in MMEB's layout, and pairs of your own."""
 
 from __future__ import annotations
 

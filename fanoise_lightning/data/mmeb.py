@@ -1,4 +1,4 @@
-"""MMEB, and everything in its layout: subsets to train and to evaluate on, under one root."""
+"""MMEB, and any data in its layout: subsets to train and evaluate on, under one root."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from fanoise_lightning._checks import check_at_least, check_choice
 from fanoise_lightning.data.batches.mixing import BatchSubsets, Sampling
 from fanoise_lightning.data.datamodule import DEFAULT_SEED, ContrastiveDataModule, MaskSameTarget
 from fanoise_lightning.data.images.roots import ImageRoot
@@ -24,63 +25,69 @@ from fanoise_lightning.sample import Collate
 
 __all__ = ["MMEBDataModule"]
 
-OPENED_AT_ONCE = 8  # streams
+OPENED_AT_ONCE = 8  # streams that are opened in parallel
 
 
 class MMEBDataModule(ContrastiveDataModule):
-    """Training pairs mixed over subsets, and one evaluation of all subsets.
+    """Trains on a mixture of subsets in MMEB's layout, and evaluates on many subsets at once.
 
-    The root is one of three:
+    `root` is one of:
 
-    - ``"hf://datasets/TIGER-Lab"``: MMEB on the hub. What the chosen subsets need of ``MMEB-train`` and
-      ``MMEB-eval``, rows and archives of images, is downloaded into the hub's cache once.
-    - a folder with ``MMEB-train/`` and ``MMEB-eval/``, each with the files of that repository, all or some,
-      as ``fanoise data --root`` makes it. Archives are read where they are, or unpacked into ``images/``.
-    - a folder with ``subsets.json`` (name, meta-task and distribution of the evaluation subsets; name and
-      meta-task of training subsets with other names), ``train/<subset>.parquet`` and
-      ``eval/<subset>.parquet`` (or ``.jsonl``, or a folder of parquet shards) with MMEB's columns, and the
-      images in ``images/`` or ``images.zip``; ``"emoji"`` is such a folder.
+    - ``"hf://datasets/TIGER-Lab"``: MMEB on the Hugging Face hub. The rows and image archives of the chosen
+      subsets are downloaded once into the hub's cache.
+    - a folder with ``MMEB-train/`` and ``MMEB-eval/``, which hold all or some files of these repositories,
+      as ``fanoise data --root`` downloads them. Images are read from the archives, or from ``images/`` if
+      they are unpacked.
+    - a folder in this library's layout, for any other data; ``"emoji"``, the embedded benchmark, is one::
 
-    An image that cannot be read, or that the encoder refuses, is skipped, counted and reported: in training
-    another row of its subset takes its place, in evaluation the item is left out.
+        root/subsets.json             name, meta-task and distribution of each evaluation subset; name and
+                                      meta-task of training subsets with other names
+        root/train/<subset>.parquet   or .jsonl, .jsonl.gz, or a folder of parquet shards; MMEB's columns
+        root/eval/<subset>.parquet    likewise
+        root/images/ or images.zip
+
+    Images that cannot be read, or that the encoder refuses, are skipped, counted and reported. In training
+    another row of the same subset replaces theirs; in evaluation the item is left out.
 
     Args:
-        root: where rows and images are.
+        root: where rows and images are: ``"hf://datasets/TIGER-Lab"``, a folder with MMEB's repositories, a
+            folder with ``subsets.json``, or ``"emoji"``.
         batch_size: training pairs per process and step.
-        eval_batch_size: items per process and evaluation step.
+        eval_batch_size: texts and images per process and evaluation step.
         train_subsets: names of the subsets to train on; ``None`` for all.
         eval_subsets: names of the subsets to evaluate on; ``None`` for all.
-        split: of MMEB's training rows: ``"original"``, or ``"diverse_instruction"`` with paraphrased
+        split: which of MMEB's training rows: ``"original"``, or ``"diverse_instruction"`` with paraphrased
             instructions.
-        streaming: read the training rows one after the other while they are needed, instead of all before the
-            first step: for rows that do not fit into memory, or, on the hub, onto the disk.
-        num_samples: take so many rows of each training subset; ``None`` for all.
-        sample: which: the ``"first"``, or ``"random"`` ones, the same whenever `seed` is the same.
-        sampling: share of the subsets in an epoch: ``"proportional"`` to their sizes, ``"uniform"``, a
-            temperature T (``size ** (1 / T)``), or a weight for each (0 leaves it out).
-        batch_subsets: batches ``"mixed"`` over subsets, of a ``"single"`` one, or interleaved of blocks of so
-            many rows.
+        streaming: read training rows as they are needed, instead of all before the first step. Choose it for
+            rows that do not fit into memory, or for files on the hub that do not fit on the disk.
+        num_samples: take this many rows of each training subset; ``None`` for all.
+        sample: which rows `num_samples` takes: the ``"first"``, or ``"random"`` ones, which depend only on
+            `seed` and the name of the subset.
+        sampling: each subset's share of an epoch: ``"proportional"`` to its size, ``"uniform"``, a
+            temperature T (weights ``size ** (1 / T)``), or a weight for each subset (0 leaves it out).
+        batch_subsets: ``"mixed"`` draws each batch from all subsets, ``"single"`` from one, and a number
+            interleaves blocks of this many rows of one subset.
         shuffle_block: with `streaming`, how many rows of a subset are shuffled together.
-        mask_same_target: in which subsets other right answers of the batch, such as the same target in
-            another pair, are no negatives: ``"classification"``, where the targets are few, ``"all"`` or
-            ``"none"``. Hard negatives that are right answers are left out in every subset, except with
+        mask_same_target: in which subsets other right answers in the batch, such as the same target of
+            another pair, do not count as negatives: ``"classification"`` (where targets are few), ``"all"``
+            or ``"none"``. Hard negatives that are right answers are left out in all subsets, except with
             ``"none"``.
-        blind: drop the query images in training and evaluation: what can be solved without looking.
-        num_workers: processes that decode and tokenise, per loader.
-        seed: of the order, and of a random sample; ``None`` for that of the run (``seed_everything``, else
-            42), which leaves the sample the same in all runs.
-        max_skipped: share of the training rows, or of the evaluation items, whose images may be unreadable
-            before the run stops; the same of each subset, rounded up.
-        decode_size: open JPEG files at the smallest scale (1, 1/2, 1/4, 1/8) whose shorter side still has so
-            many pixels: several times as fast for large photographs. At least the size that the encoder
-            resizes to; ``None`` opens them in full.
-        collate: turns samples into tensors; by default that of the module that is trained.
+        blind: drop the query images in training and evaluation, to measure what can be solved without them.
+        num_workers: processes per loader that decode images and tokenise.
+        seed: seed of the order of the training rows, and of a random sample. With ``None`` the order has the
+            seed of the run (``seed_everything``, or else 42), and the sample is the same in all runs.
+        max_skipped: the share of the training rows, or of the evaluation items, that may be skipped before
+            the run stops. The same share, rounded up, applies to each subset.
+        decode_size: open JPEG files at the smallest scale (1, 1/2, 1/4, 1/8) whose shorter side still has
+            this many pixels, which is several times as fast for large photographs. It should not be less
+            than the size that the encoder resizes to. ``None`` opens them in full size.
+        collate: turns samples into tensors; by default the module's own.
 
     Raises:
-        HubError: if a download fails again and again (in `prepare_data`).
+        HubError: if a download fails repeatedly (in `prepare_data`).
         FileNotFoundError: if the folder, a file or a subset is missing (in `setup`).
-        ValueError: for an unknown subset, wrong columns or rows, or an empty subset (in `setup`); for fewer
-            rows than a global batch has (in `train_dataloader`).
+        ValueError: for an invalid argument; for an unknown subset, wrong columns or rows, or an empty subset
+            (in `setup`); for fewer rows than a global batch needs (in `train_dataloader`).
 
     Example:
         >>> data = MMEBDataModule("hf://datasets/TIGER-Lab", batch_size=256, num_samples=50_000)
@@ -109,6 +116,15 @@ class MMEBDataModule(ContrastiveDataModule):
         decode_size: int | None = None,
         collate: Collate | None = None,
     ) -> None:
+        check_choice("mask_same_target", mask_same_target, MaskSameTarget)
+        check_choice("sample", sample, ("first", "random"))
+        if num_samples is not None:
+            check_at_least("num_samples", num_samples, 1)
+        if streaming and sample == "random":
+            raise ValueError(
+                "`sample='random'` takes rows from all over the files, but a stream reads them from the "
+                "start: use `streaming=False`, or `sample='first'`"
+            )
         super().__init__(
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
@@ -122,17 +138,10 @@ class MMEBDataModule(ContrastiveDataModule):
             decode_size=decode_size,
             collate=collate,
         )
-        if num_samples is not None and num_samples < 1:
-            raise ValueError(f"`num_samples` must be at least 1, got {num_samples}")
-        if sample not in ("first", "random"):
-            raise ValueError(f"`sample` must be first or random, got {sample!r}")
-        if streaming and sample == "random":
-            raise ValueError(
-                "`sample='random'` takes rows from all over the files, which a stream reads from the start: "
-                "use `streaming=False`, or `sample='first'`"
-            )
-        root = Path(root).expanduser() if str(root).startswith("~") else root
-        self.root = Path(__file__).with_name("emoji") if root == "emoji" else root
+        if root == "emoji":
+            root = Path(__file__).with_name("emoji")
+        # not as a path: it may be a URL
+        self.root = Path(root).expanduser() if str(root).startswith("~") else root
         self.split = split
         self.train_subsets, self.eval_subsets = train_subsets, eval_subsets
         self.streaming, self.blind = streaming, blind
@@ -143,16 +152,16 @@ class MMEBDataModule(ContrastiveDataModule):
         return open_root(self.root, self.split)
 
     def prepare_data(self) -> None:
-        """Download what the run needs and what is not there yet; Lightning calls it once per node."""
+        """Download what the run needs and does not have yet; Lightning calls it once per node."""
         fit = self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
         self._layout.prepare(self.train_subsets, self.eval_subsets, fit=fit, rows=not self.streaming)
 
     def read_train(self) -> list[TrainRows] | list[TrainStream]:
         """Read the training rows of the chosen subsets, or open their streams."""
         names = self._layout.train_names(self.train_subsets)
-        self._say_masks(names)
+        self._report_masks(names)
         if self.streaming:
-            with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:  # on the hub mostly a wait for answers
+            with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:  # mostly waiting for the hub
                 return list(pool.map(self._open_stream, names))
         return [self._read_rows(name) for name in names]
 
@@ -161,22 +170,23 @@ class MMEBDataModule(ContrastiveDataModule):
             return self._layout.meta_task(name) == "classification"
         return self.mask_same_target == "all"
 
-    def _say_masks(self, names: list[str]) -> None:
-        """Which mask is in force in each training subset."""
-        masked, others = ([name for name in names if self._masks(name) == on] for on in (True, False))
-        rest = "nothing" if self.mask_same_target == "none" else "hard negatives alone"
-        where = [
-            f"{what} in {', '.join(some)}"
-            for what, some in (("pairs and hard negatives", masked), (rest, others))
-            if some
-        ]
-        rank_zero_info(f"mask_same_target={self.mask_same_target} masks {'; '.join(where)}")
+    def _report_masks(self, names: list[str]) -> None:
+        """Say what is masked in each training subset, and warn of subsets about which it is not known."""
+        masked = [name for name in names if self._masks(name)]
+        others = [name for name in names if name not in masked]
+        parts = []
+        if masked:
+            parts.append(f"pairs and hard negatives in {', '.join(masked)}")
+        if others:
+            what = "nothing" if self.mask_same_target == "none" else "hard negatives alone"
+            parts.append(f"{what} in {', '.join(others)}")
+        rank_zero_info(f"mask_same_target={self.mask_same_target} masks {'; '.join(parts)}")
         unknown = [name for name in names if self._layout.meta_task(name) is None]
         if unknown and self.mask_same_target == "classification":
             entry = json.dumps({"name": unknown[0], "meta_task": "classification"})
             rank_zero_warn(
                 f"`{self.root}`: subsets.json does not say what the training subsets {', '.join(unknown)} "
-                f"are. If one is classification, add an entry such as {entry}: otherwise pairs with the same "
+                f"are. If one is classification, add an entry such as {entry}; otherwise pairs with the same "
                 "target are each other's negatives"
             )
 
@@ -191,10 +201,9 @@ class MMEBDataModule(ContrastiveDataModule):
         rows = read_train(files, name, limit=limit, blind=self.blind, mask_same_target=masks)
         if self.num_samples is None or len(rows) <= self.num_samples:
             return rows
-        # the name in the seed: another choice of subsets leaves each subset's sample as it is
-        random = np.random.default_rng(
-            [DEFAULT_SEED if self.seed is None else self.seed, zlib.crc32(name.encode())]
-        )
+        seed = DEFAULT_SEED if self.seed is None else self.seed
+        # the name is part of the seed, so that the sample does not depend on the other subsets
+        random = np.random.default_rng([seed, zlib.crc32(name.encode())])
         return rows.take(np.sort(random.choice(len(rows), self.num_samples, replace=False)))
 
     def read_eval(self) -> list[EvalRows]:
@@ -205,8 +214,5 @@ class MMEBDataModule(ContrastiveDataModule):
         ]
 
     def images(self, part: Part) -> ImageRoot | None:
-        """The root of the training or of the evaluation images."""
+        """The image root of the training or evaluation rows, ``None`` if there is none."""
         return self._layout.images(part)
-
-    def _source(self) -> str:
-        return f"`{self.root}` (expected images/ or images.zip in it)"

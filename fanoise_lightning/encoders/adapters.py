@@ -1,28 +1,32 @@
-"""LoRA through peft alone: transformers' own integration asks for a peft version of its own at run time."""
+"""LoRA adapters, put on a model by peft: transformers' own integration may refuse the installed peft."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from torch import nn
 
+from fanoise_lightning._checks import check_choice, check_names
+from fanoise_lightning.encoders._transformers import announce_adapter
+
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-__all__ = ["LoraOptions", "add_lora", "inject", "train_only_what_trains"]
+__all__ = ["LoraOptions", "add_lora", "check_one_adapter", "inject"]
+
+Init = Literal["default", "gaussian"]
 
 
 class LoraOptions(TypedDict, total=False):
-    """LoRA's settings; the defaults are the recipe of the paper.
+    """The settings of LoRA; the defaults are the recipe of the paper.
 
     Attributes:
-        r: the rank, 8.
-        alpha: the scale is alpha / r; 64.
-        dropout: 0.1.
+        r: the rank; 8.
+        alpha: the update is scaled by alpha / r; 64.
+        dropout: the dropout probability of the adapter's input; 0.1.
         targets: a regular expression over module names, or a list of their endings; by default the linear
             layers of a generative model's language part, and of both towers of a two-tower model.
         dora: weight-decomposed LoRA; off.
@@ -34,67 +38,58 @@ class LoraOptions(TypedDict, total=False):
     dropout: float
     targets: str | list[str]
     dora: bool
-    init: Literal["default", "gaussian"]
+    init: Init
+
+
+def check_one_adapter(lora: LoraOptions | None, adapter: str | None) -> None:
+    """Raise ValueError if an encoder is given both of its options for an adapter."""
+    if lora is not None and adapter is not None:
+        raise ValueError("`lora` starts a fresh adapter and `adapter` continues a saved one: pass only one")
 
 
 def add_lora(network: Any, lora: Mapping[str, Any], default_targets: str | None) -> None:
     """Freeze a model and put a fresh adapter on it.
 
-    ``network.save_pretrained(folder)`` of a transformers model then writes the adapter alone, for
+    ``network.save_pretrained(folder)`` of a transformers model then writes only the adapter, for
     :func:`~fanoise_lightning.encoders.saved_adapters.load_lora` or ``peft.PeftModel.from_pretrained``.
 
     Raises:
-        ValueError: if a setting is unknown, if the targets or an entry of their list hit no module, or hit
-            modules in which LoRA would silently do nothing.
+        ValueError: if a setting is unknown, if the targets or an entry of their list match no module, or
+            match modules in which LoRA would silently do nothing.
     """
     from peft import LoraConfig
 
-    if unknown := sorted(set(lora) - set(LoraOptions.__annotations__)):
-        raise ValueError(
-            f"`lora` has no {', '.join(unknown)}; it has {', '.join(LoraOptions.__annotations__)}"
-        )
+    check_names(lora, LoraOptions.__annotations__, "`lora` setting")
     targets = lora.get("targets", default_targets)
     if targets is None:
         raise ValueError("this model type has no default LoRA targets: set `lora.targets`")
-    if (init := lora.get("init", "default")) not in ("default", "gaussian"):
-        raise ValueError(f"`lora.init` must be 'default' or 'gaussian', got {init!r}")
+    init = lora.get("init", "default")
+    check_choice("lora.init", init, Init)
     config = LoraConfig(
         r=lora.get("r", 8),
         lora_alpha=lora.get("alpha", 64),
         lora_dropout=lora.get("dropout", 0.1),
         target_modules=targets,
         use_dora=lora.get("dora", False),
-        init_lora_weights=init == "default" or init,
+        init_lora_weights=True if init == "default" else init,
     )
     _check_targets(network, targets)
     inject(network, config)
 
 
-def train_only_what_trains(module: nn.Module) -> None:
-    """Back to eval mode with every part of a module in train mode that holds nothing but frozen weights."""
-    for part in module.modules():
-        weights = list(part.parameters())
-        if weights and not any(weight.requires_grad for weight in weights):
-            part.eval()
-
-
 def inject(network: Any, config: LoraConfig) -> None:
-    """Put the adapter of a config on a model, whose other weights are frozen."""
-    from peft import get_peft_model_state_dict, inject_adapter_in_model
+    """Put the adapter that a config describes on a model, and freeze the model's other weights."""
+    from peft import inject_adapter_in_model
     from transformers import PreTrainedModel
 
     of_transformers = isinstance(network, PreTrainedModel)
     if of_transformers:
         config.base_model_name_or_path = network.name_or_path
     inject_adapter_in_model(config, network)
-    # an adapter's weights begin in the model's dtype: saved ones must not be rounded to it as they come
+    # adapter weights start in the model's dtype: saved ones must not be rounded to it when they are loaded
     _trainable_in_float32(network)
     if of_transformers:
-        # What `save_pretrained` and gradient checkpointing ask for. transformers' own two methods raise when
-        # peft is older than it would like.
-        network._hf_peft_config_loaded = True
-        network.active_adapters = partial(list, network.peft_config)
-        network.get_adapter_state_dict = partial(get_peft_model_state_dict, network)
+        announce_adapter(network)
 
 
 def _check_targets(network: nn.Module, targets: str | list[str]) -> None:
@@ -120,8 +115,8 @@ def _check_targets(network: nn.Module, targets: str | list[str]) -> None:
     ]
     if blind:
         raise ValueError(
-            f"LoRA does nothing inside nn.MultiheadAttention, which reads its weights past the layer: leave "
-            f"{', '.join(blind)} out of `lora.targets`"
+            "LoRA does nothing inside nn.MultiheadAttention, which uses the weights of its layers without "
+            f"calling them: leave {', '.join(blind)} out of `lora.targets`"
         )
 
 
@@ -132,7 +127,7 @@ def _is_target(name: str, targets: str | list[str]) -> bool:
 
 
 def _trainable_in_float32(network: nn.Module) -> None:
-    """At the recipe's learning rate most updates of a bfloat16 weight round to nothing."""
+    """At the recipe's learning rate most updates of a bfloat16 weight would round to nothing."""
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -1,4 +1,4 @@
-"""What every encoder family shares: samples in, one embedding a sample out."""
+"""What every encoder family shares: samples in, one embedding per sample out."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ __all__ = ["Encoder"]
 class Encoder(nn.Module):
     """Turns samples (a text, an image, or both) into embeddings.
 
-    A family sets two attributes and writes :meth:`forward`. Every constructor argument is kept as an
+    A subclass sets two attributes and implements :meth:`forward`. Every constructor argument is kept as an
     attribute of the same name, so that a checkpoint can say how to build the encoder again.
 
-    An encoder that runs some of its modules for some batches alone, such as an image tower, also writes
-    :meth:`parts` and :meth:`add_row`. With sharded parameters (FSDP2) every rank must run the same modules.
+    An encoder that skips some of its modules for some batches, such as the image tower for a batch of texts,
+    implements :meth:`parts` and :meth:`add_row` too. With sharded parameters (FSDP2) every rank must run the
+    same modules.
 
     Attributes:
         collate: turns B samples into the keyword arguments of :meth:`forward`. It is picklable, holds no
@@ -29,25 +30,25 @@ class Encoder(nn.Module):
     embedding_dim: int
 
     def forward(self, **batch: Tensor) -> Tensor:
-        """Embeddings (B, D), one row a sample; whoever compares them normalises them."""
+        """Embeddings (B, D), one row per sample, not normalised: the caller does that."""
         raise NotImplementedError
 
     def parts(self, batch: dict[str, Tensor]) -> tuple[bool, ...]:
-        """Which of the optional parts of the network a collated batch runs; ``{}``, no batch, runs none.
+        """Which optional parts of the network a collated batch runs; ``{}``, no batch, runs none.
 
         By default there are no such parts: every batch runs every module.
         """
         return ()
 
     def add_row(self, batch: dict[str, Tensor], parts: tuple[bool, ...]) -> dict[str, Tensor]:
-        """A collated batch with one row more, at its end, as small as can be.
+        """A collated batch with one more row at its end, as small as possible.
 
         Args:
-            batch: of B samples; ``{}`` for none.
-            parts: the optional parts that the new row must run. `batch` runs none of them.
+            batch: a collated batch of B samples; ``{}`` for none.
+            parts: the optional parts that the new row must run; `batch` runs none of them.
 
         Returns:
-            The arguments of :meth:`forward` for B + 1 samples, the first B as they were.
+            The arguments of :meth:`forward` for B + 1 samples, the first B unchanged.
         """
         if batch:
             raise NotImplementedError(f"{type(self).__name__} has `parts`, but no `add_row`")

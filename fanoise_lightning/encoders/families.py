@@ -1,4 +1,4 @@
-"""The vision-language families: what each needs beyond the common forward, as a table."""
+"""A table of the vision-language families: what each needs beyond the common forward."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ class Family:
     """One model type.
 
     Attributes:
-        name: what people call it.
+        name: its usual name.
         marker: what stands for an image in the text that its processor reads; ``{i}`` is the image's
-            number, from 1.
+            number, from 1. Empty for a model with Python code of its own, whose processor knows it.
         image_options: which of ``image_size``, ``max_pixels`` and ``num_crops`` it takes.
         vision: the modules of the inner model that are not the language model.
-        lora_targets: a regular expression over module names, the language part; ``None``: the user says.
+        lora_targets: a regular expression over the module names of the language part; ``None`` if the user
+            has to give one.
         reserved: texts that its processor takes for an image or a video.
-        bare_marker: the marker of ``positions="vlm2vec"``; ``None`` where there is no such recipe.
-        module: is imported first: it registers the family with transformers' Auto classes.
+        bare_marker: the marker of ``positions="vlm2vec"``; ``None`` if there is no such recipe.
+        module: a module to import first, which registers the family with transformers' Auto classes.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Family:
 def _qwen(name: str, bare_marker: str | None = None) -> Family:
     return Family(
         name,
-        # two images with nothing between them would be read as one by M-RoPE: the markers keep them apart
+        # M-RoPE would read two images with nothing between them as one: the markers keep them apart
         marker="<|vision_start|><|image_pad|><|vision_end|>",
         image_options=("image_size", "max_pixels"),
         vision=("visual",),
@@ -79,7 +80,7 @@ _refused: ContextVar[bool] = ContextVar("remote code refused", default=False)
 
 @contextmanager
 def refuse_remote_code() -> Iterator[None]:
-    """Whatever an encoder's arguments say: they come from a checkpoint, which is not to be trusted."""
+    """Refuse remote code even if an encoder's arguments ask for it: here they come from a checkpoint."""
     token = _refused.set(True)
     try:
         yield
@@ -95,7 +96,7 @@ def find_family(model: str, trust_remote_code: bool = False) -> Family:
         trust_remote_code: whether a model type that is not in the table may bring its own code.
 
     Raises:
-        ValueError: if the model type is unknown, with the list of known ones.
+        ValueError: if the model type is unknown, with the known ones, or needs code that must not run.
         OSError: if there is no such model.
     """
     from transformers import PreTrainedConfig
@@ -118,6 +119,6 @@ def find_family(model: str, trust_remote_code: bool = False) -> Family:
     if not trust_remote_code:
         raise ValueError(
             f"{model!r} has the model type {model_type!r}, which needs Python code from its own folder or "
-            f"repository. Read it, then pass `trust_remote_code=True`; the model types without: {known}"
+            f"repository. Read it, then pass `trust_remote_code=True`. Model types without such code: {known}"
         )
     return Family(str(model_type), marker="")

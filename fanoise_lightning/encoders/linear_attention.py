@@ -13,11 +13,11 @@ class LinearAttention(nn.Module):
 
     The stock module reads the weights of its projections and never calls them, so an adapter on
     ``out_proj`` would do nothing. peft's own wrapper of the whole module merges the adapter into the weights
-    and takes it out again at every call: without dropout or DoRA, with rounding that adds up in bfloat16, and
-    (0.21) with twice the update of ``out_proj``.
+    and removes it again at every call: it supports neither dropout nor DoRA, its rounding errors add up in
+    bfloat16, and (in peft 0.21) it applies the update of ``out_proj`` twice.
 
     Args:
-        attention: the module to replace; its parameters are taken over, not copied.
+        attention: the module to replace; its parameters are shared, not copied.
     """
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
@@ -39,7 +39,7 @@ class LinearAttention(nn.Module):
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """Attend from (B, L, D), or (L, B, D), to itself: `query`, `key` and `value` are one and the same."""
+        """Attend from (B, L, D), or (L, B, D), to itself: `query`, `key` and `value` are the same tensor."""
         x = query if self.batch_first else query.transpose(0, 1)
         q, k, v = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.in_proj(x).chunk(3, -1)
@@ -55,12 +55,12 @@ class LinearAttention(nn.Module):
 
 
 def use_linear_attention(network: nn.Module) -> None:
-    """Let the self-attention of every block of an open_clip model run through layers that LoRA reaches."""
+    """Run the self-attention of every block of an open_clip model through layers that LoRA reaches."""
     from open_clip.transformer import ResidualAttentionBlock
 
     for module in network.modules():
         if isinstance(module, ResidualAttentionBlock) and not hasattr(module, "ln_1_kv"):
             module.attn = LinearAttention(module.attn)
         elif getattr(module, "q_bias", None) is not None and hasattr(module, "qkv_bias_separate"):
-            # timm's EVA and BEiT, which else read the weights of `qkv` and never call it
+            # timm's EVA and BEiT, which otherwise read the weights of `qkv` and never call it
             module.qkv_bias_separate = True  # type: ignore[assignment]

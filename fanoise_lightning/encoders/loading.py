@@ -1,68 +1,79 @@
-"""Checkpoints of vision-language models: all weights or an error."""
+"""Loading checkpoints of transformers: every weight or an error."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from fanoise_lightning._checks import check_choice
 from fanoise_lightning.encoders.remote_code import refuse_code
 
-__all__ = ["check_keys", "load_network"]
+__all__ = ["Dtype", "check_keys", "four_bit", "listed", "load_network", "load_processor"]
+
+Dtype = Literal["float32", "bfloat16"]
 
 
 def load_network(
-    model: str,
-    *,
-    dtype: str = "float32",
-    attn_implementation: str | None = None,
-    load_in_4bit: bool = False,
-    trust_remote_code: bool = False,
+    loader: Any, model: str, dtype: Dtype, trust_remote_code: bool = False, **options: Any
 ) -> Any:
-    """The model with its language head, in eval mode, every weight from the checkpoint.
-
-    The class with the head is loaded, not the inner model alone: the latter reads checkpoints in the newer
-    key layout with the whole vision tower left at random, and says so in a printed report only.
+    """A model in eval mode, with every weight from its checkpoint.
 
     Args:
+        loader: a model class of transformers, or one of its Auto classes. Vision-language models are loaded
+            with their language head: the inner model alone reads checkpoints in the newer key layout with
+            the whole vision tower left at random, and only says so in a printed report.
         model: a hub id or a folder.
-        dtype: ``"float32"`` or ``"bfloat16"``.
-        attn_implementation: ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``; ``None``: transformers' own.
-        load_in_4bit: quantise the weights (NF4) while they load; needs bitsandbytes and a GPU.
-        trust_remote_code: run the code that comes with the checkpoint.
+        dtype: the dtype of the weights.
+        trust_remote_code: run the Python code that comes with the checkpoint.
+        **options: passed on to ``from_pretrained``.
 
     Raises:
-        ValueError: if weights are missing, left over, or of another shape, with their keys; or if the dtype
-            is another.
-        ImportError: if `load_in_4bit` is asked for without bitsandbytes.
+        ValueError: if weights are missing, left over, or of another shape, with their keys; if the dtype is
+            unknown; or if the model needs Python code that must not run.
+        OSError: if there is no such model.
     """
-    from transformers import AutoModelForImageTextToText
-
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"`dtype` must be 'float32' or 'bfloat16', got {dtype!r}")
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code}
-    if attn_implementation is not None:
-        options["attn_implementation"] = attn_implementation
-    if load_in_4bit:
-        options |= _four_bit()
+    check_choice("dtype", dtype, Dtype)
     with nullcontext() if trust_remote_code else refuse_code(repr(model)):
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(model, output_loading_info=True, **options)
-    network, info = loaded
-    check_keys(
-        info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"], f"the checkpoint {model!r}"
-    )
+        network, info = loader.from_pretrained(
+            model,
+            output_loading_info=True,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=trust_remote_code,
+            **options,
+        )
+    keys = (info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+    check_keys(*keys, f"the checkpoint {model!r}")
     return network.eval()
 
 
-def _four_bit() -> dict[str, Any]:
+def load_processor(model: str, trust_remote_code: bool = False) -> Any:
+    """The tokenizer and the image processor that come with a checkpoint.
+
+    Raises:
+        ValueError: if they need Python code that must not run.
+        OSError: if there is no such model.
+    """
+    from transformers import AutoProcessor
+
+    with nullcontext() if trust_remote_code else refuse_code(repr(model)):
+        return AutoProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
+
+
+def four_bit() -> dict[str, Any]:
+    """The options of :func:`load_network` that quantise the weights to 4 bits (NF4) while they load.
+
+    Raises:
+        ImportError: if bitsandbytes is not installed.
+    """
     if find_spec("bitsandbytes") is None:
         raise ImportError(
             "`load_in_4bit` needs bitsandbytes, which is not installed: `pip install bitsandbytes`, or leave "
-            "`load_in_4bit` out and take `dtype: bfloat16`"
+            "`load_in_4bit` out and pass `dtype: bfloat16`"
         )
     from transformers import BitsAndBytesConfig
 
@@ -72,7 +83,7 @@ def _four_bit() -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    # weights are quantised on their GPU, before Lightning hands out devices: one process a GPU
+    # weights are quantised on their GPU before Lightning assigns devices: one process per GPU
     return {"quantization_config": config, "device_map": {"": int(os.environ.get("LOCAL_RANK", 0))}}
 
 
@@ -82,11 +93,11 @@ def check_keys(
     """Refuse weights that did not all load; the language head is not used and may be absent.
 
     Raises:
-        ValueError: with the keys, grouped.
+        ValueError: with the keys, grouped by what is wrong.
     """
     groups = {
         "missing": [key for key in missing if "lm_head" not in key],
-        # recomputed buffers, which old files carry
+        # old files hold buffers that are computed nowadays
         "left over": [
             key
             for key in unexpected
@@ -94,10 +105,17 @@ def check_keys(
         ],
         "of another shape": [str(key) for key in mismatched],
     }
-    found = [f"{len(keys)} {name} ({_list(sorted(keys))})" for name, keys in groups.items() if keys]
+    found = [f"{len(keys)} {name} ({listed(sorted(keys), 12)})" for name, keys in groups.items() if keys]
     if found:
         raise ValueError(f"{what} does not fit the model; weights: {'; '.join(found)}")
 
 
-def _list(keys: list[str], most: int = 12) -> str:
-    return ", ".join(keys[:most]) + (f", and {len(keys) - most} more" if len(keys) > most else "")
+def listed(names: Sequence[str], most: int) -> str:
+    """Names for a message, and how many more there are than `most`.
+
+    Example:
+        >>> listed(["a", "b", "c"], 2)
+        'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

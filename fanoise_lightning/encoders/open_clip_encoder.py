@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from PIL.Image import Image
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 
 from fanoise_lightning.encoders.adapters import LoraOptions, add_lora
 from fanoise_lightning.encoders.linear_attention import use_linear_attention
-from fanoise_lightning.encoders.open_clip_tags import create_model
+from fanoise_lightning.encoders.open_clip_tags import Interpolation, ResizeMode, create_model
 from fanoise_lightning.encoders.plain_text import PlainTexts
 from fanoise_lightning.encoders.remote_code import refuse_code
 from fanoise_lightning.encoders.towers import TowerCollate, TwoTowers
@@ -22,7 +22,7 @@ __all__ = ["OpenClipEncoder"]
 
 _OWN_CONFIGS = Path(__file__).parent / "open_clip_configs"
 
-# The loss owns the temperature; CoCa's decoder writes captions.
+# The loss owns the temperature; CoCa's decoder only writes captions.
 _UNUSED = ("logit_scale", "logit_bias", "text_decoder")
 
 # The blocks of open_clip's own transformers and of timm's, in both towers.
@@ -35,35 +35,37 @@ _LORA_TARGETS = (
 class OpenClipEncoder(TwoTowers):
     """Any open_clip model, with its own tokenizer and image transform: CLIP, SigLIP, CoCa, EVA, ...
 
-    A sample with a text and an image is embedded as the sum of both towers' unit vectors. A text longer than
-    the tower takes is cut, as open_clip does (after 77 tokens for CLIP); the number is printed once.
+    The embedding of a sample with a text and an image is the sum of both towers' unit vectors. A text longer
+    than the tower takes is cut, as in open_clip (after 77 tokens for CLIP); the limit is printed once.
 
-    Weights need the images and the activation that they were trained with. A tag brings both. The path of
-    a checkpoint takes what all of the architecture's tags have in common; where they differ, `quick_gelu` and
-    the ``image_...`` options must say. What is used is printed once.
+    Weights need the image preprocessing and the activation that they were trained with. A tag brings both.
+    For the path of a checkpoint, what all tags of the architecture have in common is used; if they differ,
+    `quick_gelu` and the ``image_...`` options must say. What is used is printed once.
 
     Args:
         model: a name from ``open_clip.list_models()``, ``"emoji-resnet"`` (a small one for the embedded
             benchmark), ``"hf-hub:..."``, ``"local-dir:..."``, or the path of an open_clip JSON config.
         pretrained: a tag from ``open_clip.list_pretrained()`` or the path of a checkpoint; ``None`` starts
             from random weights.
-        gradient_checkpointing: trade a second forward pass for memory.
-        lora: settings of a fresh adapter, see :class:`LoraOptions`; ``{}`` for the paper's. By default it is
-            put on the attention and the MLP of every block of both towers; ResNets and Hugging Face text
-            towers stay frozen unless ``targets`` names their layers.
-        image_mean: the mean of the three colours, in 0..1, that is subtracted from an image.
-        image_std: their standard deviation, by which it is divided.
+        gradient_checkpointing: save memory at the cost of a second forward pass.
+        lora: the settings of a fresh adapter, see :class:`LoraOptions`; ``{}`` is the paper's recipe. By
+            default the adapter is put on the attention and the MLP of every block of both towers; ResNets and
+            Hugging Face text towers stay frozen unless ``targets`` names their layers.
+        image_mean: the mean of each of the three colours, 0 to 1, which is subtracted from an image.
+        image_std: the standard deviation of each colour, by which the image is then divided.
         image_interpolation: ``"bicubic"`` or ``"bilinear"``.
-        image_resize_mode: ``"shortest"`` scales an image by its shorter side and cuts out the middle,
-            ``"longest"`` by its longer side and fills up with black, ``"squash"`` gives up its aspect ratio.
-        quick_gelu: whether the blocks have OpenAI's QuickGELU for an activation.
+        image_resize_mode: ``"shortest"`` scales an image by its shorter edge and crops it to the middle,
+            ``"longest"`` scales it by its longer edge and pads it with black, ``"squash"`` gives up its
+            aspect ratio.
+        quick_gelu: whether the activation of the blocks is OpenAI's QuickGELU.
         split_special_tokens: read the names of special tokens in texts, such as ``<end_of_text>``, as text;
             ``False`` lets them act.
 
     Raises:
-        ValueError: if the model is unknown, with the nearest names; the JSON config is not one; an option has
-            no such value; or the tags of the architecture differ in an option that a checkpoint's path needs.
-        FileNotFoundError: if ``model`` is the path of a config that is not there.
+        ValueError: if the model is unknown, with the nearest names; if the JSON config is not an open_clip
+            config; if an option has no such value; or if the tags of the architecture differ in an option
+            that the path of a checkpoint leaves open.
+        FileNotFoundError: if ``model`` is the path of a config that does not exist.
 
     Example:
         >>> encoder = OpenClipEncoder("ViT-B-32")                       # doctest: +SKIP
@@ -80,8 +82,8 @@ class OpenClipEncoder(TwoTowers):
         lora: LoraOptions | None = None,
         image_mean: tuple[float, float, float] | None = None,
         image_std: tuple[float, float, float] | None = None,
-        image_interpolation: Literal["bicubic", "bilinear"] | None = None,
-        image_resize_mode: Literal["shortest", "longest", "squash"] | None = None,
+        image_interpolation: Interpolation | None = None,
+        image_resize_mode: ResizeMode | None = None,
         quick_gelu: bool | None = None,
         split_special_tokens: bool = True,
     ) -> None:
@@ -114,11 +116,11 @@ class OpenClipEncoder(TwoTowers):
         if split_special_tokens:
             _read_as_text(tokenizer)
         self.collate = _OpenClipCollate(transform, tokenizer)
-        self.report(model, tokenizer.context_length)
-        self.train()  # as open_clip hands models out, but for what is frozen
+        self.report_towers(model, tokenizer.context_length)
+        self.train()  # as open_clip returns models, except for what is frozen
 
     def encode_text(self, input_ids: Tensor) -> Tensor:  # type: ignore[override]
-        # CoCa normalises unless told
+        # CoCa normalises by default
         return self.clip.encode_text(input_ids, normalize=False)
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:  # type: ignore[override]
@@ -138,12 +140,12 @@ class _OpenClipCollate(TowerCollate):
         return {"input_ids": self.tokenizer(texts)}
 
     def transform(self, images: list[Image]) -> dict[str, Tensor]:
-        # in a worker stacked in shared memory
+        # `default_collate` stacks in shared memory in a worker
         return {"pixel_values": default_collate([self.preprocess(image) for image in images])}
 
 
 def _read_as_text(tokenizer: Any) -> None:
-    """Let one of open_clip's tokenizers read the names of its special tokens as text."""
+    """Make one of open_clip's tokenizers read the names of its special tokens as text."""
     import open_clip
     import regex
 
@@ -161,17 +163,17 @@ def _own_code_only(model: str, name: str) -> AbstractContextManager[None]:
 
     text = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
     named = [repr(text[key]) for key in ("hf_model_name", "hf_tokenizer_name") if text.get(key)]
-    # open_clip hands these arguments on to transformers
+    # open_clip passes these arguments on to transformers
     if (text.get("tokenizer_kwargs") or {}).get("trust_remote_code"):
         raise ValueError(
             f"the open_clip config of {model!r} asks to run the Python code that comes with its tokenizer, "
-            "which is never done: take a model with a tokenizer of transformers' own"
+            "which is never run: choose a model whose tokenizer is part of transformers"
         )
     return refuse_code(f"the open_clip model {model!r}" + (f", with {' and '.join(named)}," if named else ""))
 
 
 def _register(model: str) -> str:
-    """The name by which open_clip knows the model; a path is registered first, an unknown name refused."""
+    """The name by which open_clip knows the model: registers a path, refuses an unknown name."""
     import difflib
 
     import open_clip
@@ -182,11 +184,12 @@ def _register(model: str) -> str:
     if model.endswith(".json"):
         path = Path(model)
         if not path.is_file():
-            raise FileNotFoundError(f"no open_clip config at {model!r}")
+            raise FileNotFoundError(f"there is no open_clip config at {model!r}")
         open_clip.add_model_config(path)
         if path.stem not in open_clip.list_models():
             raise ValueError(
-                f"{model!r} is no open_clip config: it needs the keys 'embed_dim', 'vision_cfg', 'text_cfg'"
+                f"{model!r} is not an open_clip config, which has the keys 'embed_dim', 'vision_cfg' and "
+                "'text_cfg'"
             )
         return path.stem
     known = open_clip.list_models()

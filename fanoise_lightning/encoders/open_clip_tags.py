@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torchmetrics.utilities import rank_zero_info
 
-__all__ = ["create_model", "settle"]
+from fanoise_lightning._checks import check_choice
+from fanoise_lightning.encoders.loading import listed
+
+__all__ = ["Interpolation", "ResizeMode", "create_model", "settle"]
+
+Interpolation = Literal["bicubic", "bilinear"]
+ResizeMode = Literal["shortest", "longest", "squash"]
 
 _KEYS = {
     "image_mean": "mean",
@@ -18,16 +24,13 @@ _KEYS = {
     "image_resize_mode": "resize_mode",
     "quick_gelu": "quick_gelu",
 }
-_CHOICES = {
-    "image_interpolation": ("bicubic", "bilinear"),
-    "image_resize_mode": ("shortest", "longest", "squash"),
-}
+_CHOICES = {"image_interpolation": Interpolation, "image_resize_mode": ResizeMode}
 
 
 def create_model(
     name: str, pretrained: str | None, options: dict[str, Any]
 ) -> tuple[Any, Callable[[Any], Tensor]]:
-    """The model and its evaluation transform; prints how it takes images.
+    """The model and its evaluation transform; prints how images are prepared.
 
     Args:
         name: the name by which open_clip knows the model.
@@ -35,7 +38,7 @@ def create_model(
         options: see :func:`settle`.
 
     Raises:
-        ValueError: if an option has no such value, or :func:`settle` does not know it.
+        ValueError: if an option has no such value, or :func:`settle` cannot tell it.
     """
     import open_clip
 
@@ -43,7 +46,7 @@ def create_model(
     settled = settle(name, pretrained, options)
     quick_gelu = settled.pop("quick_gelu")
     if quick_gelu is False and (open_clip.get_model_config(name) or {}).get("quick_gelu"):
-        settled["quick_gelu"] = False  # open_clip forces it in the other direction alone
+        settled["quick_gelu"] = False  # `force_quick_gelu` can only turn it on
     clip, _, transform = open_clip.create_model_and_transforms(
         name, pretrained=pretrained, force_quick_gelu=bool(quick_gelu), **settled
     )
@@ -58,16 +61,16 @@ def create_model(
 
 
 def settle(model: str, pretrained: str | None, options: dict[str, Any]) -> dict[str, Any]:
-    """Fill in what the user left open, where there is one answer.
+    """Fill in the options that the user left open, where there is one answer.
 
-    open_clip knows for its tags how they were trained. A file does not say it: it gets what all tags of its
-    architecture have in common. Architectures without tags, and random weights, get open_clip's defaults.
+    open_clip knows how the weights of its tags were trained. A file does not say: it gets what all tags of
+    its architecture have in common. Architectures without tags, and random weights, get open_clip's defaults.
 
     Args:
         model: the name by which open_clip knows the model.
         pretrained: a tag, the path of a file, or ``None``.
         options: ``image_mean``, ``image_std``, ``image_interpolation``, ``image_resize_mode`` and
-            ``quick_gelu``; ``None`` is open.
+            ``quick_gelu``; ``None`` leaves one open.
 
     Returns:
         The options; those that are still ``None`` are left to open_clip.
@@ -83,19 +86,21 @@ def settle(model: str, pretrained: str | None, options: dict[str, Any]) -> dict[
     if open_clip.get_pretrained_cfg(model, pretrained):
         tags = [pretrained]
     elif not Path(pretrained).is_file():
-        return options  # open_clip has an error for it
-    # a name such as ViT-B-32-quickgelu says it
-    fixed = {"quick_gelu": True} if (open_clip.get_model_config(model) or {}).get("quick_gelu") else {}
+        return options  # open_clip reports it
+    # a config such as that of ViT-B-32-quickgelu overrules its tags
+    always_quick_gelu = bool((open_clip.get_model_config(model) or {}).get("quick_gelu"))
     settled, differing = dict(options), []
     for option, key in _KEYS.items():
         if settled[option] is not None:
             continue
         groups: dict[Any, list[str]] = {}
         for tag in tags:
-            value = open_clip.get_pretrained_cfg(model, tag).get(key, False if key == "quick_gelu" else None)
-            groups.setdefault(fixed.get(option, value), []).append(tag)
+            value = open_clip.get_pretrained_cfg(model, tag).get(key)
+            if option == "quick_gelu":
+                value = always_quick_gelu or bool(value)
+            groups.setdefault(value, []).append(tag)
         if len(groups) > 1:
-            ways = "; or ".join(f"{option}={value!r} for {_list(names)}" for value, names in groups.items())
+            ways = "; or ".join(f"{option}={value!r} for {listed(of, 4)}" for value, of in groups.items())
             differing.append(f"`{option}` ({ways})")
         elif groups:
             settled[option] = next(iter(groups))
@@ -115,11 +120,7 @@ def _check(options: dict[str, Any]) -> None:
         numbers = isinstance(colours, list | tuple) and all(isinstance(one, int | float) for one in colours)
         if not numbers or len(colours) != 3 or (name == "image_std" and min(colours) <= 0):
             kind = "positive numbers" if name == "image_std" else "numbers"
-            raise ValueError(f"`{name}` must be three {kind}, one a colour, got {colours!r}")
+            raise ValueError(f"`{name}` must be three {kind}, one per colour, got {colours!r}")
     for name, choices in _CHOICES.items():
-        if options[name] is not None and options[name] not in choices:
-            raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {options[name]!r}")
-
-
-def _list(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+        if options[name] is not None:
+            check_choice(name, options[name], choices)

@@ -1,4 +1,4 @@
-"""Rows that stand for nobody: a sharded rank runs them where its batch lacks what other ranks run."""
+"""Placeholder rows: a sharded rank runs them if its batch lacks a part that other ranks run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fanoise_lightning.sample import Sample
 __all__ = ["append_prompt", "smallest_image_prompt"]
 
 
-@torch.inference_mode(False)  # a training step saves it for backward, an evaluation may be the first to ask
+@torch.inference_mode(False)  # an evaluation may build it first, and a training step saves it for backward
 def smallest_image_prompt(collate: VisionLanguageCollate) -> dict[str, Tensor]:
-    """A collated batch of one image, of as few tokens as its processor lets it have."""
+    """A collated batch of one image, with as few tokens as the processor allows."""
     collate = copy.copy(collate)
-    collate.side = None
+    collate.edge = None
     if "num_crops" in collate.family.image_options:
         collate.processor = copy.copy(collate.processor)
         collate.processor.image_processor = copy.copy(collate.processor.image_processor)
@@ -30,15 +30,15 @@ def smallest_image_prompt(collate: VisionLanguageCollate) -> dict[str, Tensor]:
 
 
 def append_prompt(batch: dict[str, Tensor], row: dict[str, Tensor], tokenizer: Any) -> dict[str, Tensor]:
-    """A collated batch of texts with one prompt more, padded to the longer of the two.
+    """A collated batch of texts with one more prompt, padded to the longer of the two.
 
     Args:
-        batch: tensors (B, L) alone.
-        row: a collated batch of one, with the same tensors (1, L') and those of its images.
-        tokenizer: says what is padded, and on which side.
+        batch: tensors (B, L), and no others.
+        row: a collated batch of one prompt: the same tensors (1, L'), and those of its images.
+        tokenizer: knows the padding token and the padding side.
 
     Returns:
-        (B + 1, max(L, L')), and the tensors of the images; where the batch is.
+        Tensors (B + 1, max(L, L')) and those of the images, on the device of the batch.
     """
     device = batch["input_ids"].device
     length = max(batch["input_ids"].shape[1], row["input_ids"].shape[1])

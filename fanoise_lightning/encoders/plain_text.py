@@ -1,4 +1,4 @@
-"""Texts of users are text: names of special tokens in them are read letter by letter."""
+"""Texts of users are text: the name of a special token in them is read letter by letter."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 
 __all__ = ["PlainTexts", "short"]
 
-# control tokens that some tokenizers (Phi-3.5's) hold without calling them special
+# control tokens that some tokenizers, such as Phi-3.5's, do not mark as special
 _CONTROL = ("<s>", "</s>")
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class PlainTexts:
-    """A tokenizer that reads every text as text, and is itself in everything else.
+    """A tokenizer that reads every text as text, and otherwise behaves as the original.
 
     Tokenizers look for their special tokens in each text: ``<|endoftext|>`` ends a caption for CLIP,
     ``<|image_pad|>`` stands for an image in Qwen2-VL. Here a text that holds such a name is read by
-    :attr:`plain`, a copy of the tokenizer whose special tokens have secret names and their old numbers; all
-    other texts are read by the tokenizer as it came.
+    :attr:`plain`, a copy of the tokenizer whose special tokens have secret names and their old ids; all
+    other texts are read by the original tokenizer.
 
     Args:
         tokenizer: a tokenizer of transformers.
-        also: more of its added tokens that users must not call.
+        also: further added tokens of the tokenizer that must not act in a text.
 
     Example:
         >>> texts = PlainTexts(clip_tokenizer)                                          # doctest: +SKIP
@@ -35,23 +35,23 @@ class PlainTexts:
 
     def __init__(self, tokenizer: Any, also: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
-        callable_names = {*tokenizer.all_special_tokens, *_CONTROL, *also}
+        special = {*tokenizer.all_special_tokens, *_CONTROL, *also}
         added = {
             token.content: token
             for token in tokenizer.added_tokens_decoder.values()
-            if (token.special or token.content in callable_names) and token.content.strip()
+            if (token.special or token.content in special) and token.content.strip()
         }
-        secret = secrets.token_hex(8)  # a fixed name could be typed
+        secret = secrets.token_hex(8)  # a user could type a fixed name
         self.names = {name: f"\U0010fffe{secret}{i}\U0010fffe" for i, name in enumerate(added)}
         longest_first = sorted(map(re.escape, added), key=len, reverse=True)
-        # in any case: a tokenizer may look for a token after it has changed the text to lower case
+        # upper or lower case: a tokenizer may look for a token after it has lower-cased the text
         self._pattern = re.compile("|".join(longest_first) or "(?!)", re.IGNORECASE)
 
     def __call__(self, texts: list[str], **options: Any) -> Any:
         """What the tokenizer returns for these texts and options.
 
         Raises:
-            ValueError: if a text cannot be read as text, for lack of a fast tokenizer.
+            ValueError: if a text cannot be read as text because the tokenizer is not a fast one.
         """
         found = {text: name for text in texts if (name := self.find(text)) is not None}
         if not found:
@@ -68,24 +68,24 @@ class PlainTexts:
         return getattr(self.tokenizer, name)
 
     def find(self, text: str) -> str | None:
-        """The first name of a special token in a text, as it stands there; ``None`` if there is none.
+        """The first name of a special token in a text, as it is written there; ``None`` if there is none.
 
-        A normaliser can make one of other letters, such as ``</s>`` of ``＜/s＞``; a Unigram model finds it
-        then, even where the tokenizer looks for its special tokens before that.
+        A normaliser can turn other characters into such a name, as ``＜/s＞`` into ``</s>``; a Unigram model
+        finds it then, even if the tokenizer looks for its special tokens before it normalises.
         """
         match = self._pattern.search(text)
         if match is None and self.tokenizer.is_fast:
             normaliser = self.tokenizer.backend_tokenizer.normalizer
             match = self._pattern.search(normaliser.normalize_str(text)) if normaliser is not None else None
-        return match and match.group()
+        return None if match is None else match.group()
 
     def rename(self, text: str) -> str:
-        """A text of ours in which special tokens shall act, for :attr:`plain`."""
+        """A text of our own, in which special tokens act, in the names that :attr:`plain` knows."""
         return self._pattern.sub(lambda match: self.names.get(match.group(), match.group()), text)
 
     @property
     def plain(self) -> Any:
-        """The tokenizer with the same numbers for the same texts, whose special tokens have secret names."""
+        """The tokenizer whose special tokens have secret names; all ids are the same."""
         self._copy.padding_side = self.tokenizer.padding_side
         return self._copy
 
@@ -113,11 +113,11 @@ class PlainTexts:
         return plain
 
     def _check_split(self, text: str, name: str) -> None:
-        """Refuse a text whose special tokens a tokenizer without a fast backend finds all the same."""
+        """Refuse a text in which a tokenizer without a fast backend finds special tokens anyway."""
         tokenizer = self.tokenizer
-        numbers = {tokenizer.convert_tokens_to_ids(name) for name in self.names} - {tokenizer.unk_token_id}
+        special = {tokenizer.convert_tokens_to_ids(name) for name in self.names} - {tokenizer.unk_token_id}
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        if not numbers.isdisjoint(ids):
+        if not special.isdisjoint(ids):
             raise ValueError(
                 f"the text {short(text)} holds {name!r}, a special token that {type(tokenizer).__name__} "
                 "cannot read as text: remove it, or pass `split_special_tokens=False` to let it act"
@@ -130,14 +130,14 @@ def short(text: str) -> str:
 
 
 def _renamed(tokenizer_json: str, names: dict[str, str]) -> str:
-    """A tokenizer.json in which special tokens have other names and the same numbers."""
+    """A tokenizer.json in which special tokens have other names and the same ids."""
     spec = json.loads(tokenizer_json)
     for token in spec["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
     model = spec["model"]
     if isinstance(model["vocab"], dict):
-        model["vocab"] = {names.get(token, token): number for token, number in model["vocab"].items()}
-    else:  # Unigram: with scores, by which it would find "</s>" in a text all the same
+        model["vocab"] = {names.get(token, token): id_ for token, id_ in model["vocab"].items()}
+    else:  # Unigram: pieces with scores, by which it would still find "</s>" in a text
         model["vocab"] = [[names.get(token, token), score] for token, score in model["vocab"]]
     if model.get("unk_token") in names:
         model["unk_token"] = names[model["unk_token"]]

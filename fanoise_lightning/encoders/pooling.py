@@ -1,4 +1,4 @@
-"""From the hidden states of a row's tokens to its one vector, whichever side is padded."""
+"""From the hidden states of a row's tokens to its vector, whether rows are padded left or right."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Pooling = Literal["last", "mean", "eos"]
 
 
 def last_token(hidden: Tensor, mask: Tensor) -> Tensor:
-    """The state at the last position that the mask keeps.
+    """The hidden state at the last position that the mask keeps.
 
     Args:
         hidden: (B, L, D).
-        mask: (B, L), nonzero where there is a token.
+        mask: (B, L), nonzero where there is a token, 0 for padding.
 
     Returns:
         (B, D), in the dtype of `hidden`.
@@ -32,11 +32,11 @@ def last_token(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def mean_token(hidden: Tensor, mask: Tensor) -> Tensor:
-    """The mean state of the positions that the mask keeps.
+    """The mean hidden state of the positions that the mask keeps.
 
     Args:
         hidden: (B, L, D).
-        mask: (B, L), nonzero where there is a token.
+        mask: (B, L), nonzero where there is a token, 0 for padding.
 
     Returns:
         (B, D), float32.
@@ -45,6 +45,6 @@ def mean_token(hidden: Tensor, mask: Tensor) -> Tensor:
         >>> mean_token(torch.arange(6.0).view(2, 3, 1), torch.tensor([[1, 1, 0], [0, 1, 1]])).tolist()
         [[0.5], [4.5]]
     """
-    # masked_fill, not a product: a non-finite state in the padding must not spread
+    # masked_fill, not a product: a non-finite state in the padding must not spread to the mean
     kept = hidden.float().masked_fill(~mask.bool()[..., None], 0.0)
     return kept.sum(dim=1) / mask.bool().sum(dim=1, keepdim=True)

@@ -1,39 +1,36 @@
-"""From a sample to the text that a processor reads, and the images in the order of their markers."""
+"""From a sample to the text that a processor reads, with its images in the order of their markers."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from PIL.Image import Image
 
 from fanoise_lightning.encoders.plain_text import short
-from fanoise_lightning.sample import Sample
+from fanoise_lightning.sample import IMAGE_PLACE, Sample
 
 __all__ = ["cut", "write_prompt"]
 
-_PLACE = re.compile(r"<\|image_(\d+)\|>")
-
 
 def write_prompt(sample: Sample, marker: str) -> tuple[str, list[Image]]:
-    """A sample's text with the family's markers, and its images in the order in which they stand there.
+    """A sample's text with the family's markers, and its images in the order of these markers.
 
     ``<|image_1|>``, ``<|image_2|>``, ... in the text are the places of the images, in any order, each at
-    least once. In a text without them the images come first, parted by spaces.
+    least once. If a text has no places, the images come first, separated by spaces.
 
     Args:
         sample: a text, images, or both.
         marker: what stands for an image; ``{i}`` is its number, from 1.
 
     Raises:
-        ValueError: if a place has no image or an image no place.
+        ValueError: if a place has no image or an image has no place.
 
     Example:
         >>> write_prompt(Sample("a cat"), "<image>")
         ('a cat', [])
     """
     text, images = sample.text, sample.images
-    places = [int(number) for number in _PLACE.findall(text)]
+    places = [int(number) for number in IMAGE_PLACE.findall(text)]
     if not places:
         places = list(range(1, len(images) + 1))
         text = " ".join([*(f"<|image_{place}|>" for place in places), *([text] if text else [])])
@@ -47,9 +44,9 @@ def write_prompt(sample: Sample, marker: str) -> tuple[str, list[Image]]:
             f"image {unplaced[0]} of {len(images)} has no place in the text {short(text)}, where others "
             f"have one: add <|image_{unplaced[0]}|>, or remove all places to put the images first"
         )
-    # numbered as they stand: processors hand out the images in that order
+    # numbered in the order of the text: processors hand out the images in that order
     numbers = iter(range(1, len(places) + 1))
-    prompt = _PLACE.sub(lambda _: marker.replace("{i}", str(next(numbers))), text)
+    prompt = IMAGE_PLACE.sub(lambda _: marker.replace("{i}", str(next(numbers))), text)
     return prompt, [images[place - 1] for place in places]
 
 
@@ -62,11 +59,11 @@ def cut(text: str, limit: int, tokenizer: Any) -> str:
     room = limit - tokenizer.num_special_tokens_to_add()
     if room < 1:
         raise ValueError(f"a maximum length of {limit} leaves no room for a text, got {short(text)}")
-    if len(text.encode()) < room:  # a token covers a byte at least
+    if len(text.encode()) < room:  # a token covers at least one byte
         return text
     spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     if len(spans) <= room:
         return text
-    while room > 1 and spans[room][0] < spans[room - 1][1]:  # within a character of several tokens
+    while room > 1 and spans[room][0] < spans[room - 1][1]:  # inside a character of several tokens
         room -= 1
     return text[: spans[room - 1][1]]

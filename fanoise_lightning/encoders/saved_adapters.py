@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from fanoise_lightning.encoders.adapters import inject
+from fanoise_lightning.encoders._transformers import rename_keys
+from fanoise_lightning.encoders.adapters import LoraOptions, add_lora, inject
 from fanoise_lightning.encoders.loading import check_keys
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-__all__ = ["load_lora"]
+__all__ = ["load_lora", "put_adapter"]
 
-# What an ``adapter_config.json`` may set. Not among them is what needs more than layers of the adapter (an
-# aLoRA's tokens, a router) or rearranges those of the model, and `megatron_core`, which peft would import.
+# What an ``adapter_config.json`` may set. Left out are settings that need more than the adapter's layers (an
+# aLoRA's tokens, a router) or rearrange the model's, and `megatron_core`, which peft would import.
 _SETTINGS = {
     *("peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision"),
     *("inference_mode", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules"),
@@ -29,15 +30,37 @@ _SETTINGS = {
     *("trainable_token_indices", "target_parameters"),
 }
 
-# The others change the model's own weights in ways that cannot be repeated from the adapter alone.
+# Other values change the model's own weights in ways that cannot be repeated from the adapter alone.
 _INITS = (True, False, "gaussian", "orthogonal", "eva", "pissa", "olora")
 
 
-def load_lora(network: Any, adapter: str, model: str) -> None:
-    """Put a saved LoRA adapter on a transformers model; the adapter trains on, the rest is frozen.
+def put_adapter(
+    network: Any, model: str, lora: LoraOptions | None, adapter: str | None, default_targets: str | None
+) -> None:
+    """Put the adapter that a user asks for on a transformers model: a fresh one, a saved one, or none.
 
-    Adapters that peft or transformers saved load, under the key names of any version of the model; what the
-    config says is done, or refused by name. Nothing in the folder is run or imported.
+    Args:
+        network: the model, with its language head if it has one.
+        model: what `network` was loaded from.
+        lora: settings of a fresh adapter.
+        adapter: a hub id or a folder of a saved adapter.
+        default_targets: the modules that a fresh adapter is put on unless `lora` names others.
+
+    Raises:
+        ValueError: as :func:`load_lora` and :func:`~fanoise_lightning.encoders.adapters.add_lora` do.
+        OSError: if there is no such adapter.
+    """
+    if adapter is not None:
+        load_lora(network, adapter, model)
+    elif lora is not None:
+        add_lora(network, lora, default_targets)
+
+
+def load_lora(network: Any, adapter: str, model: str) -> None:
+    """Put a saved LoRA adapter on a transformers model; training continues the adapter, the rest is frozen.
+
+    The adapter may come from peft or transformers, with the key names of any version of the model. Every
+    setting in its config is honoured, or refused by name. Nothing in the folder is run or imported.
 
     Args:
         network: the model, with its language head: adapters are saved under its key names.
@@ -45,8 +68,8 @@ def load_lora(network: Any, adapter: str, model: str) -> None:
         model: what `network` was loaded from.
 
     Raises:
-        ValueError: if the adapter is one for another model; if not all of its weights load, with their keys;
-            or if its config or weights cannot be read or ask for what is not supported.
+        ValueError: if the adapter belongs to another model; if not all of its weights load, with their keys;
+            or if its config or weights cannot be read or ask for something that is not supported.
         OSError: if there is no such adapter, or the hub is out of reach.
     """
     from peft.utils.error import NoMatchingPeftModuleError
@@ -79,13 +102,13 @@ def _read_config(adapter: str) -> LoraConfig:
     if (init := settings.get("init_lora_weights", True)) not in _INITS:
         raise ValueError(
             f"{file} has the `init_lora_weights` {init!r}, which changed the model's own weights: save the "
-            f"adapter with peft's `path_initial_model_for_weight_conversion`"
+            "adapter with peft's `path_initial_model_for_weight_conversion`"
         )
     defaults = vars(peft.LoraConfig())
     others = {
         name: value
         for name, value in settings.items()
-        # peft writes down what is off, too
+        # peft writes settings that are off too
         if name not in _SETTINGS and value and value != defaults.get(name)
     }
     if others:
@@ -105,10 +128,10 @@ def _read_weights(adapter: str) -> dict[str, Tensor]:
     from safetensors import SafetensorError
 
     files = [Path(adapter) / name for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)]
-    if Path(adapter).is_dir() and not any(file.exists() for file in files):  # peft would turn to the hub
+    if Path(adapter).is_dir() and not any(file.exists() for file in files):  # peft would look on the hub
         raise FileNotFoundError(f"{adapter!r} has no {SAFETENSORS_WEIGHTS_NAME}")
     try:
-        return load_peft_weights(adapter, device="cpu")  # of a `.bin` the tensors alone, as `weights_only`
+        return load_peft_weights(adapter, device="cpu")  # only tensors of a `.bin`: `weights_only`
     except (EOFError, RuntimeError, SafetensorError, UnpicklingError, ValueError) as error:
         raise ValueError(f"the weights of the adapter {adapter!r} cannot be read: {error}") from error
 
@@ -118,10 +141,10 @@ def _load_weights(network: Any, weights: Mapping[str, Tensor], adapter: str, mod
 
     what = f"the adapter {adapter!r}"
     expected = get_peft_model_state_dict(network, save_embedding_layers=False)
-    renamed, twice = _rename(network, weights, expected)
-    # peft takes for granted that modules which are saved whole are there; the language head need not be
+    renamed, taken = rename_keys(network, weights, expected)
+    # peft expects every module that is saved whole; the language head may be absent
     whole = {key: expected[key] for key in expected.keys() - renamed.keys() if ".lora_" not in key}
-    check_keys(whole, twice, (), what)
+    check_keys(whole, taken, (), what)
     try:
         result: Any = set_peft_model_state_dict(network, whole | renamed)
     except RuntimeError as error:  # weights of another shape
@@ -130,32 +153,8 @@ def _load_weights(network: Any, weights: Mapping[str, Tensor], adapter: str, mod
     check_keys(trained.intersection(result.missing_keys), result.unexpected_keys, (), what)
 
 
-def _rename(
-    network: Any, weights: Mapping[str, Tensor], expected: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Saved weights under this version's names, and the keys of those whose name was taken.
-
-    Qwen2-VL, Qwen2.5-VL and LLaVA-NeXT have changed theirs since adapters were published for them, and an
-    adapter for the model without its head lacks a prefix. transformers knows the changes; peft asks it for
-    some model types only, Qwen's not among them.
-    """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
-
-    rules = [rule for rule in get_model_conversion_mapping(network) if isinstance(rule, WeightRenaming)]
-    renamed: dict[str, Tensor] = {}
-    twice = []
-    for key, weight in weights.items():
-        name = key.removeprefix("base_model.model.")
-        name, _ = rename_source_key(name, rules, [], network.base_model_prefix, expected)
-        if name in renamed:
-            twice.append(key)
-        renamed[name] = weight
-    return renamed, twice
-
-
 def _check_patterns(network: nn.Module, config: LoraConfig) -> None:
-    """The rank or scale of a module that goes by another name here would be ignored, with a warning."""
+    """Refuse a rank or scale for a module of another name, which peft would ignore with a warning."""
     from peft.utils.error import NoMatchingPeftModuleError
 
     names = [name for name, _ in (*network.named_modules(), *network.named_parameters())]
@@ -168,14 +167,14 @@ def _check_patterns(network: nn.Module, config: LoraConfig) -> None:
 
 
 def _check_base(base: str | None, model_type: str, adapter: str, model: str) -> None:
-    """Two models can share every shape: what the adapter was trained on counts too, where it can be read."""
+    """Two models can share every shape, so compare what the adapter was trained on, if that can be read."""
     from transformers import PreTrainedConfig
 
     if not base or base == model:
         return
     try:
         config, _ = PreTrainedConfig.get_config_dict(base)
-    except OSError:  # moved, or out of reach: the keys and shapes must do
+    except OSError:  # moved, or out of reach: keys and shapes have to be enough
         return
     if config.get("model_type", model_type) != model_type:
         raise ValueError(

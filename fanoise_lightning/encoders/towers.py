@@ -1,4 +1,4 @@
-"""What two-tower encoders share: a text tower and an image tower, each run once a batch, then added up."""
+"""What two-tower encoders share: each tower runs once per batch, and their unit vectors are added."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from contextlib import contextmanager, nullcontext
 from functools import cached_property
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from PIL.Image import Image, new
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fanoise_lightning.encoders.adapters import train_only_what_trains
-from fanoise_lightning.encoders.base import Encoder
-from fanoise_lightning.encoders.images import upright_rgb
 from fanoise_lightning.encoders.plain_text import short
-from fanoise_lightning.sample import Sample
+from fanoise_lightning.encoders.pretrained import PretrainedEncoder
+from fanoise_lightning.pixels import upright_rgb
+from fanoise_lightning.sample import IMAGE_PLACE, Sample
 
 __all__ = ["TowerCollate", "TwoTowers"]
 
@@ -26,22 +24,22 @@ HAS_TEXT, HAS_IMAGE = 1, 2
 
 _TEXT_INPUTS = ("input_ids", "attention_mask")
 _TEXT_NAMES = (*_TEXT_INPUTS, "text_index", "text_rows")
-_PLACE = re.compile(r"\s*<\|image_(\d+)\|>\s*")
-_STRIP = 16  # times as long as wide: no photograph
+_PLACE = re.compile(rf"\s*{IMAGE_PLACE.pattern}\s*")
+_LONGEST = 16  # times as long as wide; no photograph is longer
 
 
-class TwoTowers(Encoder):
-    """The sum of the unit vectors of a sample's text and image; one of them where there is no other.
+class TwoTowers(PretrainedEncoder):
+    """The sum of the unit vectors of a sample's text and image, or the unit vector of the one that it has.
 
-    A family writes :meth:`encode_text` and :meth:`encode_image`.
+    A subclass implements :meth:`encode_text` and :meth:`encode_image`.
     """
 
     def encode_text(self, **inputs: Tensor) -> Tensor:
-        """(U, D), of any length, for the U different texts of a batch."""
+        """Vectors (U, D) of any norm for the U different texts of a batch."""
         raise NotImplementedError
 
     def encode_image(self, **inputs: Tensor) -> Tensor:
-        """(P, D), of any length, for the P images of a batch."""
+        """Vectors (P, D) of any norm for the P images of a batch."""
         raise NotImplementedError
 
     def forward(  # type: ignore[override]
@@ -53,14 +51,14 @@ class TwoTowers(Encoder):
         stand_in: Tensor | None = None,
         **inputs: Tensor,
     ) -> Tensor:
-        """Embed a collated batch of B samples, of which T hold a text and P an image.
+        """Embed a collated batch of B samples, of which T have a text and P have an image.
 
         Args:
             kind: (B,), 1 for a text, 2 for an image, 3 for both.
-            text_index: (T,), which of the U different texts each is.
+            text_index: (T,), which of the U different texts each text is.
             text_rows: (T,), the row of each text.
             image_rows: (P,), the row of each image.
-            stand_in: is there if the image is none of the batch: batch norm does not learn from it.
+            stand_in: given if the image is not part of the batch, so that batch norm does not learn from it.
             inputs: ``input_ids`` and, for some families, ``attention_mask``, both (U, L); and what the
                 image tower takes: ``pixel_values`` (P, 3, H, W), or SigLIP 2's patches, mask and grid.
 
@@ -97,40 +95,31 @@ class TwoTowers(Encoder):
 
     @cached_property
     def _smallest_sample(self) -> dict[str, Tensor]:
-        with torch.inference_mode(False):  # an evaluation may be the first to ask, and training the next
+        with torch.inference_mode(False):  # an evaluation may build it, and training use it next
             return self.collate([Sample("a", new("RGB", (8, 8)))])
 
-    def train(self, mode: bool = True) -> TwoTowers:
-        """Train mode for whatever holds trainable weights; frozen parts stay in eval mode."""
-        super().train(mode)
-        if mode:
-            train_only_what_trains(self)
-        return self
-
     def freeze(self, network: nn.Module, names: Sequence[str]) -> None:
-        """Freeze what these regular expressions find by its start: parts that an embedding never uses.
+        """Freeze the parameters whose names start with one of these regular expressions.
 
-        A parameter without a gradient stops training over several GPUs (DDP).
+        An embedding does not use them, and DDP does not train with a parameter that gets no gradient.
         """
         for name, parameter in network.named_parameters():
             if any(re.match(pattern, name) for pattern in names):
                 parameter.requires_grad_(False)
 
-    def report(self, model: str, context_length: int) -> None:
-        """Print what a user should know of a model before it trains."""
-        trained = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
-        total = sum(parameter.numel() for parameter in self.parameters())
-        rank_zero_info(
-            f"{model}: {trained:,} of {total:,} parameters are trained; "
-            f"texts are cut after {context_length} tokens"
-        )
+    def report_towers(self, model: str, context_length: int) -> None:
+        """Print how many parameters are trained and where texts are cut."""
+        self.report(model, f"; texts are cut after {context_length} tokens")
 
 
 @contextmanager
 def _fixed_statistics(encoder: nn.Module) -> Iterator[None]:
-    """Batch norm as in evaluation; but a synchronised one would leave the other ranks waiting."""
-    norms = [part for part in encoder.modules() if isinstance(part, _BatchNorm) and part.training]
-    norms = [part for part in norms if not isinstance(part, nn.SyncBatchNorm)]
+    """Batch norm as in evaluation, except synchronised batch norm: the other ranks would wait for it."""
+    norms = [
+        part
+        for part in encoder.modules()
+        if isinstance(part, _BatchNorm) and not isinstance(part, nn.SyncBatchNorm) and part.training
+    ]
     for part in norms:
         part.eval()
     try:
@@ -141,37 +130,37 @@ def _fixed_statistics(encoder: nn.Module) -> Iterator[None]:
 
 
 class TowerCollate:
-    """Samples to the arguments of :meth:`TwoTowers.forward`; equal texts are tokenised and encoded once.
+    """Turns samples into the arguments of :meth:`TwoTowers.forward`; equal texts are encoded once.
 
-    A family writes :meth:`tokenize` and :meth:`transform`. Places such as ``<|image_1|>`` are taken out of a
-    text that has an image: the towers never see both.
+    A subclass implements :meth:`tokenize` and :meth:`transform`. Places such as ``<|image_1|>`` are removed
+    from the text of a sample with an image: no tower sees both.
 
     Args:
-        center_crop: whether images are scaled by their shorter side and the middle is cut out.
+        center_crop: whether images are scaled by their shorter edge and cropped to the middle.
     """
 
     def __init__(self, center_crop: bool) -> None:
         self.center_crop = center_crop
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
-        """What the text tower takes, U rows."""
+        """The inputs of the text tower, U rows."""
         raise NotImplementedError
 
     def transform(self, images: list[Image]) -> dict[str, Tensor]:
-        """What the image tower takes, P rows."""
+        """The inputs of the image tower, P rows."""
         raise NotImplementedError
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Collate B samples.
 
         Raises:
-            ValueError: if there are none, if one has several images, a place without an image or several
-                places, or an image whose values are no 8-bit colours.
+            ValueError: if there are none; or if a sample has several images, a place without an image,
+                several places, or an image whose values are not 8-bit colours.
         """
         if not samples:
             raise ValueError("there are no samples to collate")
         if any(len(sample.images) > 1 for sample in samples):
-            raise ValueError("a two-tower encoder takes one image a sample, got several")
+            raise ValueError("a two-tower encoder takes one image per sample, got several")
         texts = {row: text for row, sample in enumerate(samples) if (text := _without_places(sample))}
         images = {row: self._prepare(sample.images[0]) for row, sample in enumerate(samples) if sample.images}
         kind = torch.zeros(len(samples), dtype=torch.uint8)
@@ -194,9 +183,7 @@ class TowerCollate:
 
 
 def _without_places(sample: Sample) -> str:
-    if "<|image_" not in sample.text:
-        return sample.text
-    places = _PLACE.findall(sample.text)
+    places = IMAGE_PLACE.findall(sample.text)
     if not places:
         return sample.text
     if not sample.images:
@@ -208,14 +195,14 @@ def _without_places(sample: Sample) -> str:
         names = ", ".join(f"<|image_{place}|>" for place in places)
         raise ValueError(
             f"the text {short(sample.text)} has {names}, but a two-tower encoder sees the one image of a "
-            "sample once: leave a single <|image_1|>, or no place at all"
+            "sample once: keep a single <|image_1|>, or no place at all"
         )
     return _PLACE.sub(" ", sample.text).strip()
 
 
 def _without_ends(image: Image) -> Image:
-    """The middle of a strip. Scaled whole by its shorter side, 1x5000 pixels would become 224x1120000."""
+    """The middle of a long strip: scaled by its shorter edge, 1x5000 pixels would become 224x1120000."""
     width, height = image.size
-    longest = _STRIP * min(width, height)
+    longest = _LONGEST * min(width, height)
     left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
     return image.crop((left, top, width - left, height - top)) if left or top else image

@@ -1,10 +1,9 @@
-"""From samples to what a vision-language model reads: one processor call a batch, no weights."""
+"""From samples to the inputs of a vision-language model: one processor call per batch, no weights."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,26 +11,21 @@ from PIL import Image
 from torch import Tensor
 
 from fanoise_lightning.encoders.families import find_family
-from fanoise_lightning.encoders.images import (
-    ImageSize,
-    configure_images,
-    resize,
-    square_side,
-    upright_rgb,
-)
+from fanoise_lightning.encoders.images import ImageSize, configure_images, resize, square_edge
+from fanoise_lightning.encoders.loading import load_processor
 from fanoise_lightning.encoders.plain_text import PlainTexts, short
 from fanoise_lightning.encoders.prompts import cut, write_prompt
-from fanoise_lightning.encoders.remote_code import refuse_code
+from fanoise_lightning.pixels import upright_rgb
 from fanoise_lightning.sample import Sample
 
 __all__ = ["VisionLanguageCollate"]
 
-_STRIP = 50  # times as long as wide: processors may refuse it
+_LONGEST = 50  # times as long as wide; processors may refuse longer images
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """A processor, with what stands for an image and for the end of a prompt in the texts that it reads."""
+    """A processor, with the marker of an image and the end of a prompt in the texts that it reads."""
 
     processor: Any
     marker: str
@@ -39,9 +33,10 @@ class _Reader:
 
 
 class VisionLanguageCollate:
-    """Samples to the arguments of :meth:`VisionLanguageEncoder.forward`; the arguments are described there.
+    """Turns samples into the arguments of :meth:`VisionLanguageEncoder.forward`.
 
-    Loads the config, the tokenizer and the image processor alone.
+    It loads only the config, the tokenizer and the image processor; :class:`VisionLanguageEncoder` describes
+    the arguments.
 
     Example:
         >>> collate = VisionLanguageCollate("Qwen/Qwen2-VL-2B-Instruct")          # doctest: +SKIP
@@ -63,14 +58,11 @@ class VisionLanguageCollate:
         trust_remote_code: bool = False,
         split_special_tokens: bool = True,
     ) -> None:
-        from transformers import AutoProcessor
-
         self.family = find_family(model, trust_remote_code)
         remote = not self.family.marker
-        with nullcontext() if remote else refuse_code(repr(model)):
-            self.processor = AutoProcessor.from_pretrained(model, trust_remote_code=remote)
-        self.side = square_side(image_size)
-        configure_images(self.processor, self.family, self.side, max_pixels, num_crops)
+        self.processor = load_processor(model, trust_remote_code=remote)
+        self.edge = square_edge(image_size)
+        configure_images(self.processor, self.family, self.edge, max_pixels, num_crops)
         self.max_length = max_length
         self.max_text_length = min((n for n in (max_length, max_text_length) if n is not None), default=None)
         self.marker = self.processor.image_token if remote else self.family.marker
@@ -80,20 +72,20 @@ class VisionLanguageCollate:
             self.marker = self.family.bare_marker
         self.end = self.processor.tokenizer.eos_token if append_eos else ""
         if self.end is None:
-            raise ValueError(f"the tokenizer of {model!r} has no EOS token: take `pooling='last'`")
+            raise ValueError(f"the tokenizer of {model!r} has no EOS token: pass `pooling='last'`")
         self.split_special_tokens = split_special_tokens
         self.texts = PlainTexts(self.processor.tokenizer, also=self.family.reserved)
-        if self.side and max_length and (tokens := self.image_tokens(self.side, self.side)) >= max_length:
+        if self.edge and max_length and (tokens := self.image_tokens(self.edge, self.edge)) >= max_length:
             raise ValueError(
-                f"an image of {self.side}x{self.side} has {tokens} tokens: `max_length={max_length}` would "
-                "cut away the prompt; raise it, or take a smaller `image_size`"
+                f"an image of {self.edge}x{self.edge} has {tokens} tokens: `max_length={max_length}` leaves "
+                "no room for a prompt; raise it, or choose a smaller `image_size`"
             )
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """One batch.
+        """Collate B samples.
 
         Raises:
-            ValueError: if a sample cannot be encoded as it is; the message names its row.
+            ValueError: if a sample cannot be encoded; the message names its row.
         """
         if not samples:
             raise ValueError("there are no samples to collate")
@@ -113,23 +105,23 @@ class VisionLanguageCollate:
         return batch
 
     def check(self, sample: Sample) -> None:
-        """Find out, for less than a batch of it costs, whether a sample can be encoded.
+        """Find out whether a sample can be encoded, at less cost than collating it.
 
         Raises:
-            ValueError: if it cannot; what depends on its number of tokens only shows when it is collated.
+            ValueError: if it cannot; problems with its number of tokens only show when it is collated.
         """
         name = self.texts.find(sample.text)
         self._prompt(sample, self._reader([sample], {0: name} if name else {}))
 
     def image_tokens(self, width: int, height: int) -> int:
-        """How many tokens an image of this size in pixels becomes."""
+        """How many tokens an image of this width and height in pixels becomes."""
         reader = self._reader([], {})
         prompt, images = self._prompt(Sample(image=Image.new("RGB", (width, height))), reader)
         ids = self._process([prompt], images, reader)["input_ids"]
         return int(((ids == getattr(self.processor, "image_token_id", None)) | (ids < 0)).sum())
 
     def _reader(self, samples: Sequence[Sample], named: dict[int, str]) -> _Reader:
-        """Who reads the batch, given the rows whose texts name a special token."""
+        """The reader of a batch, given the rows whose texts name a special token."""
         if named and self.split_special_tokens:
             if self.family.marker and self.processor.tokenizer.is_fast:
                 return self._plain_reader
@@ -143,14 +135,14 @@ class VisionLanguageCollate:
             for token in self.family.reserved:
                 if token in sample.text:
                     raise ValueError(
-                        f"row {row} of the batch: the text {short(sample.text)} holds {token!r}, by which "
-                        f"{self.family.name} knows an image's place: write <|image_1|> for it, or remove it"
+                        f"row {row} of the batch: the text {short(sample.text)} holds {token!r}, which in "
+                        f"{self.family.name} marks the place of an image: write <|image_1|>, or remove it"
                     )
         return _Reader(self.processor, self.marker, self.end)
 
     @property
     def _plain_reader(self) -> _Reader:
-        """The processor around a tokenizer whose special tokens have names that no text holds."""
+        """The processor with a tokenizer whose special tokens have names that no text holds."""
         processor = copy.copy(self.processor)
         processor.tokenizer = self.texts.plain
         for name in ("image_token", "video_token", "audio_token"):
@@ -161,20 +153,21 @@ class VisionLanguageCollate:
     def _prompt(self, sample: Sample, reader: _Reader) -> tuple[str, list[Image.Image]]:
         prompt, images = write_prompt(sample, reader.marker)
         images = [upright_rgb(image) for image in images]
-        if self.side is not None:
-            images = [resize(image, self.side) for image in images]
+        if self.edge is not None:
+            images = [resize(image, self.edge) for image in images]
         for image in images:
-            if max(image.size) > _STRIP * min(image.size):  # before the batch is processed for nothing
+            if max(image.size) > _LONGEST * min(image.size):  # before the batch is processed for nothing
                 self._check_image(image)
         if not images and self.max_text_length is not None:
             tokenizer = reader.processor.tokenizer
-            prompt = cut(prompt, self.max_text_length - bool(reader.end), tokenizer)
+            end_tokens = 1 if reader.end else 0
+            prompt = cut(prompt, self.max_text_length - end_tokens, tokenizer)
         return prompt + reader.end, images
 
     def _process(self, prompts: list[str], images: list[Image.Image], reader: _Reader) -> dict[str, Tensor]:
         try:
             batch = reader.processor(text=prompts, images=images or None, padding=True, return_tensors="pt")
-        except Exception as error:  # of many kinds; none says which image it was
+        except Exception as error:  # of any kind, and none says which image it was
             for image in images:
                 self._check_image(image)
             raise ValueError(f"the processor of {self.family.name} refused the batch: {error}") from error

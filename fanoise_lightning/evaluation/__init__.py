@@ -3,5 +3,7 @@
 from __future__ import annotations
 
 from fanoise_lightning.evaluation.precision_at_one import PrecisionAtOne
+from fanoise_lightning.evaluation.scoreboard import Scoreboard
+from fanoise_lightning.evaluation.scores import ReferenceScores, SubsetScore
 
-__all__ = ["PrecisionAtOne"]
+__all__ = ["PrecisionAtOne", "ReferenceScores", "Scoreboard", "SubsetScore"]

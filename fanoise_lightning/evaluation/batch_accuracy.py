@@ -1,14 +1,12 @@
-"""How many queries of a training batch find their target: the same candidates as the loss's, and ties as in
-:func:`~fanoise_lightning.metrics.precision_at_one`.
-"""
+"""Precision@1 within a training batch, among the candidates of the loss."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from fanoise_lightning.evaluation.precision_at_one import TIE, share_won
-from fanoise_lightning.losses.candidates import ContrastiveBatch
+from fanoise_lightning.evaluation.ties import score_dtype, share_won
+from fanoise_lightning.losses.contrastive_batch import ContrastiveBatch
 from fanoise_lightning.losses.known_right import Identities
 from fanoise_lightning.losses.tiled import MAX_LOGITS
 
@@ -26,18 +24,18 @@ def batch_accuracy(
 ) -> Tensor:
     """Precision@1 of the queries of this rank, among the targets and hard negatives of the batch.
 
-    A candidate that is known to be right, or the same as the query, counts neither for nor against it, and a
-    tie for the best 1 / (number tied). Scores are computed by blocks of rows.
+    A candidate that is known to be right, or is the query itself, counts neither for nor against a query. A
+    tie for the best score counts 1 / (number tied). Scores are computed block by block.
 
     Args:
         query: (B, D), unit vectors.
         target: (B, D), unit vectors; row i belongs to query i.
         negatives: (M, D), unit vectors.
-        ids: what is known of them; see :class:`~fanoise_lightning.losses.known_right.Identities`.
-        gather: among the candidates of all ranks, which then all must call it.
+        ids: their ids; see :class:`~fanoise_lightning.losses.known_right.Identities`.
+        gather: compare with the candidates of all ranks, all of which must then call it.
 
     Returns:
-        0-d, float32; NaN where an embedding is.
+        0-d, float32; NaN if an embedding is.
 
     Raises:
         ValueError: if the shapes do not fit.
@@ -52,8 +50,7 @@ def batch_accuracy(
     batch = ContrastiveBatch.build(
         "train/accuracy", query, target, negatives, ids or Identities(), gather, may_be_alone=True
     )
-    # as precision@1: the user's TF32 or bf16 switches must not decide what is a tie
-    dtype = torch.float32 if query.device.type == "mps" else torch.float64
+    dtype = score_dtype(query.device)
     candidates = batch.candidates.to(dtype)
     size = max(1, MAX_LOGITS // len(candidates))
     won = []
@@ -61,5 +58,5 @@ def batch_accuracy(
         for start in range(0, len(query), size):
             rows = slice(start, start + size)
             scores = batch.mask_(batch.query[rows].to(dtype) @ candidates.T, rows)
-            won.append(share_won(scores, batch.own[rows], TIE))
+            won.append(share_won(scores, batch.own[rows]))
     return torch.cat(won).mean()

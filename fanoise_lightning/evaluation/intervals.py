@@ -1,10 +1,10 @@
-"""95 % intervals of a precision and of the mean of several."""
+"""95 % intervals for a precision, and for the mean of several."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
+from statistics import NormalDist, fmean
 
 __all__ = ["CONFIDENCE", "mean_interval", "wilson_interval"]
 
@@ -13,14 +13,20 @@ _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
 def wilson_interval(precision: float, num_queries: int) -> tuple[float, float]:
-    """The 95 % score interval of a proportion, which keeps its coverage near 0 and 1 and for few queries.
+    """The 95 % score interval of a proportion [0], which keeps its coverage near 0 and 1 and for few queries.
 
-    Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927. Outcomes
-    between 0 and 1 (ties) vary less than the interval allows for.
+    Ties count between 0 and 1 and so vary less than the interval assumes: with them it is too wide, if
+    anything.
 
     Args:
         precision: the proportion, 0 to 1.
-        num_queries: of how many queries, at least 1.
+        num_queries: the number of queries, at least 1.
+
+    Returns:
+        ``(lower, upper)``, 0 to 1.
+
+    References:
+        [0] Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927.
 
     Example:
         >>> tuple(round(limit, 4) for limit in wilson_interval(81 / 263, 263))
@@ -35,24 +41,32 @@ def wilson_interval(precision: float, num_queries: int) -> tuple[float, float]:
 def mean_interval(
     estimates: Sequence[float], intervals: Sequence[tuple[float, float]]
 ) -> tuple[float, float]:
-    """The interval of the unweighted mean of independent estimates, from the interval of each.
+    """The interval of the unweighted mean of independent estimates, from their own intervals.
 
-    MOVER, the method of variance estimates recovery: distances from estimate to limit are squared, added and
-    rooted, on each side for itself, so that the asymmetry of the Wilson limits survives. Zou and Donner,
-    "Construction of confidence intervals about effect measures", Statistics in Medicine 27, 2008; for linear
-    functions of proportions Zou, Huang and Zhang, Computational Statistics & Data Analysis 53, 2009.
+    MOVER, the method of variance estimates recovery [0, 1]: the distances from estimate to limit are combined
+    as the root of their sum of squares, separately below and above, which preserves the asymmetry of the
+    Wilson limits.
 
-    It tells what other queries of the same subsets would give, not other subsets.
+    It says how the mean would vary with other queries of the same subsets, not with other subsets.
 
     Args:
         estimates: the estimates.
         intervals: (lower, upper) of each.
 
+    Returns:
+        ``(lower, upper)``.
+
+    References:
+        [0] Zou and Donner, "Construction of confidence intervals about effect measures", Statistics in
+        Medicine 27, 2008.
+        [1] Zou, Huang and Zhang, on linear functions of proportions, Computational Statistics & Data Analysis
+        53, 2009.
+
     Example:
         >>> mean_interval([0.5, 0.5], [(0.4, 0.6), (0.4, 0.6)])  # narrower by sqrt(2)
         (0.4292893218813453, 0.5707106781186547)
     """
-    mean = sum(estimates) / len(estimates)
+    mean = fmean(estimates)
     below = math.hypot(*(value - lower for value, (lower, _) in zip(estimates, intervals)))
     above = math.hypot(*(upper - value for value, (_, upper) in zip(estimates, intervals)))
     return mean - below / len(estimates), mean + above / len(estimates)

@@ -1,18 +1,25 @@
 """The scoreboard: a score per subset, and the means that MMEB reports, each with its interval and floors.
 
 Means are unweighted over subsets. The mean of the meta-tasks' means, which other papers report, is another
-number (60.1 becomes 62.9 for one published model) and has a name of its own.
+number (62.9 instead of 60.1 for one published model) and has its own name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from fanoise_lightning.evaluation.intervals import CONFIDENCE
-from fanoise_lightning.evaluation.scores import MeanScore, ReferenceScores, SubsetScore, mean_score
+from fanoise_lightning.evaluation.scores import (
+    MeanScore,
+    ReferenceScores,
+    SubsetScore,
+    group_by_mean,
+    mean_score,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,13 +31,13 @@ __all__ = ["Scoreboard"]
 class Scoreboard:
     """Scores per subset, and their means per meta-task, per distribution and overall.
 
-    Subsets without a scored query are shown, but are in no mean. A group without scored subsets has no mean.
+    Subsets without a scored query are shown but count in no mean. A group without scored subsets has no mean.
 
     Args:
         subsets: the scores of the subsets, in the order to show them.
 
     Raises:
-        ValueError: if two subsets have one name.
+        ValueError: if two subsets have the same name.
 
     Example:
         >>> gqa = SubsetScore("GQA", "vqa", "OOD", precision=0.25, num_queries=1000)
@@ -52,21 +59,23 @@ class Scoreboard:
     @cached_property
     def meta_tasks(self) -> dict[str, MeanScore]:
         """The mean of each meta-task over its subsets, in order of appearance."""
-        return self._means(dict.fromkeys(subset.meta_task for subset in self._scored))
+        names = dict.fromkeys(subset.meta_task for subset in self._scored)
+        return {name: mean_score(self.groups[name]) for name in names}
 
     @cached_property
     def distributions(self) -> dict[str, MeanScore]:
         """The means over the in-distribution (``"IND"``) and out-of-distribution (``"OOD"``) subsets."""
-        return self._means(sorted({subset.distribution for subset in self._scored}))
+        names = sorted({subset.distribution for subset in self._scored})
+        return {name: mean_score(self.groups[name]) for name in names}
 
     @cached_property
     def overall(self) -> MeanScore | None:
         """The mean over all subsets."""
-        return self._means(["overall"]).get("overall")
+        return mean_score(self._scored) if self._scored else None
 
     @cached_property
     def mean_of_meta_tasks(self) -> MeanScore | None:
-        """The mean of the meta-tasks' means: each meta-task weighs the same, however many subsets it has."""
+        """The mean of the meta-tasks' means, in which all meta-tasks weigh the same, whatever their size."""
         return mean_score(list(self.meta_tasks.values())) if self.meta_tasks else None
 
     @cached_property
@@ -79,29 +88,24 @@ class Scoreboard:
 
     @cached_property
     def groups(self) -> dict[str, list[SubsetScore]]:
-        """The scored subsets that each mean is over, but for ``"mean_of_meta_tasks"``, a mean of means."""
-        groups: dict[str, list[SubsetScore]] = {}
-        for subset in self._scored:
-            for name in (subset.meta_task, subset.distribution, "overall"):
-                groups.setdefault(name, []).append(subset)
-        return groups
+        """The scored subsets that each mean is over, except ``"mean_of_meta_tasks"``, a mean of means."""
+        return group_by_mean(self._scored)
 
     def beside(self, reference: ReferenceScores) -> dict[str, dict[str, float]]:
-        """The scores of `reference` that may be compared with this scoreboard's.
+        """The scores of a reference that are comparable with this scoreboard's.
 
         Returns:
-            ``{"subsets": {name: fraction}, "means": {name: fraction}}``, those that are known. A mean is over
-            the same subsets as the scoreboard's.
+            ``{"subsets": {name: fraction}, "means": {name: fraction}}``, as far as they are known. Each mean
+            is over the same subsets as the scoreboard's.
         """
         subsets = {s.name: reference.subsets[s.name] for s in self.subsets if s.name in reference.subsets}
-        means = {
-            name: mean
-            for name, group in self.groups.items()
-            if (mean := reference.mean(name, [subset.name for subset in group])) is not None
-        }
-        of_meta_tasks = [means[name] for name in self.meta_tasks if name in means]
-        if of_meta_tasks and len(of_meta_tasks) == len(self.meta_tasks):
-            means["mean_of_meta_tasks"] = sum(of_meta_tasks) / len(of_meta_tasks)
+        means: dict[str, float] = {}
+        for name, group in self.groups.items():
+            mean = reference.mean(name, [subset.name for subset in group])
+            if mean is not None:
+                means[name] = mean
+        if self.meta_tasks and all(name in means for name in self.meta_tasks):
+            means["mean_of_meta_tasks"] = fmean(means[name] for name in self.meta_tasks)
         return {"subsets": subsets, "means": {name: means[name] for name in self.means if name in means}}
 
     def metrics(self, prefix: str) -> dict[str, float]:
@@ -119,14 +123,14 @@ class Scoreboard:
         return means | {f"{root}/{s.meta_task}/{s.name}": s.precision for s in self._scored}
 
     def to_dict(self) -> dict[str, Any]:
-        """The scoreboard as JSON values; all scores are fractions, 0 to 1.
+        """The scoreboard as JSON values. All scores are fractions, 0 to 1.
 
         Returns:
             ``{"metric": "precision_at_1", "confidence": 0.95, "subsets": {...}, "means": {...}}``.
 
             A subset is ``{"meta_task", "distribution", "precision", "interval": [lower, upper],
-            "num_queries", "num_ties", "num_skipped", "floors": {name: fraction}}``, precision and interval
-            null where no query was scored. A mean (see :attr:`means`) is ``{"precision", "interval",
+            "num_queries", "num_ties", "num_skipped", "floors": {name: fraction}}``; precision and interval
+            are null if no query was scored. A mean (see :attr:`means`) is ``{"precision", "interval",
             "num_subsets", "floors"}``.
         """
         return {
@@ -137,29 +141,19 @@ class Scoreboard:
         }
 
     def table(self, title: str = "", references: Mapping[str, ReferenceScores] | None = None) -> Table:
-        """The scoreboard for people: percentages, by meta-task, the floors beside each score.
+        """The scoreboard to print: percentages by meta-task, with the floors beside each score.
 
         Args:
             title: a line above the table.
-            references: scores of others, a column for each; see :meth:`beside`.
+            references: scores of other models, one column each; see :meth:`beside`.
         """
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
-
         floors = list(dict.fromkeys(name for subset in self.subsets for name in subset.floors))
         others = {header: self.beside(scores) for header, scores in (references or {}).items()}
-        counts = {"n": "num_queries"}
-        for header in ("ties", "skipped"):
-            if any(getattr(subset, f"num_{header}") for subset in self.subsets):
-                counts[header] = f"num_{header}"
-        table = Table(title=title or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        table.add_column("precision@1, %", no_wrap=True)
-        table.add_column("")
-        for header in ("score", "95 %", *others, *floors, *counts):
-            table.add_column(header, justify="right", no_wrap=True)
+        counts = self._count_columns()
+        table = _empty_table(title, ["score", "95 %", *others, *floors, *counts])
 
         def cells(kind: str, name: str, score: SubsetScore | MeanScore | None) -> list[str]:
-            """Score, interval, references and floors in percent; dashes for what is not there."""
+            """Score, interval, references and floors in percent; a dash for each that is missing."""
             known = {} if score is None else score.floors
             return [
                 *_estimate(score),
@@ -185,8 +179,26 @@ class Scoreboard:
     def _scored(self) -> list[SubsetScore]:
         return [subset for subset in self.subsets if subset.num_queries]
 
-    def _means(self, names: Iterable[str]) -> dict[str, MeanScore]:
-        return {name: mean_score(self.groups[name]) for name in names if name in self.groups}
+    def _count_columns(self) -> dict[str, str]:
+        """The field of each column of counts; without ties or skipped queries, theirs are left out."""
+        columns = {"n": "num_queries"}
+        if any(subset.num_ties for subset in self.subsets):
+            columns["ties"] = "num_ties"
+        if any(subset.num_skipped for subset in self.subsets):
+            columns["skipped"] = "num_skipped"
+        return columns
+
+
+def _empty_table(title: str, headers: Sequence[str]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("precision@1, %", no_wrap=True)
+    table.add_column("")
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True)
+    return table
 
 
 def _subset_dict(subset: SubsetScore) -> dict[str, Any]:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from fanoise_lightning.evaluation.intervals import mean_interval, wilson_interval
+from fanoise_lightning.subset import Subset
 
 if TYPE_CHECKING:
     from fanoise_lightning.evaluation.precision_at_one import SubsetResult
 
-__all__ = ["MeanScore", "ReferenceScores", "SubsetScore", "mean_score"]
+__all__ = ["MeanScore", "ReferenceScores", "SubsetScore", "group_by_mean", "mean_score"]
+
+
+class _HasKind(Protocol):
+    @property
+    def meta_task(self) -> str: ...
+
+    @property
+    def distribution(self) -> str: ...
+
+
+_AnySubset = TypeVar("_AnySubset", bound=_HasKind)
 
 
 @dataclass(frozen=True)
@@ -22,11 +35,11 @@ class SubsetScore:
         name: the subset.
         meta_task: its meta-task, such as ``"retrieval"``.
         distribution: ``"IND"`` or ``"OOD"``.
-        precision: precision@1, a fraction; NaN where no query was scored.
+        precision: precision@1, a fraction; NaN if no query was scored.
         num_queries: how many queries were scored.
-        num_ties: queries whose ground truth tied with others for the best score.
-        num_skipped: queries that could not be scored.
-        floors: what needs no model: name (``"chance"``, ``"constant"``, ``"blind"``) to a fraction.
+        num_ties: how many of them have a ground truth that tied with others for the best score.
+        num_skipped: how many queries could not be scored.
+        floors: what is reached without a model: name (``"chance"``, ``"constant"``, ``"blind"``) to fraction.
     """
 
     name: str
@@ -39,15 +52,19 @@ class SubsetScore:
     floors: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, subset: Any, result: SubsetResult) -> SubsetScore:
+    def of(cls, subset: Subset, result: SubsetResult) -> SubsetScore:
         """The score of a subset.
 
         Args:
-            subset: its name, meta_task, distribution and floors.
-            result: what :class:`~fanoise_lightning.evaluation.precision_at_one.PrecisionAtOne` computed.
+            subset: its name, meta-task, distribution and floors.
+            result: that of :class:`~fanoise_lightning.evaluation.precision_at_one.PrecisionAtOne`.
         """
-        floors = dict(subset.floors)
-        return cls(subset.name, subset.meta_task, subset.distribution, floors=floors, **result)
+        return cls(subset.name, subset.meta_task, subset.distribution, *result, floors=dict(subset.floors))
+
+    @property
+    def num_subsets(self) -> int:
+        """1: what a :class:`MeanScore` counts."""
+        return 1
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -62,8 +79,8 @@ class MeanScore:
     Args:
         precision: the mean precision@1, a fraction.
         interval: its 95 % interval, fractions.
-        num_subsets: over how many subsets.
-        floors: the means of the floors that all these subsets have.
+        num_subsets: how many subsets it is over.
+        floors: the means of the floors that all of these subsets have.
     """
 
     precision: float
@@ -74,11 +91,11 @@ class MeanScore:
 
 @dataclass(frozen=True)
 class ReferenceScores:
-    """Scores of another model, to stand beside those of a scoreboard.
+    """Scores of another model, to show beside those of a scoreboard.
 
     Args:
-        subsets: the score of each subset, fractions; may lack some, or all.
-        means: the means that are known, by the names of :attr:`Scoreboard.means`.
+        subsets: the score of each subset, a fraction; some or all may be missing.
+        means: the known means, fractions, by their names in :attr:`Scoreboard.means`.
         members: the subsets that each of these means is over.
     """
 
@@ -87,26 +104,39 @@ class ReferenceScores:
     members: Mapping[str, Sequence[str]]
 
     def mean(self, name: str, over: Sequence[str]) -> float | None:
-        """The mean over just these subsets: as it is known, else from their scores, ``None`` if one lacks.
+        """The mean over exactly these subsets.
 
         Args:
-            name: of the mean.
+            name: the mean.
             over: the names of the subsets.
+
+        Returns:
+            The known mean if it is over these subsets, else the mean of their scores; ``None`` if one of the
+            scores is missing.
         """
         if name in self.means and set(over) == set(self.members[name]):
             return self.means[name]
         if not all(subset in self.subsets for subset in over):
             return None
-        return sum(self.subsets[subset] for subset in over) / len(over)
+        return fmean(self.subsets[subset] for subset in over)
+
+
+def group_by_mean(subsets: Iterable[_AnySubset]) -> dict[str, list[_AnySubset]]:
+    """The subsets that each mean is over: each meta-task, each distribution and ``"overall"``."""
+    groups: dict[str, list[_AnySubset]] = {}
+    for subset in subsets:
+        for mean in (subset.meta_task, subset.distribution, "overall"):
+            groups.setdefault(mean, []).append(subset)
+    return groups
 
 
 def mean_score(scores: Sequence[SubsetScore] | Sequence[MeanScore]) -> MeanScore:
     """The mean of some scores, with its interval and the floors that all of them have."""
     estimates = [score.precision for score in scores]
-    floors = [name for name in scores[0].floors if all(name in score.floors for score in scores)]
+    shared = [floor for floor in scores[0].floors if all(floor in score.floors for score in scores)]
     return MeanScore(
-        precision=sum(estimates) / len(estimates),
+        precision=fmean(estimates),
         interval=mean_interval(estimates, [score.interval for score in scores]),
-        num_subsets=sum(getattr(score, "num_subsets", 1) for score in scores),
-        floors={name: sum(score.floors[name] for score in scores) / len(scores) for name in floors},
+        num_subsets=sum(score.num_subsets for score in scores),
+        floors={floor: fmean(score.floors[floor] for score in scores) for floor in shared},
     )

@@ -1,4 +1,4 @@
-"""Which candidates are known to be right answers of a query, and so are no negatives of it."""
+"""Which candidates are known to be right answers to a query, and so are not its negatives."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["Identities", "KnownRight"]
 
 
 class Identities(NamedTuple):
-    """What a loss is told of its queries and candidates: equal numbers, equal text and image.
+    """The ids of the queries and candidates of a loss: the same id means the same text and image.
 
-    Queries, targets and hard negatives share one set of numbers: a target with the number of a query is the
-    same as that query. -1 is like no other.
+    Queries, targets and hard negatives share one set of ids: a target with the id of a query is the same as
+    that query. -1 equals no other id.
 
     Args:
         target_ids: (B,), integers.
         negative_ids: (M,), integers, in the order of the hard negatives.
         query_ids: (B,), integers.
-        mask_pairs: (B,), bool: False where the targets of other pairs are not left out as right answers.
+        mask_pairs: (B,), bool: False where targets of other pairs stay negatives even if they are right.
     """
 
     target_ids: Tensor | None = None
@@ -31,7 +31,7 @@ class Identities(NamedTuple):
     mask_pairs: Tensor | None = None
 
     def check(self, name: str, rows: int, negatives: int) -> None:
-        """Raise ValueError if a shape or dtype does not fit to so many pairs and hard negatives."""
+        """Raise ValueError if a shape or dtype does not fit this many pairs and hard negatives."""
         for field, x in self._asdict().items():
             if x is None:
                 continue
@@ -46,24 +46,24 @@ class Identities(NamedTuple):
                 )
 
     @property
-    def there(self) -> bool:
-        """Whether any numbers are."""
+    def given(self) -> bool:
+        """Whether there are any ids."""
         return any(x is not None for x in (self.target_ids, self.negative_ids, self.query_ids))
 
 
 class KnownRight:
-    """What is right in a matrix of rows with columns, of which the P pairs of all ranks tell.
+    """Which entries of a matrix of rows by columns are right, according to the P pairs of all ranks.
 
-    A column is right for a row if a pair has both, or what is the same. So pairs are sorted by their columns,
-    and of those that have the column the ones that have the row are counted. A column that is the same as the
-    row itself is no wrong answer either.
+    A column is right for a row if some pair has the same row and the same column. So pairs are sorted by
+    column, and among those with the column, the ones with the row are counted. A column that is the same as
+    the row itself is not a wrong answer either.
 
     Args:
-        rows: (P,), the number of each pair's row.
-        columns: (N,), the number of each column, comparable with those of the rows; the first P are those of
-            the pairs. Negative numbers are like no other.
-        mask_pairs: (B,), bool, for the rows of this rank: where False, the first P columns are not known to
-            be right, unless they are the row itself. ``None`` if they are in all rows.
+        rows: (P,), the id of each pair's row.
+        columns: (N,), the id of each column, comparable with the ids of rows; the first P are those of the
+            pairs. Negative ids equal no other.
+        mask_pairs: (B,), bool, for the rows of this rank: where False, the first P columns are not taken to
+            be right, unless they are the row itself. ``None`` stands for True everywhere.
     """
 
     def __init__(self, rows: Tensor, columns: Tensor, mask_pairs: Tensor | None) -> None:
@@ -71,16 +71,16 @@ class KnownRight:
         self.mask_pairs = mask_pairs
         ordered, order = self.columns[: len(rows)].sort()
         none = rows.new_full((1,), torch.iinfo(rows.dtype).min)
-        self._ordered_rows = torch.cat([none, self.rows[order]])  # behind one that no row is like
+        self._ordered_rows = torch.cat([none, self.rows[order]])  # after one that equals no row
         self._start = torch.searchsorted(ordered, self.columns)
         self._end = torch.searchsorted(ordered, self.columns, right=True)
 
     @classmethod
     def gather(cls, ids: Identities, rows: int, negatives: list[int], own: Tensor) -> KnownRight:
-        """Gather the numbers of all ranks, for the matrix of queries with targets and hard negatives.
+        """Gather the ids of all ranks, for the matrix of queries by targets and hard negatives.
 
         Args:
-            ids: those of this rank, as far as there are any.
+            ids: those of this rank, which may be missing.
             rows: B.
             negatives: M on each rank.
             own: (B,), which pair each row is.
@@ -95,11 +95,11 @@ class KnownRight:
         return cls(query.flatten(), torch.cat(candidates), mask_pairs)
 
     def reversed(self) -> KnownRight:
-        """The same for the matrix of the pairs' columns with the pairs' rows."""
+        """The same for the transposed matrix: the pairs' columns by the pairs' rows."""
         return KnownRight(self.columns[: len(self.rows)], self.rows, self.mask_pairs)
 
     def of(self, own: Tensor, rows: slice) -> Tensor:
-        """(b, N), bool: which columns are known to be right for some rows or are the same, besides their own.
+        """(b, N), bool: for some rows, which columns are right or the row itself, other than their own.
 
         Args:
             own: (b,), which pairs these rows are.
@@ -117,11 +117,11 @@ class KnownRight:
 
 
 def _filled(ids: Tensor | None, size: int, like: Tensor) -> Tensor:
-    """(size,), the numbers that there are, and -1 behind them."""
+    """(size,), the ids that there are, padded with -1."""
     ids = like[:0] if ids is None else ids.to(like)
     return torch.cat([ids, like.new_full((size - len(ids),), -1)])
 
 
 def _distinct(ids: Tensor) -> Tensor:
-    """The numbers, and instead of negative ones negative ones of which no two are equal."""
+    """The ids, with the negative ones replaced by distinct negative ones."""
     return torch.where(ids < 0, -1 - torch.arange(len(ids), device=ids.device), ids)

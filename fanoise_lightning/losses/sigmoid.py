@@ -1,4 +1,4 @@
-"""SigLIP's loss: every query and target, by itself, belongs together or not."""
+"""SigLIP's loss: each query and target is classified by itself, as a pair or not."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fanoise_lightning._checks import check_positive
-from fanoise_lightning.losses.candidates import ContrastiveBatch
-from fanoise_lightning.losses.known_right import Identities
+from fanoise_lightning.losses.contrastive_batch import ContrastiveBatch
+from fanoise_lightning.losses.in_batch_loss import InBatchLoss
 from fanoise_lightning.losses.tiled import sum_of_blocks
 
 __all__ = ["SigmoidLoss"]
 
 
-class SigmoidLoss(nn.Module):
-    """The loss of SigLIP: of every query and target, whether they belong together [0].
+class SigmoidLoss(InBatchLoss):
+    """The loss of SigLIP: for every query and target, whether they belong together [0].
 
-    The sum of ``-log sigmoid(z * (scale * cosine + bias))`` over all queries and targets, divided by the
-    number of queries, where z is 1 for a pair and -1 else. Scale and bias are learned. As in
-    :class:`InfoNCE`, features are taken as they come, the loss is float32, and a large batch is computed
-    block by block.
+    Use it to fine-tune a SigLIP model with the loss it was pretrained with, or with small batches, where its
+    authors report better results than with a softmax. Otherwise prefer :class:`InfoNCE`.
+
+    It is the sum of ``-log sigmoid(z * (scale * cosine + bias))`` over all queries and targets, divided by
+    the number of queries; z is 1 for a pair and -1 otherwise. Scale and bias are learned. As with
+    :class:`InfoNCE`, features are used as given, the loss is float32, and large batches are computed block by
+    block.
 
     Args:
-        temperature: 1 / scale at the start; 0.1 in the paper.
-        initial_bias: the bias at the start; -10 in the paper, since nearly all do not belong together.
-        gather: with several processes, take the targets and hard negatives of all of them.
+        temperature: the initial 1 / scale; 0.1 in the paper.
+        initial_bias: the initial bias; -10 in the paper, because nearly all combinations are not pairs.
+        gather: with several processes, contrast with the targets and hard negatives of all of them.
 
     Raises:
         ValueError: if the temperature is not positive and finite.
@@ -44,11 +47,10 @@ class SigmoidLoss(nn.Module):
     """
 
     def __init__(self, temperature: float = 0.1, initial_bias: float = -10.0, gather: bool = True) -> None:
-        super().__init__()
+        super().__init__(gather)
         check_positive("temperature", temperature)
         self.temperature = temperature
         self.initial_bias = initial_bias
-        self.gather = gather
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
         self.bias = nn.Parameter(torch.tensor(float(initial_bias)))
 
@@ -57,43 +59,9 @@ class SigmoidLoss(nn.Module):
         """1 / temperature, what cosines are multiplied by."""
         return self.logit_scale.exp()
 
-    def forward(
-        self,
-        query: Tensor,
-        target: Tensor,
-        negatives: Tensor | None = None,
-        target_ids: Tensor | None = None,
-        negative_ids: Tensor | None = None,
-        query_ids: Tensor | None = None,
-        mask_pairs: Tensor | None = None,
-    ) -> Tensor:
-        """The loss of the queries of this rank.
-
-        Args:
-            query: (B, D).
-            target: (B, D); row i belongs to query i, those of other pairs do not.
-            negatives: (M, D), hard negatives: belong to no query. M may differ between ranks.
-            target_ids: (B,), integers: targets with the same number are the same, and what is the same as the
-                own target is left out of the sum. -1 is like no other. Numbers may be missing on some ranks.
-            negative_ids: (M,), integers, by which hard negatives are compared with targets.
-            query_ids: (B,), integers: of queries with the same number, the target of each is right for all. A
-                target or hard negative with the number of a query is that query itself, and no negative of
-                it: where queries and targets are numbered separately, let no number be in both.
-            mask_pairs: (B,), bool: in a row of False only hard negatives are left out that are known to be
-                right, and no targets but what the row itself is; all True by default.
-
-        Returns:
-            0-d, float32.
-
-        Raises:
-            ValueError: as :class:`InfoNCE`.
-        """
-        with torch.autocast(query.device.type, enabled=False):
-            name = type(self).__name__
-            ids = Identities(target_ids, negative_ids, query_ids, mask_pairs)
-            batch = ContrastiveBatch.build(name, query, target, negatives, ids, self.gather)
-            sigmoid = partial(_sigmoid, batch)
-            return sum_of_blocks(sigmoid, batch.query, batch.candidates, self.scale, self.bias) / len(query)
+    def total(self, batch: ContrastiveBatch) -> Tensor:
+        """The loss, 0-d, summed over the queries of this rank and all their candidates."""
+        return sum_of_blocks(partial(_sigmoid, batch), batch.query, batch.candidates, self.scale, self.bias)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, initial_bias={self.initial_bias}, gather={self.gather}"

@@ -1,4 +1,4 @@
-"""A place for the noise in front of a functional loss."""
+"""An insertion point for noise in front of a functional loss."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ __all__ = ["FeatureTap"]
 
 
 class FeatureTap(nn.Module):
-    """Where noise enters a loss that is no module: returns its arguments as they are.
+    """Marks where noise enters a loss that is a function: returns its arguments unchanged.
 
-    :class:`~fanoise_lightning.callbacks.FANoise` finds it by itself and adds its noise there.
+    Use it if your loss is not an ``nn.Module``: :class:`~fanoise_lightning.callbacks.FANoise` finds the tap
+    by itself and adds its noise there. A loss that is a module needs no tap.
 
     Example:
         >>> import torch

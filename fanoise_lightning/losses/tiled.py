@@ -1,12 +1,12 @@
 """Losses over all pairs of queries and candidates, without ever holding all their logits.
 
-1. The queries are cut into blocks of rows. The loss of a row depends on its own logits alone, so the loss is
-   the sum of the losses of the blocks, exactly.
-2. The gradient of a block is taken while its logits are at hand, and added up: there is never more than one
-   block of logits, and none is computed twice.
-3. The backward pass has only to multiply these gradients by that of the sum.
+1. The queries are split into blocks of rows. The loss of a row depends only on its own logits, so the loss is
+   exactly the sum of the losses of the blocks.
+2. The gradient of a block is computed while its logits are in memory, and accumulated: only one block of
+   logits exists at a time, and none is computed twice.
+3. The backward pass only multiplies these gradients by that of the sum.
 
-The idea of taking the gradient in the forward pass is that of Liger's fused linear cross entropy [0].
+Computing the gradient in the forward pass is the idea of Liger's fused linear cross entropy [0].
 
 References:
     [0] Hsu et al., "Liger Kernel: Efficient Triton Kernels for LLM Training", 2024, arXiv 2410.10989.
@@ -22,7 +22,7 @@ from torch import Tensor
 
 __all__ = ["sum_of_blocks"]
 
-MAX_LOGITS = 2**21  # held at once: 8 MB of float32 and a few copies, about what stays in a cache
+MAX_LOGITS = 2**21  # held at once: 8 MB of float32 and a few copies, about what fits in a cache
 MIN_ROWS = 192  # with fewer, adding up the gradients of all candidates costs more than the logits
 
 BlockLoss = Callable[..., Tensor]
@@ -32,21 +32,21 @@ BlockLoss = Callable[..., Tensor]
 def sum_of_blocks(
     block_loss: BlockLoss, query: Tensor, candidates: Tensor, *parameters: Tensor | float
 ) -> Tensor:
-    """The summed loss of all rows: at once where the logits are few, else block by block.
+    """The summed loss of all rows: at once if the logits are few, otherwise block by block.
 
-    The loss and its gradients are the same to rounding.
+    The loss and its gradients are the same up to rounding.
 
     Args:
-        block_loss: the summed loss of some rows; all that needs a gradient comes in as an argument.
-        query: (B, D), cut into blocks.
-        candidates: (N, D), whole in each block.
-        parameters: scale and the like, whole in each block.
+        block_loss: the summed loss of some rows; whatever needs a gradient must be an argument.
+        query: (B, D), split into blocks.
+        candidates: (N, D), passed whole to each block.
+        parameters: scale and the like, passed whole to each block.
 
     Returns:
         0-d.
 
     Raises:
-        RuntimeError: in a backward pass with ``create_graph=True``, where the loss was computed by blocks.
+        RuntimeError: in a backward pass with ``create_graph=True``, if the loss was computed by blocks.
 
     Example:
         >>> def squares(rows, query, candidates):
@@ -89,9 +89,11 @@ class _SumOfBlocks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # with create_graph=True: what was saved has no graph, it would be zero
+        if (
+            torch.is_grad_enabled()
+        ):  # with create_graph=True: what was saved has no graph, and would give zero
             raise RuntimeError(
-                "the gradient of a loss that was computed block by block cannot be differentiated again: "
+                "the gradient of a loss computed block by block cannot be differentiated again: "
                 f"leave `create_graph=True` out, or use a batch of at most {MAX_LOGITS} logits"
             )
         return None, None, *(None if saved is None else grad * saved for saved in ctx.saved_tensors)

@@ -1,34 +1,35 @@
-"""Checkpoint files that are either whole or not there, and read as data."""
+"""Checkpoint files: written whole or not at all, and read as data."""
 
 from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.cloud_io import _is_local_file_protocol, _load
-from lightning.pytorch.core.saving import load_hparams_from_tags_csv, load_hparams_from_yaml
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from fanoise_lightning._lightning import is_local, load_checkpoint, load_hparams_file
 from fanoise_lightning.training.describe import with_public_paths
+from fanoise_lightning.training.trust import described_arguments
 
-__all__ = ["AtomicCheckpointIO", "naming_the_file", "read_hyperparameters"]
+__all__ = ["AtomicCheckpointIO", "naming_the_file", "read_arguments", "read_hyperparameters"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, and moves it there when it is whole and on the disk.
+    """Writes a checkpoint to a file next to it, and renames that file once it is complete and on disk.
 
-    Lightning's own writes to the system's folder for temporary files: where that is another file system, the
-    move to the checkpoint's place is a copy, and a kill leaves half of one. What a killed write leaves here
-    is ``<name>.ckpt.tmp``, which nothing takes for a checkpoint, and which the next write of that name
-    overwrites. Paths that are not of a local file system go Lightning's way.
+    Lightning's own writes to the system's temporary folder. If that is on another file system, moving the
+    checkpoint into place copies it, and a kill leaves half a checkpoint. Here a killed write leaves
+    ``<name>.ckpt.tmp``, which nothing takes for a checkpoint and the next write of that name overwrites.
+    Paths outside local file systems are left to Lightning.
 
-    It unpickles nothing but tensors and plain data unless ``weights_only=False`` is asked for, wherever a
-    checkpoint comes from: Lightning's own runs what is pickled in one that has a URL.
+    Only tensors and plain data are unpickled, wherever a checkpoint comes from, unless you ask for
+    ``weights_only=False``. Lightning's own executes what is pickled in a checkpoint from a URL.
 
     The ``fanoise`` command uses it wherever Lightning would use its own.
 
@@ -41,7 +42,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        if storage_options is not None or not _is_local_file_protocol(path):
+        if storage_options is not None or not is_local(path):
             return super().save_checkpoint(checkpoint, path, storage_options)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,32 +64,57 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return super().load_checkpoint(path, map_location, weights_only is None or weights_only)
 
 
+def read_arguments(
+    cls: type[LightningModule] | type[LightningDataModule],
+    path: Any,
+    hparams_file: Any,
+    weights_only: bool | None,
+    given: Mapping[str, Any],
+    allow: Iterable[str],
+) -> dict[str, Any]:
+    """All arguments with which ``load_from_checkpoint`` is to build a module or data module.
+
+    Args:
+        cls: its class.
+        path: as :func:`read_hyperparameters`.
+        hparams_file: as :func:`read_hyperparameters`.
+        weights_only: ``False`` unpickles objects too.
+        given: the arguments that the caller passes; they win over the checkpoint's.
+        allow: as :func:`~fanoise_lightning.training.trust.check_arguments`.
+
+    Raises:
+        ValueError: if the checkpoint cannot be read, or names a class that is not allowed.
+    """
+    safe = weights_only is not False
+    hyperparameters = read_hyperparameters(path, hparams_file, safe, cls.CHECKPOINT_HYPER_PARAMS_KEY)
+    objects = not safe and hparams_file is None
+    return {**described_arguments(cls, hyperparameters, given, allow, objects), **given}
+
+
 def read_hyperparameters(
     path: Any, hparams_file: Any = None, weights_only: bool = True, key: str = "hyper_parameters"
 ) -> dict[str, Any]:
-    """What a checkpoint says of how its module was built; of the weights, nothing is read.
+    """How a checkpoint says that its module was built. The weights are not read.
 
     Args:
         path: a path, URL or open file.
-        hparams_file: a YAML or CSV file that says it in the checkpoint's stead.
+        hparams_file: a YAML or CSV file to read instead of the checkpoint.
         weights_only: unpickle nothing but tensors and plain data.
-        key: under which the checkpoint has it.
+        key: the key of the checkpoint's hyperparameters.
 
     Raises:
-        ValueError: if the checkpoint cannot be read, or has it in a form in which arguments could be hidden.
+        ValueError: if the checkpoint cannot be read, or has hyperparameters in a form that could hide some.
     """
     if hparams_file is not None:
-        if str(hparams_file).lower().endswith(".csv"):
-            return with_public_paths(load_hparams_from_tags_csv(hparams_file))
-        return with_public_paths(load_hparams_from_yaml(hparams_file, use_omegaconf=False))
+        return with_public_paths(load_hparams_file(hparams_file))
     start = path.tell() if hasattr(path, "tell") else None
     with naming_the_file(path):
-        checkpoint = _load(path, map_location="meta", weights_only=weights_only)
+        checkpoint = load_checkpoint(path, weights_only)
     if start is not None:
         path.seek(start)
-    # names that Lightning reads arguments from, too; it has written none of them since version 0.8
-    if old := [name for name in ("hparams", "module_arguments") if checkpoint.get(name)]:
-        raise ValueError(f"the checkpoint {path} has hyperparameters under {old[0]!r}, which are not read")
+    for old in ("hparams", "module_arguments"):  # Lightning reads these too; it wrote them before version 0.8
+        if checkpoint.get(old):
+            raise ValueError(f"the checkpoint {path} has hyperparameters under {old!r}, which are not read")
     found = checkpoint.get(key) or {}
     if not isinstance(found, Mapping):
         raise ValueError(f"the checkpoint {path} has {key}={found!r}, which is no dict")
@@ -97,16 +123,17 @@ def read_hyperparameters(
 
 @contextmanager
 def naming_the_file(path: Any) -> Iterator[None]:
-    """Say which checkpoint it was that torch could not read.
+    """Say which checkpoint torch could not read.
 
     Raises:
-        ValueError: in the place of torch's error.
+        ValueError: instead of torch's error.
     """
     try:
         yield
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         size = f" ({os.path.getsize(path)} bytes)" if os.path.isfile(path) else ""
         raise ValueError(
-            f"the checkpoint {path}{size} cannot be read; if it is half of one, from a full disk or a copy "
-            f"that broke off, go on from another with `ckpt_path`, or remove it to start afresh ({error})"
+            f"the checkpoint {path}{size} cannot be read; if it is incomplete, because the disk was full or "
+            "a copy was interrupted, resume from another with `ckpt_path`, or remove it to start over "
+            f"({error})"
         ) from error

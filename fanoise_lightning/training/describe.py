@@ -7,12 +7,15 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import fanoise_lightning
+from torch import nn
+
+from fanoise_lightning._lightning import INSTANTIATE_MODULE, INSTANTIATOR
+from fanoise_lightning._names import HOME
 from fanoise_lightning.training.trust import Described
 
-__all__ = ["describe", "public_path", "with_public_paths"]
+__all__ = ["describe", "describe_module", "public_path", "with_public_paths"]
 
-_PACKAGE = fanoise_lightning.__name__
+_PACKAGE = __name__.partition(".")[0]
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -40,7 +43,9 @@ def describe(obj: object) -> dict[str, Any] | None:
             return None
     else:
         cls = type(obj)
-        names = list(inspect.signature(cls.__init__).parameters)[1:]
+        # nn.Module's takes *args and **kwargs, but is called without any
+        own = cls.__init__ is not nn.Module.__init__
+        names = list(inspect.signature(cls.__init__).parameters)[1:] if own else []
         if not all(hasattr(obj, name) for name in names):
             return None
         arguments = {name: getattr(obj, name) for name in names}
@@ -49,10 +54,28 @@ def describe(obj: object) -> dict[str, Any] | None:
     return {"class_path": public_path(f"{cls.__module__}.{cls.__qualname__}"), "init_args": arguments}
 
 
-def public_path(path: str) -> str:
-    """The path by which the package exports a class of its own; others as they are.
+def describe_module(parts: Mapping[str, object]) -> dict[str, Any]:
+    """The hyperparameters from which Lightning can build a module again.
 
-    A checkpoint names its classes by it, so that files can move within the package.
+    Args:
+        parts: the module's arguments that are objects, ``None`` for those that it does without. `encoder` and
+            `loss` are among them.
+
+    Returns:
+        The description of each part that has one, and the name of Lightning's function that reads them; an
+        empty dict if the encoder or the loss has none, and must be passed to ``load_from_checkpoint``.
+    """
+    described = {name: describe(part) for name, part in parts.items() if part is not None}
+    if described["encoder"] is None or described["loss"] is None:
+        return {}
+    known = {name: description for name, description in described.items() if description is not None}
+    return {**known, INSTANTIATOR: INSTANTIATE_MODULE}
+
+
+def public_path(path: str) -> str:
+    """The dotted path by which this package exports a class of its own; any other path stays as it is.
+
+    Checkpoints name classes by it, so that files can move within the package.
 
     Example:
         >>> public_path("fanoise_lightning.losses.info_nce.InfoNCE")
@@ -60,11 +83,11 @@ def public_path(path: str) -> str:
     """
     package, _, rest = path.partition(".")
     name = rest.rpartition(".")[2]
-    return f"{package}.{name}" if package == _PACKAGE and name in fanoise_lightning.__all__ else path
+    return f"{package}.{name}" if package == _PACKAGE and name in HOME else path
 
 
 def with_public_paths(value: Any) -> Any:
-    """A description, or what holds some, with a `public_path` for each ``class_path``.
+    """A copy of hyperparameters in which each ``class_path``, at any depth, is a `public_path`.
 
     Checkpoints of version 0.1 name this package's classes by the files that they were in.
     """

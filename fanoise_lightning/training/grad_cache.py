@@ -1,14 +1,14 @@
 """GradCache: the gradients of a large batch in the memory of a small one [0].
 
-1. Each chunk is embedded without a graph: its activations are dropped at once.
-2. The loss (and the noise before it) sees the embeddings of the whole batch, and its backward brings the
+1. Each chunk is embedded without a graph, so that its activations are freed at once.
+2. The loss (and the noise before it) sees the embeddings of the whole batch. Its backward pass computes the
    gradient of each embedding.
-3. In that same backward each chunk is embedded again, now with a graph, dropout as in the first pass, and its
-   embeddings' gradients go on to the parameters.
+3. In the same backward pass each chunk is embedded again, now with a graph and with the dropout of the first
+   time, and the gradients of its embeddings are propagated to the parameters.
 
-To autograd the three steps are one operation from the parameters to the embeddings. So everything around
-works as without it: automatic optimisation, precision, clipping, accumulation, parameters of the loss, and
-DDP, which sees the gradient of each parameter once a step.
+To autograd the three steps are one operation from the parameters to the embeddings. Everything around it
+works as usual: automatic optimisation, precision, clipping, accumulation, parameters of the loss, and DDP,
+which sees the gradient of each parameter once per step.
 
 References:
     [0] Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021,
@@ -35,13 +35,13 @@ def embed_in_chunks(
     """Embed the chunks of each side so that backward needs the activations of one chunk at a time.
 
     Args:
-        embed: turns a chunk into embeddings (b, D). It is called twice for each chunk, and must do the same
-            both times; random numbers of the CPU and of the parameters' device are replayed.
+        embed: turns a chunk into embeddings (b, D). It is called twice per chunk and must do the same both
+            times; the random numbers of the CPU and of the parameters' device are replayed.
         sides: the chunks of the queries, of the targets, ...
-        parameters: those that `embed` depends on, and all that get a gradient through it.
+        parameters: all parameters that `embed` depends on and that are to get a gradient through it.
 
     Returns:
-        For each side the embeddings of its chunks in a row, (B, D).
+        For each side the concatenated embeddings of its chunks, (B, D).
 
     Example:
         >>> encoder = torch.nn.Linear(8, 4)
@@ -59,8 +59,8 @@ def embed_in_chunks(
 def _inputs(trained: list[nn.Parameter]) -> list[Tensor]:
     """What the operation returns gradients for: the parameters."""
     if any(isinstance(parameter, DTensor) for parameter in trained):
-        # FSDP2 hands gradients over in hooks of a backward pass, which returns nothing. Autograd still needs
-        # an input with a gradient to come by.
+        # FSDP2 collects gradients in hooks of a backward pass that returns none. Autograd only visits this
+        # operation if some input requires a gradient.
         return [torch.empty(0, device=trained[0].device, requires_grad=True)]
     return list(trained)
 
@@ -114,12 +114,12 @@ def _add(sums: list[Tensor | None], gradients: tuple[Tensor | None, ...]) -> Non
         if gradient is None:
             continue
         known = sums[index]
-        # The first is copied: autograd may hand out one tensor twice, or one without memory of its own.
+        # The first is copied: autograd may return one tensor twice, or one that is a view or expanded.
         sums[index] = gradient.clone() if known is None else known.add_(gradient)
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """The state of the CPU's random numbers and of the device's: in host memory, no wait for the device."""
+    """The states of the CPU's and the device's generators: in host memory, no wait for the device."""
     if device.type == "cpu":
         return torch.get_rng_state(), None
     return torch.get_rng_state(), torch.get_device_module(device).get_rng_state(*_which(device))
@@ -132,7 +132,7 @@ def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None])
 
 
 def _which(device: torch.device) -> list[torch.device]:
-    return [] if device.type == "mps" else [device]  # there is but one, and its functions take no device
+    return [] if device.type == "mps" else [device]  # there is only one, and its functions take no device
 
 
 @contextmanager

@@ -1,14 +1,14 @@
 """Ranks with sharded parameters run the same modules equally often, whatever their batches hold.
 
-With FSDP2 a block gathers its parameters from all ranks each time it runs, and its gradients go the same way.
-A rank that runs a block which another does not run waits forever, or mixes up shards. Therefore:
+With FSDP2 a block gathers its parameters from all ranks each time it runs, and reduces its gradients over all
+ranks. A rank that runs a block which another rank skips waits forever, or mixes up shards. Therefore:
 
-1. Before a forward pass the ranks tell each other, between the hosts alone, how often each will run the
+1. Before a forward pass the ranks tell each other, between the hosts only, how often each will run the
    encoder, and which parts of it (:meth:`~fanoise_lightning.Encoder.parts`).
-2. A batch that lacks a part gets one more row, which runs it. A missing batch becomes such a row alone.
-3. The embedding of that row is cut off: no number depends on it, and its gradient is zero.
+2. A batch that lacks a part gets one more row that runs it. A missing batch becomes just such a row.
+3. The embedding of that row is cut off: no result depends on it, and its gradient is zero.
 
-A part that no rank needs runs nowhere, and has no gradient, as in one process.
+A part that no rank needs runs nowhere and has no gradient, as in a single process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Inputs = dict[str, Tensor]
 
 
 class Padded(dict[str, Tensor]):
-    """A collated batch whose last row was added, and is not to be embedded."""
+    """A collated batch whose last row was added and has no embedding of its own."""
 
 
 def is_sharded(encoder: nn.Module) -> bool:
@@ -43,15 +43,15 @@ def largest(number: int) -> int:
 
 
 def same_calls(encoder: Encoder, sides: Sequence[Sequence[Inputs]]) -> list[list[Inputs]]:
-    """Make all ranks run the encoder equally often, and on the same parts. Call it on all of them.
+    """Make all ranks run the encoder equally often, and the same parts of it. Call it on all of them.
 
     Args:
-        encoder: says what a batch runs, and adds the rows.
+        encoder: says which parts a batch runs, and adds the rows.
         sides: the batches of the queries, of the targets, ... of this rank.
 
     Returns:
-        The sides, as many on every rank, with as many batches; those that were absent or lacked a part are
-        :class:`Padded`.
+        The sides: equally many on every rank, with equally many batches. Batches that were absent or lacked a
+        part are :class:`Padded`.
     """
     sides = [*sides, *[()] * (largest(len(sides)) - len(sides))]
     most = [max(counts) for counts in zip(*exchange(tuple(map(len, sides))))]
@@ -66,12 +66,11 @@ def same_parts(encoder: Encoder, batches: Sequence[Inputs]) -> list[Inputs]:
     """Make all ranks run the same parts of the encoder. Call it on all of them, with equally many batches.
 
     Args:
-        encoder: says what a batch runs, and adds the rows.
-        batches: of this rank; ``{}`` for one without rows.
+        encoder: says which parts a batch runs, and adds the rows.
+        batches: those of this rank; ``{}`` for one without rows.
 
     Returns:
-        The batches, :class:`Padded` where one lacked what others run. One without rows on any rank stays
-        ``{}``.
+        The batches, :class:`Padded` where they lacked a part. A batch that has rows on no rank stays ``{}``.
     """
     own = [(bool(batch), *encoder.parts(batch)) for batch in batches]
     everyone = exchange(tuple(flag for flags in own for flag in flags))
@@ -88,7 +87,6 @@ def _missing(flags: tuple[bool, ...], needed: tuple[bool, ...]) -> tuple[bool, .
 
 
 def embed_own_rows(encoder: nn.Module, inputs: Inputs, device: torch.device) -> Tensor:
-    """The embeddings (B, D) of a batch, without that of the row that was added to a padded one."""
-    if not isinstance(inputs, Padded):
-        return encoder(**inputs)
-    return encoder(**{name: value.to(device) for name, value in inputs.items()})[:-1]
+    """The embeddings (B, D) of a batch on any device, without that of the row added to a padded one."""
+    embeddings = encoder(**{name: value.to(device, non_blocking=True) for name, value in inputs.items()})
+    return embeddings[:-1] if isinstance(inputs, Padded) else embeddings

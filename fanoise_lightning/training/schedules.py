@@ -1,4 +1,4 @@
-"""Learning-rate schedules that the recipes name."""
+"""The learning-rate schedule of the recipes."""
 
 from __future__ import annotations
 
@@ -41,4 +41,6 @@ class LinearWarmup(LambdaLR):
             return step / self.warmup_steps
         if self.total_steps is None:
             return 1.0
-        return max(0.0, (self.total_steps - step) / max(1, self.total_steps - self.warmup_steps))
+        if step >= self.total_steps:
+            return 0.0
+        return (self.total_steps - step) / (self.total_steps - self.warmup_steps)

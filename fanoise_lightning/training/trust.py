@@ -1,4 +1,4 @@
-"""What a checkpoint may have built: the classes that it names are checked before anything is imported."""
+"""What loading a checkpoint may build: the classes it names are checked before anything is imported."""
 
 from __future__ import annotations
 
@@ -13,40 +13,50 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from fanoise_lightning._lightning import CLASS_PATH, INSTANTIATE_MODULE, INSTANTIATOR
 from fanoise_lightning.training.trust_types import KINDS, could_be_read, hints_of, is_part, kinds_of
 
-__all__ = ["Described", "check_arguments", "described_arguments", "named_classes", "own_arguments"]
+__all__ = [
+    "FACTORIES",
+    "Described",
+    "allowed_paths",
+    "check_arguments",
+    "described_arguments",
+    "named_classes",
+    "own_arguments",
+]
 
-# Modules, optimisers and schedules of these are built unasked.
+# Modules, optimisers and schedules of these are built without asking.
 _PACKAGES = ("fanoise_lightning", "torch.nn", "torch.optim", "lightning.pytorch.cli.ReduceLROnPlateau")
 
-_INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
-_INSTANTIATORS = (None, _INSTANTIATOR, "pytorch_lightning.cli.instantiate_module")
-_FACTORIES: dict[str, Any] = {
+_INSTANTIATORS = (None, INSTANTIATE_MODULE, "pytorch_lightning.cli.instantiate_module")
+
+FACTORIES: dict[str, Any] = {
     "optimizer": (OptimizerCallable, Optimizer),
     "lr_scheduler": (LRSchedulerCallable, LRScheduler),
 }
+"""The arguments that build something later: the type of the argument, and the type of what it builds."""
 
 
 class Described:
-    """A factory from a checkpoint, checked and built when it is called: weights alone do not need it.
+    """A factory described by a checkpoint, checked only when it is called: loading weights does not need it.
 
     Args:
         name: ``"optimizer"`` or ``"lr_scheduler"``.
         description: ``{"class_path": ..., "init_args": {...}}``.
-        allow: as :func:`check_arguments`.
+        allow: as in :func:`check_arguments`.
     """
 
     def __init__(self, name: str, description: Any, allow: Iterable[str]) -> None:
-        self.name, self.description, self.allow = name, description, _checked(allow)
+        self.name, self.description, self.allow = name, description, allowed_paths(allow)
 
     def __call__(self, argument: Any) -> Any:
-        """Build it on the parameters, or on the optimiser.
+        """Build the optimiser from parameters, or the schedule from an optimiser.
 
         Raises:
             ValueError: if the description names a class that is not allowed.
         """
-        factory, kind = _FACTORIES[self.name]
+        factory, kind = FACTORIES[self.name]
         _Check(self.allow).part(self.name, self.description, (kind,))
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--factory", type=factory)
@@ -57,26 +67,27 @@ class Described:
 def described_arguments(
     cls: type, hyperparameters: Mapping[str, Any], given: Iterable[str], allow: Iterable[str], objects: bool
 ) -> dict[str, Any]:
-    """All arguments of a module, and Lightning's ``_instantiator``, from a checkpoint's hyperparameters.
+    """The checked arguments of a module, and Lightning's ``_instantiator``, from a checkpoint.
 
     Args:
         cls: the class of the module.
-        hyperparameters: what the checkpoint says.
-        given: the names of the arguments that the caller passes himself; they are left out.
-        allow: as :func:`check_arguments`.
-        objects: whether functions, classes and other live objects are welcome among the hyperparameters: the
-            caller had them unpickled.
+        hyperparameters: those of the checkpoint.
+        given: the names of the arguments that the caller passes; they are left out.
+        allow: as in :func:`check_arguments`.
+        objects: whether the hyperparameters may contain functions, classes and other live objects, because
+            the caller asked to unpickle them.
 
     Returns:
-        Optimiser and schedule as :class:`Described`; the defaults of what is not described, so that nothing
-        is left for another reader of the file to add.
+        Optimiser and schedule as :class:`Described`, the other arguments as they are, and the default of each
+        argument that is not described: Lightning, which reads the file again, must find nothing to add.
 
     Raises:
-        ValueError: if a description names a class that is not allowed, or is none.
+        ValueError: if a description names a class that is not allowed, or is not a description.
     """
-    if (instantiator := hyperparameters.get("_instantiator")) not in _INSTANTIATORS:
-        _refuse("_instantiator", f"{instantiator!r} is not Lightning's")
-    given, allow = set(given), _checked(allow)
+    instantiator = hyperparameters.get(INSTANTIATOR)
+    if instantiator not in _INSTANTIATORS:
+        _refuse(INSTANTIATOR, f"{instantiator!r} is not Lightning's")
+    given, allow = set(given), allowed_paths(allow)
     found = own_arguments(cls, hyperparameters, given)
     defaults = {
         name: parameter.default
@@ -85,7 +96,7 @@ def described_arguments(
     }
     factories = {
         name: Described(name, found.pop(name), allow)
-        for name in _FACTORIES
+        for name in FACTORIES
         if isinstance(found.get(name), (Mapping, str))
     }
     check_arguments(cls, found, allow, objects=objects)
@@ -94,17 +105,17 @@ def described_arguments(
         path = described.get("class_path") if isinstance(described, Mapping) else described
         if not (isinstance(path, str) and _is_under(path, (*_PACKAGES, *allow))):
             rank_zero_warn(
-                f"the checkpoint's `{name}` is {path!r}, which is not built unasked: the module is loaded "
-                f"without it, and needs `allow=[...]` or `{name}=...` to be trained again"
+                f"the checkpoint's `{name}` is {path!r}, which is not built without asking. The module "
+                f"is loaded without it; to train it again, pass `allow=[...]` or `{name}=...`"
             )
-    return {**defaults, **found, **factories, "_instantiator": instantiator and _INSTANTIATOR}
+    return {**defaults, **found, **factories, INSTANTIATOR: INSTANTIATE_MODULE if instantiator else None}
 
 
 def own_arguments(cls: type, hyperparameters: Mapping[str, Any], given: Iterable[str] = ()) -> dict[str, Any]:
-    """The hyperparameters that are arguments of a class; as in Lightning, the others are passed by."""
+    """The hyperparameters that are arguments of a class; the others are ignored, as in Lightning."""
     parameters = inspect.signature(cls).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    left_out = {"_instantiator", "_class_path", *given}
+    left_out = {INSTANTIATOR, CLASS_PATH, *given}
     return {
         name: value
         for name, value in hyperparameters.items()
@@ -115,27 +126,40 @@ def own_arguments(cls: type, hyperparameters: Mapping[str, Any], given: Iterable
 def check_arguments(
     cls: type, arguments: Mapping[str, Any], allow: Iterable[str] = (), objects: bool = False
 ) -> None:
-    """Refuse arguments out of a file, by which jsonargparse would reach code that is not allowed.
+    """Refuse arguments from a file through which jsonargparse would reach code that is not allowed.
 
-    It builds whatever class is named in them, at any depth, and where a parameter can be a function, a class
-    or a config, it reads a string as the path of one.
+    jsonargparse builds any class that the arguments name, at any depth. Where a parameter can be a function,
+    a class or a config, it takes a string for the path of one.
 
     Args:
-        cls: the class that the arguments are of.
-        arguments: by name.
-        allow: packages, modules or classes, as dotted paths, that may be named besides this package's and
-            torch's modules, optimisers and schedules.
-        objects: as :func:`described_arguments`.
+        cls: the class whose arguments they are.
+        arguments: the arguments by name.
+        allow: dotted paths of packages, modules or classes that may be named, in addition to this package's
+            and torch's modules, optimisers and schedules.
+        objects: as in :func:`described_arguments`.
 
     Raises:
         ValueError: with the place, the class, and what to do.
     """
-    check, hints = _Check(_checked(allow), objects), hints_of(cls)
+    check, hints = _Check(allowed_paths(allow), objects), hints_of(cls)
     for name, value in arguments.items():
         if is_part(hints.get(name)) and value is not None:
             check.part(name, value, kinds_of(hints[name]))
         else:
             check.arguments(cls, {name: value}, "")
+
+
+def allowed_paths(allow: str | Iterable[str]) -> tuple[str, ...]:
+    """The value of an argument `allow`, one path or several, as a tuple.
+
+    Raises:
+        ValueError: if one is not a dotted path.
+    """
+    paths = (allow,) if isinstance(allow, str) else tuple(allow)
+    for path in paths:
+        if not (isinstance(path, str) and all(map(str.isidentifier, path.split(".")))):
+            raise ValueError(f"`allow` takes dotted paths of packages, modules or classes, got {path!r}")
+    return paths
 
 
 def named_classes(config: Any) -> set[str]:
@@ -155,7 +179,7 @@ class _Check:
         self.allow, self.objects = allow, objects
 
     def part(self, place: str, value: Any, kinds: tuple[type, ...]) -> None:
-        """Where an object of these kinds belongs, or of any, its description is all that there may be."""
+        """Check what is given for an object of certain kinds, or of any: it must be a description."""
         if isinstance(value, Mapping) and "class_path" in value:
             cls = self.description(place, value)
             if kinds and not issubclass(cls, kinds):
@@ -202,7 +226,7 @@ class _Check:
             _refuse(place, f"{value!r} is no plain data")
 
     def named_class(self, place: str, path: Any) -> type:
-        """The class of a path, imported only if the path is allowed; then it must be one that is."""
+        """The class at a path that is allowed; the class itself must be allowed too, wherever it is from."""
         if not (isinstance(path, str) and "." in path and all(map(str.isidentifier, path.split(".")))):
             _refuse(place, f"{path!r} is not the dotted path of a class")
         if not _is_under(path, (*_PACKAGES, *self.allow)):
@@ -210,7 +234,7 @@ class _Check:
         cls = _import(path)
         if cls is None:
             _refuse(place, f"{path!r} is not a class")
-        home = f"{cls.__module__}.{cls.__qualname__}"  # a module also has the names that it imports itself
+        home = f"{cls.__module__}.{cls.__qualname__}"  # a module also has the names that it imports
         if path in self.allow or _is_under(home, self.allow):
             return cls
         if not _is_under(home, _PACKAGES):
@@ -221,7 +245,7 @@ class _Check:
 
 
 def _import(path: str) -> type | None:
-    """A module's class, or a class in it; nothing that is reached through what a module imports."""
+    """A class of a module, or one nested in it, but nothing in a module that this module imports."""
     names = path.split(".")
     size = len(names) - 1
     while True:
@@ -243,22 +267,14 @@ def _is_under(path: str, roots: Iterable[str]) -> bool:
     return any(path == root or path.startswith(f"{root}.") for root in roots)
 
 
-def _checked(allow: Iterable[str]) -> tuple[str, ...]:
-    allow = (allow,) if isinstance(allow, str) else tuple(allow)
-    for entry in allow:
-        if not (isinstance(entry, str) and all(map(str.isidentifier, entry.split(".")))):
-            raise ValueError(f"`allow` takes dotted paths of packages, modules or classes, got {entry!r}")
-    return allow
-
-
 def _refuse_class(place: str, path: str, home: str) -> NoReturn:
     which = "" if path == home else f", which is {home!r}"
     package = home.partition(".")[0]
     _refuse(
         place,
         f"it names the class {path!r}{which}; only the modules, optimisers and schedules of this package and "
-        f"torch are built unasked. If you trust it, pass `allow=[{package!r}]`, or `--allow={package}` on "
-        "the command line",
+        f"torch are built without asking. If you trust it, pass `allow=[{package!r}]`, or "
+        f"`--allow={package}` on the command line",
     )
 
 

@@ -1,4 +1,4 @@
-"""Type hints of arguments that come out of a file: where a string can be nothing but a string."""
+"""Type hints of arguments that come from a file: where a string can be nothing but a string."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = (nn.Module, Optimizer, LRScheduler)
 
 
 def hints_of(cls: type) -> dict[str, Any]:
-    """The annotations of the constructor; none where one of them cannot be resolved."""
+    """The type hints of a class's constructor; none at all if one of them cannot be resolved."""
     try:
         return typing.get_type_hints(inspect.getattr_static(cls, "__init__"))
     except Exception:  # of any kind: annotations are expressions
@@ -30,7 +30,7 @@ def hints_of(cls: type) -> dict[str, Any]:
 
 
 def could_be_read(text: str, annotation: Any) -> bool:
-    """Whether jsonargparse might make something else of a string at a parameter."""
+    """Whether jsonargparse might turn a string, given for a parameter, into something else."""
     if _is_plain(annotation):
         return False
     try:
@@ -43,7 +43,7 @@ def could_be_read(text: str, annotation: Any) -> bool:
 
 
 def _is_plain(annotation: Any) -> bool:
-    """Whether a type is made of strings, numbers, paths, enums and containers of them."""
+    """Whether a type consists of strings, numbers, paths, enums and containers of these."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is None:
         if is_typeddict(annotation):
@@ -59,7 +59,7 @@ def _is_plain(annotation: Any) -> bool:
 
 
 def _is_code(annotation: Any) -> bool:
-    """Whether a type takes functions or objects, and no string."""
+    """Whether a type accepts functions or objects, but no strings."""
     parts = _parts(annotation)
     if any(part is str or get_origin(part) is Literal for part in parts):
         return False
@@ -71,13 +71,13 @@ def _is_code(annotation: Any) -> bool:
 
 
 def is_part(annotation: Any) -> bool:
-    """Whether a type takes a factory, a module, an optimiser or a schedule."""
+    """Whether a type accepts a factory, a module, an optimiser or a schedule."""
     callables = any(get_origin(part) is collections.abc.Callable for part in _parts(annotation))
     return callables or bool(kinds_of(annotation))
 
 
 def kinds_of(annotation: Any) -> tuple[type, ...]:
-    """The modules, optimisers and schedules that a type takes."""
+    """The classes of modules, optimisers and schedules that a type accepts."""
     return tuple(part for part in _parts(annotation) if isinstance(part, type) and issubclass(part, KINDS))
 
 

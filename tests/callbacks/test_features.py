@@ -120,7 +120,7 @@ REFUSED = {
         "`a` (8, 8) is the transpose of another",
     ),
     "similarities": (lambda sim_q, sim_t: 0, (Q, T), "`sim_q` (8, 6) is named like"),
-    "features and one-hot labels": (lambda x, y: 0, (Q, ONE_HOT), "`y` (8, 6) holds zeros and ones"),
+    "features and one-hot labels": (lambda x, y: 0, (Q, ONE_HOT), "`y` (8, 6) holds only zeros and ones"),
     "features and labels": (lambda x, y: 0, (Q, torch.arange(8)), "found `x` alone"),
     "widths that differ": (lambda x, y: 0, (Q, unit(8, 5, 3)), "`y` (8, 5) has no partner of its width"),
     "views": (lambda x: 0, (torch.rand(8, 2, 6),), "found none"),

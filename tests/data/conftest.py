@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lightning.pytorch import Trainer
-
-sys.path.insert(0, str(Path(__file__).parent))  # spawned processes have to find the helpers as well
-
 from data_roots import Recorder, make_root, make_trainer
+from lightning.pytorch import Trainer
 
 
 @pytest.fixture

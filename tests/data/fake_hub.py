@@ -104,7 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
         if file and (self.hub.root / file[1] / file[3]).is_file():
             return self._send_file(file[1], file[3], drop=fault == "drop")
         if api and (self.hub.root / api[1]).is_dir():
-            return self._send(200, json.dumps(self._api(api, url.query, body)).encode())
+            answer = json.dumps(self._api(api, url.query, body)).encode()
+            return self._send(200, answer, cut=fault == "drop")
         code = "EntryNotFound" if file and (self.hub.root / file[1]).is_dir() else "RepoNotFound"
         self._send(404, b'{"error": "not found"}', {"X-Error-Code": code})
 
@@ -168,6 +169,8 @@ def use(hub: FakeHub, cache: Path, patch: Any) -> None:
         + "/{repo_id}/resolve/{revision}/{filename}",
         "huggingface_hub.constants.HF_HUB_CACHE": str(cache),
         "huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT": 0.1,
+        "huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT": 0.1,
+        "huggingface_hub.file_download._ETAG_RETRY_TIMEOUT": 0.1,
         "huggingface_hub.utils._http.time": quick,
         "huggingface_hub.file_download.time": quick,
         "datasets.config.HF_ENDPOINT": hub.url,

@@ -55,7 +55,13 @@ def blocks(stream: TrainStream, **options: Any) -> StreamBlocks:
 
 def stream_reader(stream: TrainStream, **options: Any) -> StreamReader:
     """A reader of the stream, which prepares nothing."""
-    defaults = {"seed": 1, "rank": 0, "world_size": 1, "shuffle_block": 10, "prepare": lambda rows: None}
+    defaults = {
+        "seed": 1,
+        "rank": 0,
+        "world_size": 1,
+        "shuffle_block": 10,
+        "prepare": lambda paths, name: None,
+    }
     return StreamReader(stream, 0, **{**defaults, **options})
 
 

@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_roots import collate, make_root, train_row, write_rows
+from streams import stream_reader
 
 from fanoise_lightning.data import MMEBDataModule
 from fanoise_lightning.data.rows.embedded import EmbeddedImages
-from fanoise_lightning.data.rows.records import TRAIN_COLUMNS, TrainRows, read_train
+from fanoise_lightning.data.rows.records import TRAIN_COLUMNS, read_train
 from fanoise_lightning.data.rows.references import Reference
 from fanoise_lightning.data.rows.shards import FileRows
 from fanoise_lightning.data.streaming.blocks import Position, TrainStream
-from fanoise_lightning.data.streaming.reader import StreamReader
 
 Read = Callable[[list[Path], int | None], list[Any]]
 
@@ -26,24 +26,21 @@ Read = Callable[[list[Path], int | None], list[Any]]
 def by_index(files: list[Path], limit: int | None = None) -> list[Any]:
     rows = read_train(files, "s", limit=limit)
     return sorted(
-        (rows.where(at), *(bring(side, rows.embedded) for side in (rows.queries[at], rows.targets[at])),
-         [bring(side, rows.embedded) for side in rows.negatives(at)])
+        (rows.where(at), *(with_bytes(each, rows.embedded) for each in (rows.queries[at], rows.targets[at])),
+         [with_bytes(each, rows.embedded) for each in rows.negatives(at)])
         for at in range(len(rows))
     )  # fmt: skip
 
 
-def bring(side: Reference, images: EmbeddedImages | None) -> Reference:
-    data = images.get(side.image) if images is not None else None  # type: ignore[arg-type]
-    return side if data is None else Reference(side.text, data)
+def with_bytes(reference: Reference, images: EmbeddedImages | None) -> Reference:
+    data = images.get(reference.image) if images is not None else None  # type: ignore[arg-type]
+    return reference if data is None else Reference(reference.text, data)
 
 
 def as_stream(files: list[Path], limit: int | None = None) -> list[Any]:
     source = FileRows(files, TRAIN_COLUMNS)
     stream = TrainStream("s", source, source.num_rows, num_samples=limit)
-    seen: list[TrainRows] = []
-    reader = StreamReader(
-        stream, 0, seed=1, rank=0, world_size=1, shuffle_block=100, prepare=seen.append
-    )  # fmt: skip
+    reader = stream_reader(stream, shuffle_block=100)
     reader.seek(Position())
     found = []
     while True:
@@ -81,7 +78,7 @@ def test_spellings_of_a_path_are_one_image(tmp_path: Path) -> None:
     spellings = ["a/é.png", "./a/é.png", "a\\\\é.png", "a//e\u0301.png"]
     table = rows(4, qry_image_path=spellings.__getitem__, neg_image_path=lambda row: [spellings[row]])
     found = agree(write_rows(tmp_path / "s.jsonl", table))
-    images = {side.image for _, query, _, negatives in found for side in (query, *negatives)}
+    images = {each.image for _, query, _, negatives in found for each in (query, *negatives)}
     assert images == {"a/é.png"}
 
 
@@ -107,7 +104,7 @@ def test_negatives_of_json_lines_are_not_retyped(tmp_path: Path, kind: str) -> N
     table = rows(200, neg_text=NEGATIVES[kind])
     found = agree(write_rows(tmp_path / "s.jsonl", table))
     expected = {row["qry"]: negatives_of(row["neg_text"]) for row in table}
-    assert {row[1].text: [side.text for side in row[3]] for row in found} == expected
+    assert {row[1].text: [negative.text for negative in row[3]] for row in found} == expected
 
 
 @pytest.mark.parametrize("column", ["qry", "pos_text"])
@@ -115,8 +112,8 @@ def test_texts_of_json_lines_are_not_retyped(tmp_path: Path, column: str) -> Non
     values = ["2024-05-01", "2024-05-01T10:00:00Z", "12", "true", "null", '"quoted"', "[]", "1e5"]
     table = rows(80, **{column: lambda row: values[row % len(values)]})
     found = agree(write_rows(tmp_path / "s.jsonl", table))
-    side = 1 if column == "qry" else 2
-    assert sorted(row[side].text for row in found) == sorted(row[column] for row in table)
+    at = 1 if column == "qry" else 2
+    assert sorted(row[at].text for row in found) == sorted(row[column] for row in table)
 
 
 def test_types_may_change_behind_ten_megabytes(tmp_path: Path) -> None:
@@ -163,7 +160,7 @@ def test_a_wrong_line_behind_num_samples_is_not_read(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:subset")
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 @pytest.mark.parametrize(
-    ("table", "cause"), [([], "no rows"), (rows(3, qry=lambda row: ""), "on each of its 3 rows a side lacks")]
+    ("table", "cause"), [([], "no rows"), (rows(3, qry=lambda row: ""), "in each of its 3 rows, a query")]
 )
 def test_a_file_without_a_usable_row_is_the_same_error(
     tmp_path: Path, suffix: str, table: list[Any], cause: str
@@ -225,7 +222,7 @@ def test_a_text_that_is_no_unicode_is_the_same_error(tmp_path: Path) -> None:
     broken = pa.StringArray.from_buffers(len(texts), *texts.buffers()[1:])
     table = pa.Table.from_pylist(rows(200)).set_column(0, "qry", broken)
     pq.write_table(table, tmp_path / "s.parquet", row_group_size=80)
-    assert f"`{tmp_path / 's.parquet'}`, row 150: column `qry` holds a text that is not UTF-8" in agree(
+    assert f"`{tmp_path / 's.parquet'}`, row 150: column `qry` holds text that is not UTF-8" in agree(
         tmp_path / "s.parquet"
     )
 

@@ -135,12 +135,14 @@ def test_bad_arguments_are_named(root: Path, options: dict[str, Any], message: s
 
 def test_what_the_root_lacks_is_named(root: Path) -> None:
     (root / "images").rename(root / "elsewhere")
-    with pytest.raises(FileNotFoundError, match=r"expected images/ or images\.zip"):
+    with pytest.raises(FileNotFoundError, match=r"subset `\w+` has images.*expected images/ or images\.zip"):
         set_up(root)
     set_up(root, train_subsets=["b"], eval_subsets=["reading"])  # texts alone need no images
     (root / "elsewhere").rename(root / "images")
     write_rows(root / "eval" / "extra.jsonl", [])
-    with pytest.raises(ValueError, match=r"extra\.jsonl. has no entry in .*subsets\.json"):
+    with pytest.raises(
+        ValueError, match=r"extra\.jsonl` has no entry with a distribution in .*subsets\.json"
+    ):
         set_up(root)
     (root / "eval" / "extra.jsonl").unlink()
     (root / "eval" / "looking.jsonl").unlink()
@@ -223,7 +225,7 @@ def imported(nodes: Sequence[ast.AST]) -> set[str]:
 def test_the_data_side_knows_nothing_of_encoders_and_their_libraries() -> None:
     forbidden = ("transformers", "open_clip", "fanoise_lightning.encoders", "fanoise_lightning.module")
     on_first_use = ("datasets", "huggingface_hub")
-    for file in Path(fanoise_lightning.data.__file__).parent.glob("*.py"):
+    for file in Path(fanoise_lightning.data.__file__).parent.rglob("*.py"):
         tree = ast.parse(file.read_text())
         assert not [name for name in imported(list(ast.walk(tree))) if name.startswith(forbidden)], file
         assert not [name for name in imported(tree.body) if name.startswith(on_first_use)], file

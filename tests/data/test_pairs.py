@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from lightning.pytorch import Trainer
 
 from fanoise_lightning.data import PairDataModule
-from fanoise_lightning.data.pairs import draw_candidates, hold_out
+from fanoise_lightning.data.pairs import draw_candidates
+from fanoise_lightning.data.rows.splits import hold_out
 
 
 def set_up(path: Path, **options: Any) -> PairDataModule:
@@ -107,14 +108,14 @@ groups = st.lists(st.integers(0, 8), min_size=2, max_size=40).map(
 
 
 @given(groups, st.floats(0.05, 0.95), st.integers(0, 5))
-def test_a_query_is_never_on_both_sides(groups: np.ndarray, fraction: float, seed: int) -> None:
+def test_a_group_is_never_on_both_sides_of_a_split(groups: np.ndarray, fraction: float, seed: int) -> None:
     held_out = hold_out(groups, fraction, seed)
     assert not set(groups[held_out]) & set(groups[~held_out])
     wanted = round(fraction * len(groups))
     assert wanted <= held_out.sum() <= wanted + np.bincount(groups).max() - 1 or wanted == held_out.sum() == 0
 
 
-# some sides are queries and targets
+# some texts are queries and targets
 answers = st.lists(st.tuples(st.integers(0, 8), st.integers(4, 14)), min_size=1, max_size=30, unique=True)
 
 
@@ -123,7 +124,7 @@ def test_candidates_are_the_target_and_wrong_answers(pairs: list, count: int, se
     queries, targets = (np.array(column) for column in zip(*pairs))
     drawn = draw_candidates(queries, targets, count, seed)
     for query, target, row in zip(queries, targets, drawn.tolist()):
-        others = [side for side in row[1:] if side >= 0]
+        others = [item for item in row[1:] if item >= 0]
         right = {other for key, other in pairs if key == query}
         wrong = set(targets.tolist()) - right - {query}
         assert row[0] == target
@@ -131,7 +132,7 @@ def test_candidates_are_the_target_and_wrong_answers(pairs: list, count: int, se
         assert len(set(others)) == len(others) == min(count - 1, len(wrong))
 
 
-def test_chance_stands_beside_the_score(pairs: Path) -> None:
+def test_chance_is_a_floor_of_the_subset(pairs: Path) -> None:
     (validation,) = set_up(pairs, val_fraction=0.5, num_candidates=8).eval_sets
     assert validation.subset.floors == {"chance": pytest.approx(1 / 8)}
 
@@ -151,7 +152,7 @@ def test_no_query_is_a_candidate_of_itself(tmp_path: Path) -> None:
     back = [{**row, "qry": row["pos_text"], "pos_text": row["qry"]} for row in one_way]
     (found,) = set_up(write_rows(tmp_path / "b.jsonl", [*one_way, *back]), val_fraction=0.3).eval_sets
     assert not (found.candidates == found.queries[:, None]).any()
-    assert ((found.candidates >= 0).sum(dim=1) == 17).all()  # of 9 pairs, all sides but the query
+    assert ((found.candidates >= 0).sum(dim=1) == 17).all()  # of 9 pairs, all texts but the query
     assert found.subset.floors["chance"] == pytest.approx(1 / 17)
 
 
@@ -163,7 +164,5 @@ def test_the_same_target_is_masked_unless_told_otherwise(pairs: Path) -> None:
 
     assert min(ids()) >= 0
     assert ids(mask_same_target="none") == {-1}
-    with pytest.raises(
-        ValueError, match="`mask_same_target` must be one of classification, all, none, got 'no'"
-    ):
+    with pytest.raises(ValueError, match="`mask_same_target` must be one of 'all', 'none', got 'no'"):
         set_up(pairs, mask_same_target="no")

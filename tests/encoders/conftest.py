@@ -1,14 +1,10 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # for tiny_models, in spawned processes as well
-
 import tiny_models
 import tiny_two_towers
 import torch

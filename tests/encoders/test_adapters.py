@@ -10,8 +10,9 @@ import torch
 from adapter_checks import SAMPLES, assert_close, embed, families, randomise, trained
 from torch import nn
 
-from fanoise_lightning.encoders.adapters import add_lora, train_only_what_trains
+from fanoise_lightning.encoders.adapters import add_lora
 from fanoise_lightning.encoders.families import FAMILIES
+from fanoise_lightning.encoders.pretrained import PretrainedEncoder
 from fanoise_lightning.encoders.vision_language import VisionLanguageEncoder
 
 
@@ -71,7 +72,7 @@ def test_adapters_of_bfloat16_weights_stay_in_float32(tiny):
 @pytest.mark.parametrize(
     ("lora", "message"),
     [
-        ({"rank": 8}, "`lora` has no rank; it has r, alpha"),
+        ({"rank": 8}, "unknown `lora` setting `rank`; did you mean .* Known: r, alpha"),
         ({"targets": "nothing"}, "'nothing' names no module of Qwen2VL"),
         ({"targets": []}, r"`lora.targets` \[\] names no module"),
         ({"targets": ["q_proj", "nonsense", "k_prj"]}, "^'nonsense', 'k_prj' of .* the nearest: k_proj"),
@@ -80,7 +81,7 @@ def test_adapters_of_bfloat16_weights_stay_in_float32(tiny):
             r"^'layers\.9.* of `lora.t",
         ),
         ({"targets": "(q_proj"}, r"`lora.targets` '\(q_proj' is no regular expression"),
-        ({"init": "zero"}, "'default' or 'gaussian', got 'zero'"),
+        ({"init": "zero"}, "`lora.init` must be one of 'default', 'gaussian', got 'zero'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(tiny, lora, message):
@@ -139,10 +140,11 @@ def test_frozen_parts_stay_in_eval_mode_and_dropout_is_on(tiny, family):
 
 
 def test_a_frozen_batch_norm_keeps_its_statistics():
-    network = nn.Sequential(nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()), nn.Linear(2, 2))
-    network[0].requires_grad_(False)
-    train_only_what_trains(network.train())
-    assert [module.training for module in network.modules()] == [True, False, False, False, True]
+    encoder = PretrainedEncoder()
+    encoder.frozen = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()).requires_grad_(False)
+    encoder.trained = nn.Linear(2, 2)
+    assert encoder.train() is encoder
+    assert [module.training for module in encoder.modules()] == [True, False, False, False, True]
 
 
 @families

@@ -182,16 +182,19 @@ def test_how_images_are_taken_is_printed(files, caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_mean": (0.5, 0.5)}, r"`image_mean` must be three numbers, one a colour, got \(0\.5, 0\.5\)"),
+        (
+            {"image_mean": (0.5, 0.5)},
+            r"`image_mean` must be three numbers, one per colour, got \(0\.5, 0\.5\)",
+        ),
         ({"image_mean": 0.5}, "`image_mean` must be three numbers"),
         ({"image_std": (0.5, 0.0, 0.5)}, "`image_std` must be three positive numbers"),
         (
             {"image_interpolation": "cubic"},
-            "`image_interpolation` must be one of bicubic, bilinear, got 'cubic'",
+            "`image_interpolation` must be one of 'bicubic', 'bilinear', got 'cubic'",
         ),
         (
             {"image_resize_mode": "crop"},
-            "`image_resize_mode` must be one of shortest, longest, squash, got 'crop'",
+            "`image_resize_mode` must be one of 'shortest', 'longest', 'squash', got 'crop'",
         ),
     ],
 )

@@ -140,7 +140,7 @@ def test_a_fit_with_lora_lowers_the_loss_and_a_checkpoint_reloads(tiny, family, 
     trainer.fit(module, data)
     assert sum(losses[-4:]) < 0.95 * sum(losses[:4])
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    trainer.limit_val_batches = 1.0
+    trainer.limit_val_batches = 2
     trainer.validate(module, data, verbose=False)
     assert [row.name for row in module.scoreboard.subsets] == ["renderer"]
     again = ContrastiveModule.load_from_checkpoint(tmp_path / "last.ckpt").eval()
@@ -222,7 +222,7 @@ def test_a_saved_adapter_is_trained_on(tiny, tmp_path):
     again = TwoTowerEncoder(tiny("clip"), adapter=str(tmp_path))
     torch.testing.assert_close(embed(again, SAMPLES), embed(encoder, SAMPLES), atol=1e-6, rtol=0)
     assert all(("lora_" in name) == p.requires_grad for name, p in again.named_parameters())
-    with pytest.raises(ValueError, match="give one of them"):
+    with pytest.raises(ValueError, match="pass only one"):
         TwoTowerEncoder(tiny("clip"), adapter=str(tmp_path), lora={})
 
 
@@ -240,13 +240,13 @@ def test_weights_that_do_not_load_are_listed(tiny, tmp_path):
 def test_an_unknown_model_type_is_answered_with_the_known_ones(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(
-        ValueError, match=r"'bert'; two-tower encoders know clip, siglip, siglip2, align, blip"
+        ValueError, match=r"'bert'; two-tower model types: clip, siglip, siglip2, align, blip"
     ):
         TwoTowerEncoder(str(tmp_path))
 
 
 def test_an_unknown_dtype_is_refused(tiny):
-    with pytest.raises(ValueError, match=r"`dtype` must be .* got 'float16'"):
+    with pytest.raises(ValueError, match="`dtype` must be one of 'float32', 'bfloat16', got 'float16'"):
         TwoTowerEncoder(tiny("clip"), dtype="float16")
 
 
@@ -288,7 +288,7 @@ def test_places_of_a_image_are_not_read_as_text(tiny, family):
 def test_places_that_a_tower_cannot_fill_are_refused(tiny, text):
     collate = TwoTowerEncoder(tiny("clip")).collate
     with pytest.raises(
-        ValueError, match=r"has <\|image_.*sees the one image of a sample once: leave a single"
+        ValueError, match=r"has <\|image_.*sees the one image of a sample once: keep a single"
     ):
         collate([Sample("fine"), Sample(text, SAMPLES[1].image)])
     assert "pixel_values" not in collate([Sample(" a <|image_x|> b ")])  # no place
@@ -297,4 +297,4 @@ def test_places_that_a_tower_cannot_fill_are_refused(tiny, text):
 def test_what_trains_and_where_texts_are_cut_is_printed(tiny, caplog):
     with caplog.at_level(logging.INFO):
         TwoTowerEncoder(tiny("clip"), lora={"r": 1})
-    assert "1,792 of 1,644,033 parameters are trained; texts are cut after 16 tokens" in caplog.text
+    assert "1,792 of 85,825 parameters are trained; texts are cut after 16 tokens" in caplog.text

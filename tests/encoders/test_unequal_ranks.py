@@ -22,6 +22,7 @@ from fanoise_lightning.data.batches.training import PairCollate
 from fanoise_lightning.distributed import all_reduce_sum
 from fanoise_lightning.encoders.two_tower import TwoTowerEncoder
 from fanoise_lightning.encoders.vision_language import VisionLanguageEncoder
+from fanoise_lightning.training.embedding import embed_sides
 from fanoise_lightning.training.sharding import shard
 
 A, B, C, D, E, F = (Sample(text) for text in ("a cat", "a much longer text", "c", "dog", "e", "fish"))
@@ -58,7 +59,7 @@ def step(module: ContrastiveModule, pairs: list[Pair], chunk_size: int | None = 
     batch = PairCollate(module.collate, chunk_size)(Read(pairs, []))
     module.zero_grad()
     sides = [batch[side] for side in ("query", "target", "negatives") if side in batch]
-    loss = module.loss(*module._embed_sides(sides))
+    loss = module.loss(*embed_sides(module, module.encoder, sides, module.chunk_size))
     loss.backward()
     return {"loss": loss.detach()} | {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
 
@@ -206,8 +207,8 @@ def test_a_row_that_is_added_leaves_the_others_as_they_are(encoder_of, family):
 
 def test_a_process_alone_adds_no_rows_and_asks_nobody(encoder_of, monkeypatch):
     module = ContrastiveModule(encoder_of("clip"), InfoNCE(0.2))
-    for name in ("same_calls", "same_parts", "largest"):
-        monkeypatch.setattr(f"fanoise_lightning.module.{name}", None)
+    for name in ("module.largest", "training.embedding.same_calls", "training.embedding.same_parts"):
+        monkeypatch.setattr(f"fanoise_lightning.{name}", None)
     assert step(module, [Pair(A, P), Pair(B, C)], chunk_size=1)
     assert module.embed([A, P], batch_size=1).shape == (2, 24)
 

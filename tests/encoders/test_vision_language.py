@@ -273,11 +273,11 @@ def test_four_bit_loading_without_bitsandbytes_says_what_to_install(tiny, monkey
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pooling": "first"}, "`pooling` must be"),
-        ({"positions": "vlm3vec"}, "`positions` must be"),
-        ({"lora": {}, "adapter": "somewhere"}, "give one of them"),
+        ({"pooling": "first"}, "`pooling` must be one of 'last', 'mean', 'eos', got 'first'"),
+        ({"positions": "vlm3vec"}, "`positions` must be one of 'model', 'vlm2vec', got 'vlm3vec'"),
+        ({"lora": {}, "adapter": "somewhere"}, "pass only one"),
         ({"load_in_4bit": True}, "needs `lora` or `adapter`"),
-        ({"dtype": "float16"}, "`dtype` must be"),
+        ({"dtype": "float16"}, "`dtype` must be one of 'float32', 'bfloat16', got 'float16'"),
         ({"num_crops": 4}, "Qwen2-VL takes no `num_crops`; its images are set by `image_size` and"),
         ({"image_size": "huge"}, "'low' = 336x336"),
         ({"image_size": 0}, "got 0"),

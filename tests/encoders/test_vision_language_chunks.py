@@ -12,6 +12,7 @@ from fanoise_lightning import ContrastiveModule, InfoNCE, Pair, Sample
 from fanoise_lightning.data.batches.refusals import Read
 from fanoise_lightning.data.batches.training import PairCollate
 from fanoise_lightning.encoders.vision_language import VisionLanguageEncoder
+from fanoise_lightning.training.embedding import embed_sides
 
 PAIRS = [
     Pair(Sample("a red apple"), Sample(image=make_image(50, 90, 1))),
@@ -39,7 +40,7 @@ def gradients(
     if collate_size and not chunk_size:  # the reference: the same chunks, with one graph over all of them
         embedded = [torch.cat([module(chunk) for chunk in side]) for side in sides]
     else:
-        embedded = module._embed_sides(sides)
+        embedded = embed_sides(module, module.encoder, sides, module.chunk_size)
     module.zero_grad()
     module.loss(*embedded).backward()
     return [p.grad for p in module.parameters() if p.grad is not None]

@@ -9,9 +9,9 @@ from tiny_models import BUILDERS, llava_next, make_image, tiny_tokenizer
 
 from fanoise_lightning import Sample
 from fanoise_lightning.encoders.families import FAMILIES
-from fanoise_lightning.encoders.images import upright_rgb
 from fanoise_lightning.encoders.prompts import cut, write_prompt
 from fanoise_lightning.encoders.vision_language_collate import VisionLanguageCollate
+from fanoise_lightning.pixels import upright_rgb
 
 families = pytest.mark.parametrize("family", sorted(BUILDERS))
 qwens = pytest.mark.parametrize(("family", "token"), [("qwen2_vl", 28), ("qwen2_5_vl", 28), ("qwen3_vl", 32)])

@@ -132,4 +132,4 @@ def test_a_config_builds_the_encoder(tiny):
     config = parser.parse_object({"encoder": {"class_path": path, "init_args": arguments}})
     encoder = parser.instantiate_classes(config).encoder
     assert encoder.lora == {"r": 2, "targets": ["q_proj"]}
-    assert encoder.collate.side == 336
+    assert encoder.collate.edge == 336

@@ -1,1 +1,1 @@
-"""References become samples and samples become batches, in an order that is a function of the seed."""
+"""Samples become batches, in an order that is a function of the seed."""

@@ -1,4 +1,4 @@
-"""What evaluation has to encode, each text and image once, and the batches of it."""
+"""What evaluation has to encode, each text and image once, in batches."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ class EvalDataset(Dataset):
 
     Args:
         rows: the items, queries and candidates.
-        images: opens the images.
+        store: opens the images.
 
     Attributes:
         subset: name, meta-task, distribution and floors.
         queries: ``(Q,)`` int64, the item of each query.
-        candidates: ``(Q, C)`` int64, the items of its candidates: the ground truth first, ``-1`` behind the
+        candidates: ``(Q, C)`` int64, the items of its candidates: the ground truth first, ``-1`` after the
             last.
     """
 
-    def __init__(self, rows: EvalRows, images: ImageStore) -> None:
-        self.subset, self.items, self.images = rows.subset, rows.items, images
+    def __init__(self, rows: EvalRows, store: ImageStore) -> None:
+        self.subset, self.items, self.store = rows.subset, rows.items, store
         self.queries, self.candidates = torch.from_numpy(rows.queries), torch.from_numpy(rows.candidates)
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[int, Sample | str]:
-        """The index and its sample, or a line about the image that cannot be read."""
+        """The index and its sample, or a line about the image that cannot be used."""
         try:
-            return index, self.images.sample(self.items[index])
+            return index, self.store.sample(self.items[index])
         except ImageError as error:
             return index, self.skip(index, str(error))
 
@@ -55,13 +55,13 @@ class EvalDataset(Dataset):
 
 
 class EvalSuite(Dataset):
-    """The unique items of many evaluation subsets, each to be encoded once for all that share it.
+    """The unique items of many evaluation subsets, each to be encoded once for all subsets that share it.
 
-    Those with an image come first, long texts first: batches waste little padding, and where one is too
-    large for the memory, the first is.
+    Items with an image come first, and long texts before short ones: batches waste little padding, and a
+    batch that is too large for the memory is the first.
 
     Args:
-        subsets: the subsets.
+        subsets: the items of each subset.
 
     Attributes:
         subsets: the same.
@@ -71,25 +71,27 @@ class EvalSuite(Dataset):
     def __init__(self, subsets: Sequence[EvalDataset]) -> None:
         self.subsets = list(subsets)
         unique, codes = unique_references(*(subset.items for subset in self.subsets))
-        sizes = [len(subset) for subset in self.subsets]
-        self.numbers = list((len(unique) - 1 - torch.from_numpy(codes)).split(sizes))
-        self._home = torch.empty(len(unique), 2, dtype=torch.long)  # a subset that has the item, and where
-        for number, places in reversed(list(enumerate(self.numbers))):  # the first subset names it
-            self._home[places, 0], self._home[places, 1] = number, torch.arange(len(places))
+        in_suite = len(unique) - 1 - torch.from_numpy(codes)  # the reverse order: images and long texts first
+        self.numbers = list(in_suite.split([len(subset) for subset in self.subsets]))
+        # the first subset that has an item, and the item's index there
+        self._home = torch.empty(len(unique), 2, dtype=torch.long)
+        for number, items in reversed(list(enumerate(self.numbers))):
+            self._home[items, 0] = number
+            self._home[items, 1] = torch.arange(len(items))
 
     def __len__(self) -> int:
         return len(self._home)
 
     def __getitem__(self, index: int) -> tuple[int, Sample | str]:
-        """The index and its sample, or a line about the image that cannot be read."""
+        """The index and its sample, or a line about the image that cannot be used."""
         number, item = self._home[index].tolist()
         return index, self.subsets[number][item][1]
 
     @property
     def sizes(self) -> dict[str, int]:
-        """How many items each subset has, those that several share counted for the first."""
+        """How many items each subset has; an item that several share counts for the first."""
         counts = self._home[:, 0].bincount(minlength=len(self.subsets)).tolist()
-        return {items.subset.name: count for items, count in zip(self.subsets, counts)}
+        return {dataset.subset.name: count for dataset, count in zip(self.subsets, counts)}
 
     def skip(self, index: int, why: str) -> Skipped:
         """The line about an item that cannot be used."""
@@ -99,15 +101,15 @@ class EvalSuite(Dataset):
 
 @dataclass(frozen=True)
 class ItemCollate:
-    """What evaluation data sets read -> ``{"index": (n,), "inputs", "skipped"}``, without broken items.
+    """Items that evaluation reads -> ``{"index": (n,), "inputs", "skipped"}``, without broken ones.
 
     Args:
-        collate: of the encoder.
-        items: the data set, which names the items that the encoder refuses; without it they are an error.
+        collate: the encoder's.
+        dataset: names the items that the encoder refuses; without it, a refusal is an error.
     """
 
     collate: Collate
-    items: EvalDataset | EvalSuite | None = None
+    dataset: EvalDataset | EvalSuite | None = None
 
     def __call__(self, read: Sequence[tuple[int, Sample | str]]) -> dict[str, Any]:
         good = [(index, sample) for index, sample in read if isinstance(sample, Sample)]
@@ -117,10 +119,10 @@ class ItemCollate:
             try:
                 inputs = self.collate([sample for _, sample in good])
             except Exception as error:  # of any kind: whatever processors raise
-                if self.items is None:
+                if self.dataset is None:
                     raise
                 refused = refusals(self.collate, [[sample] for _, sample in good], error)
-                skipped += [self.items.skip(good[place][0], why) for place, why in refused.items()]
+                skipped += [self.dataset.skip(good[place][0], why) for place, why in refused.items()]
                 good = [item for place, item in enumerate(good) if place not in refused]
         index = torch.tensor([index for index, _ in good], dtype=torch.long)
         return {"index": index, "inputs": inputs or {}, "skipped": skipped}

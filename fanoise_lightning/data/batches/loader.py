@@ -1,8 +1,8 @@
-"""A training loader that Lightning can stop and continue in the middle of an epoch.
+"""A training loader that Lightning can stop and resume in the middle of an epoch.
 
 Lightning saves ``state_dict()`` of a loader that has one and hands it back on resume; without one, a resumed
 run sees the first batches of the epoch again. The sampler's order is a function of (seed, epoch, batch), so
-two integers are the whole state, and going on is arithmetic: no batch is read to be thrown away.
+the state is a few integers, and a resumed run computes its place: no batch is read to be thrown away.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["ResumableLoader"]
 class ResumableLoader(DataLoader):
     """A `DataLoader` over a `MixingSampler` with ``state_dict`` and ``load_state_dict``.
 
-    Its length is that of a whole epoch, also when it goes on in the middle of one.
+    Its length is that of a whole epoch, even when it resumes in the middle of one.
     """
 
     sampler: MixingSampler

@@ -1,11 +1,11 @@
 """The training order as a pure function of (seed, epoch, global batch index).
 
-1. The epoch is a row of blocks of equal length, each from one subset: single rows in mixed batches, whole
-   batches with one subset a batch, or in between. Every subset gets a number of blocks: its share of the
-   epoch, rounded so that the sum is exact.
-2. The blocks are shuffled: which subset each place of each batch belongs to.
-3. Every subset fills its places with its rows in shuffled passes, so that no row comes twice before all of
-   its subset have come once. In proportion to the sizes there is one pass: an epoch without repeats.
+1. An epoch is a sequence of blocks of equal length, each from one subset: single rows for mixed batches,
+   whole batches for one subset a batch, or anything in between. Every subset gets a number of blocks: its
+   share of the epoch, rounded so that the sum is exact.
+2. The blocks are shuffled, which decides the subset of each place of each batch.
+3. Every subset fills its places with its rows in shuffled passes, so that no row comes twice before all rows
+   of its subset have come once. In proportion to the sizes there is one pass: an epoch without repeats.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Batch(NamedTuple):
 
     Args:
         rows: its rows, ``[(subset index, row index), ...]``.
-        others: ``(n, 2)``, the rows of the other processes.
-        key: numbers that are the same on all processes, and differ between batches.
+        others: ``(n, 2)``, the rows of the other processes, in the same form.
+        key: numbers that are the same on all processes and differ between batches.
         rank: of the process.
         world_size: number of processes.
     """
@@ -49,13 +49,13 @@ def subset_weights(sampling: Sampling, names: Sequence[str], sizes: Sequence[int
 
     Args:
         sampling: ``"proportional"`` to the sizes, ``"uniform"``, a temperature T (weight ``size ** (1 / T)``:
-            1 is proportional, and the larger the closer to uniform), or a weight for each subset.
+            1 is proportional, and larger values are closer to uniform), or a weight for each subset.
         names: of the subsets.
-        sizes: their numbers of rows.
+        sizes: rows of each subset.
 
     Raises:
         ValueError: for an unknown word, an unknown or missing subset, a weight that is negative or not
-            finite, or a temperature that is not positive.
+            finite, only zero weights, or a temperature that is not positive.
 
     Example:
         >>> subset_weights(2.0, ["a", "b"], [100, 25])  # relative to the largest
@@ -68,7 +68,7 @@ def subset_weights(sampling: Sampling, names: Sequence[str], sizes: Sequence[int
     if isinstance(sampling, (int, float)) and not isinstance(sampling, bool):
         if not sampling > 0:
             raise ValueError(f"`sampling`: the temperature must be greater than 0, got {sampling!r}")
-        # a small temperature is a high power: of shares it cannot overflow, and T = 1 must stay exact
+        # a small temperature is a high power: powers of shares cannot overflow, and T = 1 must stay exact
         largest = 1 if sampling == 1 else max(sizes)
         return [(size / largest) ** (1 / sampling) for size in sizes]
     if not isinstance(sampling, Mapping):
@@ -99,9 +99,10 @@ def _apportion(total: int, weights: Sequence[float]) -> NDArray[np.int64]:
 def num_batches(sizes: Sequence[int], weights: Sequence[float], *, batch: int, block: int) -> int:
     """Whole batches of whole blocks in one pass over the subsets that have a weight.
 
-    What is left over waits for another epoch.
+    Rows that are left over wait for another epoch.
     """
-    return sum(size // block for size, weight in zip(sizes, weights) if weight) * block // batch
+    blocks = sum(size // block for size, weight in zip(sizes, weights) if weight)
+    return blocks * block // batch
 
 
 def epoch_order(
@@ -113,7 +114,7 @@ def epoch_order(
         sizes: rows of each subset.
         weights: share of each subset, on any scale.
         batch: rows of a global batch, over all ranks.
-        block: rows that are taken from one subset together; divides `batch`.
+        block: rows that come from one subset together; divides `batch`.
         seed: of the run.
         epoch: counted from 0.
 
@@ -126,7 +127,7 @@ def epoch_order(
     """
     random = np.random.default_rng([seed, epoch])
     batches = num_batches(sizes, weights, batch=batch, block=block)
-    # in proportion to the whole blocks of each subset, not to its rows: rounding up would repeat rows
+    # proportional means to the whole blocks of each subset, not to its rows: rounding up would repeat rows
     shares = [size // block for size in sizes] if list(weights) == list(sizes) else weights
     counts = _apportion(batches * batch // block, shares)
     subset_of = np.repeat(random.permutation(np.repeat(np.arange(len(sizes)), counts)), block)
@@ -145,22 +146,25 @@ class MixingSampler(DistributedSampler[Batch]):
     Lightning replaces any other sampler when there are several processes, and calls ``set_epoch`` on it.
 
     Args:
-        dataset: what the rows are read from.
+        dataset: where the rows are read from.
         sizes: rows of each subset.
-        names: of the subsets, for the error messages.
+        names: of the subsets, for messages.
         sampling: ``"proportional"`` to the sizes, ``"uniform"`` over subsets, a temperature between the two
             (see `subset_weights`), or a weight for each.
         batch_subsets: ``"mixed"`` batches; a ``"single"`` subset in each; or a number k: batches interleaved
-            of blocks of k rows from one subset. The subsets are the same in the same places on every rank:
-            a block has k x `world_size` rows over all of them.
+            from blocks of k rows of one subset. The last two have the same subsets in the same places on
+            every rank, so that a block has k x `world_size` rows over all ranks.
         batch_size: rows of one process's batch.
         seed: of the run.
         rank: of this process.
         world_size: number of processes.
 
     Raises:
-        ValueError: if `sampling` or `batch_subsets` is wrong, or a global batch, or a block, has more rows
-            than there are.
+        ValueError: if `sampling` or `batch_subsets` is wrong, or if there are fewer rows than a global batch
+            or a block needs.
+
+    Attributes:
+        start: the first batch of the next pass; a resumed run sets it.
     """
 
     def __init__(
@@ -180,11 +184,10 @@ class MixingSampler(DistributedSampler[Batch]):
         self.sizes, self.weights = list(sizes), subset_weights(sampling, names, sizes)
         self.batch_size, self.global_batch = batch_size, batch_size * world_size
         mixed = batch_subsets == "mixed"
-        # rows of a block on one rank, and over all of them
+        # rows of a block on one rank, and over all ranks
         self.local_block = batch_size if mixed else _local_block(batch_subsets, batch_size)
         self.block = 1 if mixed else self.local_block * world_size
         self.start = 0
-        """The first batch of the next pass: where a resumed run goes on."""
         self._check_rows(names)
 
     def _check_rows(self, names: Sequence[str]) -> None:
@@ -230,7 +233,7 @@ class MixingSampler(DistributedSampler[Batch]):
 
 
 def _local_block(batch_subsets: BatchSubsets, batch_size: int) -> int:
-    """How many rows of one process's batch are from one subset together."""
+    """How many rows of one process's batch come from one subset together."""
     if batch_subsets == "single":
         return batch_size
     is_number = isinstance(batch_subsets, int) and not isinstance(batch_subsets, bool)

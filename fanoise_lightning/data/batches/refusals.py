@@ -1,4 +1,4 @@
-"""Samples that an encoder cannot take, such as an image of 3x900 pixels: found, and other pairs taken."""
+"""Samples that an encoder cannot take, such as an image of 3x900 pixels: found, and their pairs replaced."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Read(NamedTuple):
     """A batch as it was read.
 
     Args:
-        pairs: in their order.
+        pairs: in the order of the batch.
         skipped: a line about each row that was skipped.
-        stand_ins: where rows can be drawn that take the place of others.
+        stand_ins: where to draw rows that replace others.
     """
 
     pairs: list[Pair]
@@ -40,22 +40,22 @@ class SkipRefused:
     """Collates pairs; those that the encoder refuses are replaced, and named as skipped.
 
     Args:
-        collate: of the encoder.
-        batch: collates pairs with it. A batch without pairs is ``{"skipped": ...}`` alone.
-        data: the data set that read the pairs.
+        collate: the encoder's.
+        collate_pairs: makes a batch of pairs with it. A batch without pairs is ``{"skipped": ...}`` alone.
+        dataset: what read the pairs.
     """
 
     collate: Collate
-    batch: Callable[[Read], dict[str, Any]]
-    data: PairData
+    collate_pairs: Callable[[Read], dict[str, Any]]
+    dataset: PairData
 
     def __call__(self, read: Read) -> dict[str, Any]:
         while read.pairs:
             try:
-                return self.batch(read)
+                return self.collate_pairs(read)
             except Exception as error:  # of any kind: whatever processors raise
                 refused = refusals(self.collate, [_samples(pair) for pair in read.pairs], error)
-                read = self.data.replace(read, refused, self._refusal)
+                read = self.dataset.replace(read, refused, self._refusal)
         return {"skipped": read.skipped}
 
     def _refusal(self, pair: Pair) -> str:
@@ -63,14 +63,14 @@ class SkipRefused:
 
 
 def refusals(collate: Collate, groups: Sequence[Sequence[Sample]], error: Exception) -> dict[int, str]:
-    """Which of the groups of samples an encoder refuses, and why; some at least.
+    """Which groups of samples an encoder refuses, and why; at least one.
 
     Args:
-        collate: of the encoder, which failed on all of them together. If it has a method ``check``, which
-            raises for a sample that it cannot take, that is asked first: it costs less than to collate.
+        collate: the encoder's, which failed on all groups together. If it has a method ``check`` that raises
+            for a sample that it cannot take, that is tried first: it costs less than collating.
         groups: the samples of each pair, or of each item.
-        error: what it failed with. It is raised again if no group is at fault, or if all of several are: then
-            it is not the samples.
+        error: what it failed with. It is raised again if no group is at fault, or if all of several are:
+            then the samples are not the cause.
     """
     refused = _refused(collate, groups)
     if not refused or len(refused) == len(groups) > 1:

@@ -1,4 +1,4 @@
-"""What takes the place of pairs that cannot be used, so that the batches of all ranks stay equal in size."""
+"""What replaces pairs that cannot be used, so that the batches of all ranks stay equal in size."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["StandIns", "repeat", "walk"]
 
 
 class StandIns:
-    """Rows to draw in the place of those of a batch that cannot be used.
+    """Rows that replace those of a batch that cannot be used.
 
-    Only rows that no process has in the global batch. All processes walk through them in the same order, and
-    each takes its own share first, so that no two draw the same row; only a process whose whole share is
-    broken turns to those of the others.
+    Only rows that no process has in its part of the global batch are drawn. All processes walk through them
+    in the same order, and each takes its own share first, so that no two draw the same row; only a process
+    whose whole share is broken turns to the shares of the others.
 
     Args:
         batch: of this process.
@@ -52,7 +52,7 @@ class StandIns:
 
 
 def walk(size: int, *key: int) -> Iterator[int]:
-    """0 to ``size - 1``, each once, from a random place in random strides, which follow from `key`."""
+    """0 to ``size - 1``, each once, from a random start in random strides that depend on `key` alone."""
     random = np.random.default_rng(derive_seed(size, *key))
     start, stride = (int(number) for number in random.integers(1, size + 1, 2))
     while math.gcd(stride, size) > 1:
@@ -63,26 +63,24 @@ def walk(size: int, *key: int) -> Iterator[int]:
 def repeat(pairs: Sequence[Pair | None], subsets: Sequence[object]) -> list[Pair]:
     """Fill the gaps in a batch with pairs of the batch, of the same subset if there are any.
 
-    Those that stand in most seldom come first. Pairs that stand twice get ``mask_pairs``, so that they are
-    not each other's negatives.
+    The pair with the fewest uses comes first. Pairs that come twice get ``mask_pairs``, so that they are not
+    each other's negatives.
 
     Args:
         pairs: of a batch, ``None`` in a gap; at least one is there.
-        subsets: that each belongs to, in a gap as well.
+        subsets: the subset of each, of a gap too.
     """
-    place_of = {place: place for place, pair in enumerate(pairs) if pair is not None}
-    uses = Counter(place_of.keys())
-    for gap, pair in enumerate(pairs):
-        if pair is None:
-            behind = len(pairs) - gap
-            place_of[gap] = min(
-                uses,
-                key=lambda at: (subsets[at] != subsets[gap], uses[at], (at + behind) % len(pairs)),
-            )
-            uses[place_of[gap]] += 1
+    source_of = {place: place for place, pair in enumerate(pairs) if pair is not None}
+    uses = Counter(source_of.keys())
+    for gap in [place for place, pair in enumerate(pairs) if pair is None]:
+        costs = [
+            (subsets[place] != subsets[gap], uses[place], (place - gap) % len(pairs), place) for place in uses
+        ]
+        source_of[gap] = min(costs)[-1]
+        uses[source_of[gap]] += 1
     filled: list[Pair] = []
     for place in range(len(pairs)):
-        pair = pairs[place_of[place]]
+        pair = pairs[source_of[place]]
         assert pair is not None
-        filled.append(replace(pair, mask_pairs=True) if uses[place_of[place]] > 1 else pair)
+        filled.append(replace(pair, mask_pairs=True) if uses[source_of[place]] > 1 else pair)
     return filled

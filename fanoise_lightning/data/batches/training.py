@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from fanoise_lightning.data.batches.mixing import Batch
 from fanoise_lightning.data.batches.refusals import Read, Refusal
-from fanoise_lightning.data.batches.skipped import Skipped, check_limit
+from fanoise_lightning.data.batches.skipped import SkipLimit, Skipped
 from fanoise_lightning.data.batches.stand_ins import StandIns, repeat
 from fanoise_lightning.data.images.decode import ImageError
 from fanoise_lightning.data.images.store import ImageStore
@@ -26,49 +26,52 @@ def open_pair(
     query: Reference,
     target: Reference,
     negatives: Sequence[Reference],
-    images: ImageStore,
+    store: ImageStore,
     *,
     subset: str,
-    mask: bool,
+    mask_pairs: bool,
 ) -> Pair:
-    """Open the images of a pair; with `mask`, other pairs that are known to be right are no negatives."""
-    opened = [images.sample(reference) for reference in (query, target, *negatives)]
+    """The pair of a row, its images opened.
+
+    Args:
+        query: of the row.
+        target: of the row.
+        negatives: of the row.
+        store: opens the images.
+        subset: the name of the row's subset.
+        mask_pairs: see `Pair`.
+
+    Raises:
+        ImageError: if an image cannot be opened.
+    """
     return Pair(
-        opened[0],
-        opened[1],
-        tuple(opened[2:]),
+        store.sample(query),
+        store.sample(target),
+        tuple(store.sample(negative) for negative in negatives),
         subset,
         target_id=identity(target),
-        negative_ids=tuple(map(identity, negatives)),
+        negative_ids=tuple(identity(negative) for negative in negatives),
         query_id=identity(query),
-        mask_pairs=mask,
+        mask_pairs=mask_pairs,
     )
 
 
 class TrainDataset(Dataset):
     """The training pairs, read by whole batches.
 
-    A pair with an image that cannot be read is replaced by another row of its subset, drawn at random, so
+    A pair with an image that cannot be used is replaced by another row of its subset, drawn at random, so
     that the batches of all processes stay equal in size. No row is drawn that a process has in the same
-    global batch; where no other can be read, a pair of the process's batch is repeated. Pairs that stand in
-    for others are no negatives of what is the same.
+    global batch; if no other row can be used, a pair of the process's own batch is repeated. Stand-ins have
+    `mask_pairs` set: right answers are not their negatives.
 
     Args:
         subsets: the rows of each subset.
-        images: opens their images.
-        allowed: how many rows may be skipped before the run stops.
-        in_subsets: how many of each subset, by its name.
+        store: opens their images.
+        limit: how many rows may be skipped before the run stops.
     """
 
-    def __init__(
-        self,
-        subsets: Sequence[TrainRows],
-        images: ImageStore,
-        allowed: int,
-        in_subsets: Mapping[str, int] | None = None,
-    ) -> None:
-        self.subsets, self.images = list(subsets), images
-        self.allowed, self.in_subsets = allowed, in_subsets
+    def __init__(self, subsets: Sequence[TrainRows], store: ImageStore, limit: SkipLimit) -> None:
+        self.subsets, self.store, self.limit = list(subsets), store, limit
 
     def __len__(self) -> int:
         return sum(map(len, self.subsets))
@@ -77,11 +80,11 @@ class TrainDataset(Dataset):
         """The pairs of a batch, and a line about each row that was skipped."""
         skipped: list[str] = []
         pairs = [self._open(subset, row, skipped) for subset, row in batch.rows]
-        stand_ins = StandIns(batch, list(map(len, self.subsets)))
+        stand_ins = StandIns(batch, [len(rows) for rows in self.subsets])
         return self._fill(pairs, [subset for subset, _ in batch.rows], Read([], skipped, stand_ins), None)
 
     def replace(self, read: Read, refused: Mapping[int, str], refusal: Refusal) -> Read:
-        """Put other pairs in the places of those that an encoder `refused`.
+        """Replace the pairs that an encoder `refused`.
 
         Args:
             read: the batch.
@@ -115,35 +118,40 @@ class TrainDataset(Dataset):
 
     def _open(self, subset: int, row: int, skipped: list[str], refusal: Refusal | None = None) -> Pair | None:
         rows = self.subsets[subset]
+        query, target, negatives = rows.queries[row], rows.targets[row], rows.negatives(row)
+        masks = rows.mask_same_target
         try:
-            references = rows.queries[row], rows.targets[row], rows.negatives(row)
-            pair = open_pair(*references, self.images, subset=rows.name, mask=rows.mask_same_target)
-            if refusal is None or not (why := refusal(pair)):
-                return replace(pair, origin=(subset, row))
+            pair = open_pair(query, target, negatives, self.store, subset=rows.name, mask_pairs=masks)
         except ImageError as error:
-            why = str(error)
-        self._skip(subset, row, why, skipped)
-        return None
+            self._skip(subset, row, str(error), skipped)
+            return None
+        if refusal is not None and (why := refusal(pair)):
+            self._skip(subset, row, why, skipped)
+            return None
+        return replace(pair, origin=(subset, row))
 
     def _skip(self, subset: int, row: int, why: str, skipped: list[str]) -> None:
         rows = self.subsets[subset]
         skipped.append(Skipped(rows.name, f"{rows.where(row)}: {why}"))
         # a wrong root breaks every row: do not walk through all of them
-        check_limit(skipped, self.allowed, "training rows", self.in_subsets)
+        self.limit.check(skipped)
 
 
 @dataclass(frozen=True)
 class PairCollate:
-    """What `TrainDataset` reads -> ``{"query", "target", "negatives" (if any), "skipped"}``, and the numbers
-    ``{"query_id", "target_id", "negative_id" (if any), "mask_pairs"}``, which losses tell right answers by.
+    """Pairs that training data sets read -> ``{"query", "target", "negatives" (if any), "skipped"}``.
+
+    The batch also has the numbers by which losses recognise right answers: ``{"query_id", "target_id",
+    "negative_id" (if any), "mask_pairs"}``, see `Pair`.
 
     Args:
-        collate: of the encoder.
-        chunk_size: pairs in a chunk, or one number for the queries and one for targets and negatives. Each
-            chunk is collated by itself, so that a side is a list of inputs: those of some encoders cannot be
-            cut apart afterwards.
-        mask: tell what is the same. If false, -1 for all but pairs with `mask_pairs`.
-        blind: queries lost their images, and that they look the same says nothing.
+        collate: the encoder's.
+        chunk_size: pairs in a chunk, or two numbers: for the queries, and for targets and hard negatives.
+            Each chunk is collated separately, and a side is a list of inputs, because the inputs of some
+            encoders cannot be cut apart afterwards.
+        mask: tell which queries, targets and hard negatives are the same. If false, the numbers are -1,
+            except those of pairs with `mask_pairs`.
+        blind: the queries have lost their images, so that equal queries need not be the same.
     """
 
     collate: Collate
@@ -163,21 +171,22 @@ class PairCollate:
         return {**batch, **self._numbers(pairs), "skipped": read.skipped}
 
     def _numbers(self, pairs: list[Pair]) -> dict[str, torch.Tensor]:
-        target: list[int] = []
-        query: list[int] = []
-        hard: list[int] = []
+        queries: list[int] = []
+        targets: list[int] = []
+        negatives: list[int] = []
         for pair in pairs:
-            told = self.mask or pair.mask_pairs
-            target.append(pair.target_id if told else -1)
-            query.append(pair.query_id if told and not self.blind else -1)
-            hard += pair.negative_ids if told and pair.negative_ids else [-1] * len(pair.negatives)
-        mask_pairs = torch.tensor([pair.mask_pairs for pair in pairs])
+            known = self.mask or pair.mask_pairs
+            targets.append(pair.target_id if known else -1)
+            queries.append(pair.query_id if known and not self.blind else -1)
+            negatives += pair.negative_ids if known and pair.negative_ids else [-1] * len(pair.negatives)
         numbers = {
-            "query_id": torch.tensor(query),
-            "target_id": torch.tensor(target),
-            "mask_pairs": mask_pairs,
+            "query_id": torch.tensor(queries),
+            "target_id": torch.tensor(targets),
+            "mask_pairs": torch.tensor([pair.mask_pairs for pair in pairs]),
         }
-        return {**numbers, "negative_id": torch.tensor(hard)} if hard else numbers
+        if negatives:
+            numbers["negative_id"] = torch.tensor(negatives)
+        return numbers
 
     def _collate(self, samples: list[Sample], size: int | None) -> Any:
         if size is None:

@@ -1,1 +1,1 @@
-"""References become images: roots, archives, decoding."""
+"""References become samples: image roots, archives, decoding."""

@@ -1,7 +1,7 @@
-"""Zip archives read in place: an index of a few arrays, which forked workers share.
+"""Zip archives read in place, by an index of a few arrays that forked workers share.
 
-`zipfile` keeps half a kilobyte of Python objects for each member, in each process: for the two million
-images of MMEB a gigabyte a worker. It reads the directory here, once; what is kept is 32 bytes a member.
+`zipfile` keeps half a kilobyte of Python objects per member in each process: a gigabyte a worker for the two
+million images of MMEB. Here it reads the directory once, and 32 bytes per member are kept.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _ENTRY = np.dtype(
         ("flags", "<u2"),
     ]
 )
-_HEADER = struct.Struct("<4s22xHH")  # of a member: signature, ..., lengths of its name and of extra fields
+_HEADER = struct.Struct("<4s22xHH")  # of a member: signature, ..., lengths of its name and extra fields
 _ENCRYPTED, _UTF8 = 0x1, 0x800
 
 
 class Archive:
-    """The files in a zip archive, by their names.
+    """The files in a zip archive, by name.
 
-    A name that differs from that of a file in capitals, Unicode normal form or slashes alone stands for it.
+    A name that differs from a file's only in capitals, Unicode normal form or slashes finds the file too.
 
-    It holds no open file, so that it can be pickled, forked and used by threads.
+    No file is kept open, so the object can be pickled, forked and used by threads.
 
     Args:
         path: the archive.
@@ -49,7 +49,7 @@ class Archive:
         example: the name of one of its files, for messages; ``""`` if it has none.
 
     Raises:
-        ValueError: if it is no zip archive, or not a whole one.
+        ValueError: if it is not a zip archive, or not a complete one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,8 +58,8 @@ class Archive:
             with zipfile.ZipFile(path) as archive:
                 members = [member for member in archive.infolist() if not member.is_dir()]
         except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
-            # the directory stands at the end: a download that was cut off has none
-            raise ValueError(f"`{path}` is no zip archive, or one that ends early ({error})") from error
+            # the directory is at the end: a download that was cut off has none
+            raise ValueError(f"`{path}` is not a zip archive, or it ends early ({error})") from error
         names = [_name(member) for member in members]
         keys = np.array([_key(folded(name)) for name in names], np.uint64)
         if len(np.unique(keys)) != len({folded(name) for name in names}):
@@ -74,11 +74,10 @@ class Archive:
         return any(self._place(spelling) is not None for spelling in (name, _utf8(name)))
 
     def _place(self, name: str) -> int | None:
-        """Where a file is that has this name, or one that differs in spelling alone."""
+        """The index of a file with this name, or one that differs in spelling alone."""
         key = np.uint64(_key(folded(name)))
-        at = (
-            int(np.searchsorted(self._keys, key, side="right")) - 1
-        )  # of several of one name the last is valid
+        # of several files with one name, the last is valid
+        at = int(np.searchsorted(self._keys, key, side="right")) - 1
         return at if at >= 0 and self._keys[at] == key else None
 
     def _find(self, name: str) -> np.void | None:
@@ -93,7 +92,7 @@ class Archive:
 
         Raises:
             ImageError: if it is missing, or several files differ from the name in spelling alone; if it is
-                encrypted, packed by an unknown method, too large, or broken.
+                encrypted, compressed by an unknown method, too large, or broken.
             OSError: if the archive cannot be read.
         """
         if (entry := self._find(name)) is None:
@@ -102,7 +101,7 @@ class Archive:
         if flags & _ENCRYPTED:
             raise ImageError("it is encrypted; pack the archive without a password")
         if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ImageError(f"its compression method {method} is not read; pack it stored or deflated")
+            raise ImageError(f"its compression method {method} is not supported; pack it stored or deflated")
         check_size(max(size, packed))
         with self.path.open("rb") as file:
             file.seek(offset)
@@ -113,7 +112,7 @@ class Archive:
             file.seek(sum(lengths), 1)
             data = file.read(packed)
         if method == zipfile.ZIP_DEFLATED:
-            try:  # bounded: a directory can lie about the size
+            try:  # bounded, because a directory can lie about the size
                 data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
             except zlib.error as error:
                 raise ImageError(f"the archive is broken, it cannot be unpacked: {error}") from error
@@ -123,12 +122,12 @@ class Archive:
 
 
 def _name(member: zipfile.ZipInfo) -> str:
-    """The name; Macs write it in UTF-8 without saying so, and `zipfile` then takes it for code page 437."""
+    """The name; macOS writes UTF-8 without declaring it, and `zipfile` then takes it for code page 437."""
     return member.filename if member.flag_bits & _UTF8 else _utf8(member.filename)
 
 
 def _utf8(name: str) -> str:
-    """What UTF-8 says that was read as code page 437; the name as it stands, if it was not."""
+    """The name with its bytes read as UTF-8 instead of code page 437; unchanged if they are not UTF-8."""
     try:
         return name if name.isascii() else name.encode("cp437").decode("utf-8")
     except UnicodeError:
@@ -136,12 +135,12 @@ def _utf8(name: str) -> str:
 
 
 def _variants(keys: NDArray[np.uint64], names: Sequence[str]) -> dict[int, dict[str, int]]:
-    """Names that differ in spelling alone, and where the last of each is, by their key."""
+    """Names that differ in spelling alone, and the index of the last file of each name, by their key."""
     found: dict[int, dict[str, int]] = {}
-    for at in np.flatnonzero(keys[1:] == keys[:-1]).tolist():
-        for place in (at, at + 1):
-            found.setdefault(int(keys[at]), {})[names[place]] = place
-    return {key: places for key, places in found.items() if len(places) > 1}
+    for first in np.flatnonzero(keys[1:] == keys[:-1]).tolist():
+        for index in (first, first + 1):
+            found.setdefault(int(keys[first]), {})[names[index]] = index
+    return {key: variants for key, variants in found.items() if len(variants) > 1}
 
 
 def _choose(name: str, variants: Mapping[str, int]) -> int:
@@ -157,7 +156,6 @@ def _key(name: str) -> int:
 
 
 def _entry(member: zipfile.ZipInfo) -> tuple[int, int, int, int, int, int]:
-    packed, size = (
-        min(value, 2**32 - 1) for value in (member.compress_size, member.file_size)
-    )  # both too large
+    most = 2**32 - 1  # larger than any image that is read
+    packed, size = min(member.compress_size, most), min(member.file_size, most)
     return (member.header_offset, packed, size, member.CRC, member.compress_type, member.flag_bits)

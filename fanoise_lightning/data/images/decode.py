@@ -1,4 +1,4 @@
-"""Bytes of image files, decoded to upright RGB within limits."""
+"""Decodes the bytes of image files to upright RGB, within limits."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def decode(data: bytes, name: str, decode_size: int | None = None) -> Image.Imag
         data: JPEG, PNG, or another of `fanoise_lightning.pixels.FORMATS`.
         name: what to call the image in messages.
         decode_size: decode a JPEG at the smallest of the scales 1, 1/2, 1/4 and 1/8 at which its shorter side
-            is still at least so many pixels. The decoder leaves out what the scale does not show, which saves
-            most of the time for images that are resized to about `decode_size` afterwards. Other formats
-            come in full; ``None``: all do.
+            still has this many pixels. The decoder skips what the scale does not show, which saves most of
+            the time for images that are resized to about `decode_size` afterwards. Other formats are decoded
+            in full size, and ``None`` decodes all in full size.
 
     Returns:
         An RGB image, see `fanoise_lightning.pixels.upright_rgb`.
@@ -51,17 +51,17 @@ def decode(data: bytes, name: str, decode_size: int | None = None) -> Image.Imag
 
 
 def check_size(size: int) -> None:
-    """Refuse an image file of more than `MAX_BYTES`, before it is read where its size is known before.
+    """Refuse an image file of more than `MAX_BYTES`, where possible before it is read.
 
     Raises:
-        ImageError: without a name: whoever opens the image adds it.
+        ImageError: without the name of the image, which the caller adds.
     """
     if size > MAX_BYTES:
         raise ImageError(f"{size} bytes are more than {MAX_BYTES}")
 
 
 def named(name: str, error: Exception) -> ImageError:
-    """What was wrong with an image, and which it was."""
+    """The error with the name of the image."""
     is_told = isinstance(error, (ImageError, UnidentifiedImageError, ValueError))
     cause = str(error) if is_told else f"{type(error).__name__}: {error}"
     return ImageError(f"image {name}: {cause}")

@@ -1,4 +1,4 @@
-"""Where the paths in the rows lead: unpacked images, or archives that are read without unpacking them."""
+"""What the paths in the rows are relative to: folders of images, or archives read without unpacking."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from fanoise_lightning.data.rows.paths import LEAVES_ROOT, ambiguous, folded, sa
 
 __all__ = ["ImageRoot", "archive_names", "first_paths"]
 
-# the X of `images/X/rest` and of `X/rest`: an archive may have its name
+# the X of `images/X/rest` and of `X/rest`: an archive may be named after it
 _GROUP = r"^(?:images/)?(?:([^/]*)/)?.*$"
 
 
 def archive_names(path: str) -> tuple[str, ...]:
-    """The archives below a root that may hold an image, the likelier first.
+    """The archives below a root that may hold an image, the likeliest first.
 
     Example:
         >>> archive_names("images/A-OKVQA/Train/1.jpg")
@@ -36,7 +36,7 @@ def archive_names(path: str) -> tuple[str, ...]:
 
 
 def first_paths(paths: pa.Array) -> dict[str, str]:
-    """The first of the paths that share the X of their `archive_names`, by that X; ``""`` for none."""
+    """The first path of each archive X in `archive_names`, by X; ``""`` stands for no X."""
     slashed = pc.replace_substring(paths, "\\", "/")
     groups = pc.replace_substring_regex(slashed, _GROUP, r"\1").dictionary_encode()
     rows = np.unique(groups.indices.to_numpy(), return_index=True)[1]
@@ -44,23 +44,24 @@ def first_paths(paths: pa.Array) -> dict[str, str]:
 
 
 class ImageRoot:
-    """The images that the path columns speak of.
+    """The folder or archive that image paths are relative to.
 
-    Can be pickled and forked; what it opened before, forked processes share.
+    Can be pickled and forked; forked processes share the archives opened before.
 
-    A path is looked for in a folder as it stands, and with or without ``images/`` in front of it, which is
-    how MMEB's repositories tell where to unpack; where it is not unpacked, in ``images_zip/X.zip`` (of paths
-    ``images/X/...``) and ``images.zip`` of the folder. Archives are opened when they are needed. Where no
-    file has the very name, one that differs in capitals, Unicode normal form (a Mac's) or backslashes alone
-    is taken, if there is only one.
+    In a folder, a path is looked up as it is and with or without ``images/`` in front, since MMEB's
+    repositories unpack there. If it is not unpacked, it is looked up in the folder's archives:
+    ``images_zip/X.zip`` (for ``images/X/...``) and ``images.zip``, which are opened when they are needed. If
+    no file has exactly this name, one that differs only in capitals, Unicode normal form (macOS) or
+    backslashes is taken, provided that there is only one.
 
     Args:
-        path: a folder, or a zip archive; ``~`` is the user's home.
-        fetch: for messages: the command that fetches an archive of the folder, its name as ``{archive}``.
+        path: a folder or a zip archive; ``~`` is the user's home.
+        fetch: for messages: the command that fetches an archive of the folder, with ``{archive}`` for its
+            name.
 
     Raises:
         FileNotFoundError: if `path` is neither.
-        ValueError: if it is a file, but no whole zip archive.
+        ValueError: if it is a file, but not a complete zip archive.
 
     Example:
         >>> ImageStore(ImageRoot("MMEB-train")).open("images/A-OKVQA/Train/1.jpg")  # doctest: +SKIP
@@ -74,7 +75,7 @@ class ImageRoot:
             if not self.path.is_file():
                 raise FileNotFoundError(f"image root `{path}` is neither a folder nor a zip archive")
             self._archives[""] = self._open(self.path, "")
-        # users lay the many images on another disk and link to it: what is under that link is inside
+        # users keep many images on another disk and link to it: what is behind that link is inside the root
         self._unpacked = (self.path / "images").resolve()
 
     def prepare(self, paths: pa.Array, subset: str) -> None:
@@ -90,7 +91,7 @@ class ImageRoot:
         """
         for number, (group, path) in enumerate(first_paths(paths).items()):
             is_there = self._file(path) or self._needed(path) or self._has_folder(group) or path in self
-            if number == 0 and not is_there:  # later ones may be stray paths: broken images as any others
+            if number == 0 and not is_there:  # later ones may be stray paths, which count as broken images
                 raise FileNotFoundError(
                     f"subset `{subset}`: its images (the first: `{path}`) are not in `{self.path}`, "
                     + self._missing(path)
@@ -104,8 +105,8 @@ class ImageRoot:
         """The bytes of an image.
 
         Raises:
-            ImageError: if there is none at `path`, or several in other spellings; if it lies outside the
-                root, or cannot be read.
+            ImageError: if there is none at `path`, or several in other spellings; if it is outside the root,
+                or cannot be read.
             ValueError: if an archive that was not prepared cannot be read.
         """
         path = _checked(path)
@@ -124,21 +125,26 @@ class ImageRoot:
         raise ImageError(f"no such file, {self._missing(path)}")
 
     def _file(self, path: str) -> tuple[Path, str] | None:
-        """The folder that the path must not leave, and the file."""
+        """The folder that the path must not leave, and the file, if there is one with exactly this name."""
         if not self._is_folder:
             return None
         names = _spellings(path)
-        if not path.isascii():  # rows come in NFC: find a Mac's files without listing their folder
+        if not path.isascii():  # rows are in NFC: find files in macOS's NFD without listing their folder
             names += _spellings(unicodedata.normalize("NFD", path))
         for name in names:
-            within = name.startswith("images/")
-            base = self._unpacked if within else self.path
-            if os.path.isfile(file := os.path.join(base, name.removeprefix("images/") if within else name)):
+            base, rest = self._base(name)
+            if os.path.isfile(file := os.path.join(base, rest)):
                 return base, file
         return None
 
+    def _base(self, name: str) -> tuple[Path, str]:
+        """The folder that a path must not leave, and the path from there."""
+        if name.startswith("images/"):
+            return self._unpacked, name.removeprefix("images/")
+        return self.path, name
+
     def _similar(self, path: str) -> tuple[Path, str] | None:
-        """As `_file`, of a file whose name differs in spelling alone.
+        """Like `_file`, for a file whose name differs in spelling alone.
 
         Raises:
             ImageError: if there are several.
@@ -147,15 +153,17 @@ class ImageRoot:
             return None
         found: dict[str, Path] = {}
         for name in _spellings(folded(path)):
-            within = name.startswith("images/") and self._unpacked.is_dir()
-            base = self._unpacked if within else self.path
-            found |= dict.fromkeys(_search(base, name.removeprefix("images/") if within else name), base)
+            # without a folder of this very name, there may be one such as Images/
+            base, rest = self._base(name) if self._unpacked.is_dir() else (self.path, name)
+            found |= dict.fromkeys(_search(base, rest), base)
         if len(found) > 1:
             same = [name for spelling in _spellings(path) for name in same_letters(spelling, found)]
             found = {name: found[name] for name in same} or found
         if len(found) > 1:
             raise ImageError(ambiguous(found))
-        return next(((base, os.path.join(base, name)) for name, base in found.items()), None)
+        for name, base in found.items():
+            return base, os.path.join(base, name)
+        return None
 
     def _member(self, path: str) -> tuple[Archive, str] | None:
         """The archive that has the image, and its name there."""
@@ -167,7 +175,9 @@ class ImageRoot:
 
     def _has_folder(self, group: str) -> bool:
         """Whether there is a folder of images: a repository has folders of rows with the same names."""
-        for folder in (self.path / group, self._unpacked / group) if self._is_folder else ():
+        if not self._is_folder:
+            return False
+        for folder in (self.path / group, self._unpacked / group):
             if folder.is_dir():
                 with os.scandir(folder) as entries:
                     first = next(entries, None)
@@ -176,11 +186,11 @@ class ImageRoot:
         return False
 
     def _needed(self, path: str) -> list[Archive]:
-        """The archives that may hold the image, opened now if they were not."""
+        """The archives that may hold an image, opened now if they were not."""
         names = archive_names(path) if self._is_folder else ("",)
         for name in names:
             if name not in self._archives:
-                # may be a link: the hub's cache is made of links
+                # isfile follows links, of which the hub's cache is made
                 files = [name] if os.path.isfile(self.path / name) else _search(self.path, folded(name))
                 self._archives[name] = self._open(self.path / files[0], name) if len(files) == 1 else None
         return [archive for name in names if (archive := self._archives[name]) is not None]
@@ -207,31 +217,31 @@ def _checked(path: str) -> str:
 
 
 def _spellings(path: str) -> tuple[str, ...]:
-    """The path as it stands, and with or without ``images/``."""
+    """The path as it is, and with or without ``images/`` in front."""
     inside = path.removeprefix("images/")
     return path, f"images/{path}" if inside == path else inside
 
 
 def _search(folder: Path, path: str, start: str = "") -> list[str]:
-    """The files in a folder, below `start`, whose paths are `path` when they are `folded`, relative to it."""
+    """The files of a folder below `start` whose paths are `path` when `folded`, relative to the folder."""
     listing = _listing(os.path.join(folder, start))
     found = [os.path.join(start, entry) for entry in listing.get(path, ())]
     found = [name for name in found if os.path.isfile(os.path.join(folder, name))]
-    for slash in re.finditer("/", path):  # each: on Linux a name may hold backslashes
+    for slash in re.finditer("/", path):  # at each slash: on Linux a name may hold backslashes
         for entry in listing.get(path[: slash.start()], ()):
             found += _search(folder, path[slash.end() :], os.path.join(start, entry))
     return found
 
 
 def _listing(folder: str) -> Mapping[str, list[str]]:
-    """The names in a folder by what they are `folded`."""
+    """The names in a folder by their `folded` form."""
     try:
         return _list(folder, os.stat(folder).st_mtime_ns)
-    except OSError:  # no folder, or none that may be read
+    except OSError:  # no folder, or not readable
         return {}
 
 
-@lru_cache(maxsize=8)  # a folder of images may be large, and each of them is looked for
+@lru_cache(maxsize=8)  # a folder may be large, and each of its images is looked up
 def _list(folder: str, changed: int) -> Mapping[str, list[str]]:
     names: dict[str, list[str]] = {}
     for name in os.listdir(folder):
@@ -241,7 +251,7 @@ def _list(folder: str, changed: int) -> Mapping[str, list[str]]:
 
 def _read_file(folder: Path, file: str) -> bytes:
     with open(file, "rb") as stream:
-        # of the file that was opened
+        # checked after opening, for the file that was opened
         if not Path(file).resolve().is_relative_to(folder):
             raise ImageError("a symbolic link leaves the image root")
         check_size(os.fstat(stream.fileno()).st_size)

@@ -1,10 +1,12 @@
-"""The images of rows, wherever their bytes come from."""
+"""Opens the images of rows, wherever their bytes come from."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import pyarrow as pa
 
 from fanoise_lightning.data.images.decode import ImageError, decode, named
 from fanoise_lightning.data.images.roots import ImageRoot
@@ -20,13 +22,13 @@ __all__ = ["ImageStore"]
 
 @dataclass(frozen=True)
 class ImageStore:
-    """Opens the images of rows: files and archive members under a root, and those embedded in the rows.
+    """Opens the images of rows: files and archive members under a root, and images embedded in the rows.
 
     Can be pickled and forked.
 
     Args:
-        root: where the paths lead; ``None`` if no row has a path.
-        embedded: the images that came as bytes in the rows, under the keys that stand for their paths.
+        root: what the paths are relative to; ``None`` if there is none.
+        embedded: the images that came as bytes in the rows, under the keys that replace their paths.
         decode_size: see `decode`.
 
     Example:
@@ -38,11 +40,29 @@ class ImageStore:
     embedded: Sequence[EmbeddedImages] = ()
     decode_size: int | None = None
 
+    def prepare(self, paths: pa.Array, subset: str) -> None:
+        """Check that there are images for the `paths` of a subset, and open the archives that they need.
+
+        Called before processes are forked, which share what is open.
+
+        Raises:
+            FileNotFoundError: if the images are missing; says how to get them.
+            ValueError: if an archive cannot be read.
+        """
+        if not len(paths):
+            return
+        if self.root is None:
+            raise FileNotFoundError(
+                f"subset `{subset}` has images (the first: `{paths[0]}`), but there is no image root: "
+                "expected images/ or images.zip beside train/ and eval/"
+            )
+        self.root.prepare(paths, subset)
+
     def open(self, image: str | bytes) -> Image.Image:
         """Decode one image.
 
         Args:
-            image: a path relative to the root, with forward slashes, the key of an embedded image, or the
+            image: a path relative to the root, with forward slashes; the key of an embedded image; or the
                 bytes of an image file.
 
         Returns:
@@ -53,8 +73,8 @@ class ImageStore:
         """
         if isinstance(image, bytes):
             return decode(image, f"of {len(image)} embedded bytes", self.decode_size)
-        for store in self.embedded:
-            if (data := store.get(image)) is not None:
+        for images in self.embedded:
+            if (data := images.get(image)) is not None:
                 return decode(data, f"`{image}`", self.decode_size)
         name = f"`{image}`" if self.root is None else f"`{image}` in `{self.root.path}`"
         try:
@@ -66,9 +86,9 @@ class ImageStore:
         return decode(data, name, self.decode_size)
 
     def sample(self, reference: Reference) -> Sample:
-        """A row's text with its image.
+        """The text of a reference with its image opened.
 
         Raises:
-            ImageError: as `open`.
+            ImageError: see `open`.
         """
         return Sample(reference.text, self.open(reference.image) if reference.image != "" else None)

@@ -1,1 +1,1 @@
-"""Tables of rows become references: texts, and where their images are."""
+"""Files of rows become references: texts, and where their images are."""

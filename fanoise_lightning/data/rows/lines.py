@@ -1,4 +1,4 @@
-"""JSON-lines as Arrow tables: every row is checked by itself, no type is guessed from other rows."""
+"""JSON-lines as Arrow tables: every row is checked by itself, and no type is guessed from other rows."""
 
 from __future__ import annotations
 
@@ -21,33 +21,32 @@ __all__ = ["open_lines", "read_lines"]
 def read_lines(
     file: Path, columns: Columns, *, size: int, skip: int = 0, limit: int | None = None
 ) -> Iterator[pa.Table]:
-    """The rows of a JSON-lines file as `read_table` returns them, in tables of `size` rows.
+    """The rows of a JSON-lines file as `read_table` returns them, in one or more tables of `size` rows.
 
     Args:
         file: the file.
         columns: the kind of each column that is wanted.
-        size: rows of a table, the last of which may have fewer.
+        size: rows of a table; the last one may have fewer.
         skip: leave out the first `skip` rows.
-        limit: stop after `limit` rows.
+        limit: stop after `limit` rows; the lines after them are not read.
 
     Raises:
-        ValueError: for a row that cannot be read, with file and line; the lines behind `limit` are not read.
+        ValueError: for a row that cannot be read; names file and line.
     """
     with open_lines(file) as lines:
         rows = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
-        left = islice(rows, skip, None if limit is None else skip + limit)
-        first = True
-        while (part := list(islice(left, size))) or first:
+        wanted = islice(rows, skip, None if limit is None else skip + limit)
+        yield _parse_lines(list(islice(wanted, size)), file, columns)
+        while part := list(islice(wanted, size)):
             yield _parse_lines(part, file, columns)
-            first = False
 
 
 @contextmanager
 def open_lines(file: Path) -> Iterator[Iterable[bytes]]:
-    """The lines of a JSON-lines file, which may be packed with gzip.
+    """The lines of a JSON-lines file, which may be compressed with gzip.
 
     Raises:
-        ValueError: if it cannot be unpacked; names it.
+        ValueError: if it cannot be decompressed; names it.
     """
     if file.suffix.lower() != ".gz":
         with file.open("rb") as lines:
@@ -71,8 +70,8 @@ def _parse_lines(lines: Sequence[tuple[int, bytes]], file: Path, columns: Column
             for name, kind in columns.items():
                 values[name].append(_checked(record, name, kind))
         except UnicodeDecodeError as error:
-            told = f"it is not in UTF-8 ({error}): save the file as UTF-8"
-            raise ValueError(f"{place(str(file), number)}: {told}") from error
+            cause = f"it is not in UTF-8 ({error}): save the file as UTF-8"
+            raise ValueError(f"{place(str(file), number)}: {cause}") from error
         except ValueError as error:
             raise ValueError(f"{place(str(file), number)}: {error}") from error
         except RecursionError:
@@ -84,7 +83,7 @@ def _parse_lines(lines: Sequence[tuple[int, bytes]], file: Path, columns: Column
         except UnicodeEncodeError:
             number = next(number for number, value in zip(numbers, values[name]) if not _is_unicode(value))
             raise ValueError(
-                f"{place(str(file), number)}: column `{name}` holds half of a surrogate pair, which is no "
+                f"{place(str(file), number)}: column `{name}` holds half of a surrogate pair, which is not a "
                 r"character: repair the `\ud...` escape"
             ) from None
     return with_origin(pa.table(arrays), file, numbers)
@@ -116,4 +115,5 @@ def _checked(record: dict[str, Any], name: str, kind: Kind) -> str | list[str]:
 
 
 def _names(record: dict[str, Any]) -> str:
-    return ", ".join(record).encode(errors="backslashreplace").decode()  # any may be half of a surrogate pair
+    # a name may hold half of a surrogate pair
+    return ", ".join(record).encode(errors="backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""Names of files that were written differently: in rows and on disks, by Macs, Windows and Linux."""
+"""File names that are spelled differently in rows and on disks, by macOS, Windows and Linux."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LEAVES_ROOT = r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)|\x00"
 
 
 def folded(path: str) -> str:
-    r"""Equal for names that differ in capitals, Unicode normal form, kind of slash, or ``./`` alone.
+    r"""The same for all names that differ only in capitals, Unicode normal form, kind of slash, or ``./``.
 
     Example:
         >>> folded("./Train\\A.JPG")
@@ -27,7 +27,7 @@ def folded(path: str) -> str:
 
 
 def spelled(path: str) -> str:
-    r"""One spelling of a path in rows: forward slashes, no empty parts or ``.``, letters in Unicode's NFC.
+    r"""One spelling of a path: forward slashes, no empty parts and no ``.``, letters in Unicode's NFC.
 
     Example:
         >>> spelled(".\\Train//A.JPG")
@@ -37,17 +37,17 @@ def spelled(path: str) -> str:
 
 
 def same_letters(path: str, names: Iterable[str]) -> list[str]:
-    """Those of the `names` that differ from `path` in Unicode normal form or slashes, but not in capitals."""
+    """Those `names` that differ from `path` in Unicode normal form or slashes alone, and not in capitals."""
     return [name for name in names if spelled(name) == spelled(path)]
 
 
 def ambiguous(names: Collection[str]) -> str:
-    """What to say of a name that is none of these, which differ from it in spelling alone.
+    """The message about a name that differs from several `names` of files in spelling alone.
 
-    Names are escaped: two normal forms of one letter look the same.
+    Names are escaped, because two normal forms of a letter look the same.
     """
     listed = " and ".join(ascii(name) for name in sorted(names))
     return (
-        f"no file has this very name, and {len(names)} have it in other capitals or another Unicode form: "
-        f"{listed}; write it in the row as it is there"
+        f"no file has exactly this name, and {len(names)} have it in other capitals or another Unicode form: "
+        f"{listed}; write one of these names in the row"
     )

@@ -1,12 +1,12 @@
-"""Files of rows in shards that are read by themselves: a row group of a parquet file, or a JSON-lines file.
+"""Files of rows as shards that are read separately: row groups of parquet files, or JSON-lines files.
 
-The rows are those that `read_table` returns, with the same errors: both ways share the code that reads them.
+The rows are those that `read_table` returns, with the same errors, since both share the code that reads them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -19,7 +19,7 @@ from fanoise_lightning.data.rows.tables import reading_parquet
 
 __all__ = ["CHUNK", "FileRows", "RowGroup", "Rows", "read_group", "row_groups"]
 
-CHUNK = 64  # rows that are taken from a shard at a time
+CHUNK = 64  # rows that are read from a shard at a time
 
 
 class Rows(Protocol):
@@ -30,19 +30,26 @@ class Rows(Protocol):
         """How many shards there are."""
 
     def read(self, shard: int, skip: int = 0, limit: int | None = None) -> Iterator[pa.Table]:
-        """The rows of a shard behind the first `skip`, at most `limit`, in tables of at most `CHUNK` rows.
+        """At most `limit` rows of a shard after the first `skip`, in tables of at most `CHUNK` rows.
 
-        Columns have the types that they are stored in, see `convert`; ``file`` and ``row`` tell the origin.
+        Columns have the types of the file, see `convert`; ``file`` and ``row`` tell the origin.
         """
 
 
 class RowGroup(NamedTuple):
-    """A row group of a parquet file."""
+    """A row group of a parquet file.
+
+    Args:
+        file: path or URL.
+        metadata: of the whole file, so that the footer is not read again for each group.
+        number: of the group in the file.
+        first: its first row in the file.
+    """
 
     file: str
-    metadata: pq.FileMetaData  # of the whole file: the footer is not read again for each of its groups
+    metadata: pq.FileMetaData
     number: int
-    first: int  # its first row in the file
+    first: int
 
 
 class FileRows:
@@ -56,18 +63,20 @@ class FileRows:
         ValueError: if a parquet file cannot be read, or lacks a column.
     """
 
-    def __init__(self, files: Sequence[Path], columns: Columns) -> None:
+    _pre_buffer = False  # see `read_group`
+
+    def __init__(self, files: Sequence[str | Path], columns: Columns) -> None:
         self._columns = columns
         self._shards: list[RowGroup | Path] = []
         self.num_rows = 0
         for file in files:
             if is_lines(file):
-                self._shards.append(file)
-                with open_lines(file) as lines:
+                self._shards.append(Path(file))
+                with open_lines(Path(file)) as lines:
                     self.num_rows += sum(bool(line.strip()) for line in lines)
             else:
-                with reading_parquet(file):
-                    metadata = pq.read_metadata(file)
+                with self._opened(str(file)) as source:
+                    metadata = pq.read_metadata(source)
                 self._shards += row_groups(str(file), metadata, columns)
                 self.num_rows += metadata.num_rows
 
@@ -80,14 +89,20 @@ class FileRows:
         """See `Rows`.
 
         Raises:
-            ValueError: for rows that cannot be read; names the file, and of JSON-lines the line.
+            ValueError: for rows that cannot be read; names the file, and the line of JSON-lines.
         """
         found = self._shards[shard]
         if isinstance(found, Path):
             yield from read_lines(found, self._columns, size=CHUNK, skip=skip, limit=limit)
         else:
-            with reading_parquet(found.file), closing(pa.OSFile(found.file)) as source:
-                yield from read_group(found, source, self._columns, skip, limit)
+            with self._opened(found.file) as source:
+                yield from read_group(found, source, self._columns, skip, limit, pre_buffer=self._pre_buffer)
+
+    @contextmanager
+    def _opened(self, file: str) -> Iterator[Any]:
+        """A parquet file to read from; an error while it is read names the file."""
+        with reading_parquet(file), closing(pa.OSFile(file)) as source:
+            yield source
 
 
 def row_groups(file: str, metadata: pq.FileMetaData, columns: Columns) -> list[RowGroup]:
@@ -113,7 +128,7 @@ def read_group(
     *,
     pre_buffer: bool = False,
 ) -> Iterator[pa.Table]:
-    """The rows of a row group as in `Rows.read`.
+    """The rows of a row group, see `Rows.read`.
 
     Args:
         group: which.
@@ -121,19 +136,19 @@ def read_group(
         columns: the kind of each column that is wanted.
         skip: leave out the first `skip` rows.
         limit: stop after `limit` rows.
-        pre_buffer: fetch all columns in few large reads before the first row.
+        pre_buffer: fetch all columns in a few large reads before the first row.
     """
     file = pq.ParquetFile(source, metadata=group.metadata, pre_buffer=pre_buffer)
     wanted = [name for name in file.schema_arrow.names if name in columns]
-    end = None if limit is None else skip + limit
-    first = 0
+    rows = range(group.metadata.row_group(group.number).num_rows)
+    rows = rows[skip:] if limit is None else rows[skip : skip + limit]
+    first = 0  # of the batch, in the group
     # one thread: it runs in the background of the training, and small tables gain nothing from more
     for batch in file.iter_batches(CHUNK, row_groups=[group.number], columns=wanted, use_threads=False):
-        at = max(skip - first, 0)
-        table = pa.Table.from_batches([batch]).slice(at, None if end is None else max(end - first - at, 0))
-        if len(table):
-            start = group.first + first + at
-            yield with_origin(table, group.file, range(start, start + len(table)))
+        start, stop = max(rows.start, first), min(rows.stop, first + len(batch))
+        if start < stop:
+            table = pa.Table.from_batches([batch.slice(start - first, stop - start)])
+            yield with_origin(table, group.file, range(group.first + start, group.first + stop))
         first += len(batch)
-        if end is not None and first >= end:
+        if first >= rows.stop:
             return

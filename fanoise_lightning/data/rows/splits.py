@@ -1,4 +1,4 @@
-"""Which pairs are held out to validate on, and how much of them is trained on nevertheless."""
+"""Which pairs are held out for validation, and how much of them is trained on nevertheless."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs as numbers: what has the same number is the same.
+    """N pairs as numbers: equal numbers mean equal references, or equal images.
 
     Args:
         queries: (N,), references.
         targets: (N,), references, numbered together with the queries.
         query_images: (N,), -1 for none.
-        target_images: (N,), numbered together with the query's, -1 for none.
+        target_images: (N,), numbered together with the images of the queries, -1 for none.
     """
 
     queries: Ints
@@ -34,12 +34,14 @@ class Pairs:
 
     def take(self, index: Ints | NDArray[np.bool_]) -> Pairs:
         """The pairs at `index`."""
-        return Pairs(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+        return Pairs(
+            self.queries[index], self.targets[index], self.query_images[index], self.target_images[index]
+        )
 
     def seen(self, trained: Pairs) -> dict[str, tuple[int, int]]:
         """How many of the different queries, targets and images are in `trained` too, and of how many.
 
-        A reference is trained on whichever role it has there: a query may be what was a target.
+        The role does not matter: a query may have been trained on as a target.
         """
         references = np.concatenate([trained.queries, trained.targets])
         parts = {
@@ -47,11 +49,11 @@ class Pairs:
             "targets": (self.targets, references),
             "images": (self._images, trained._images),
         }
-        numbers = {}
-        for name, (numbered, theirs) in parts.items():
-            mine = np.unique(numbered[numbered >= 0])
-            numbers[name] = (int(np.isin(mine, theirs).sum()), len(mine))
-        return numbers
+        counts = {}
+        for name, (numbers, theirs) in parts.items():
+            mine = np.unique(numbers[numbers >= 0])
+            counts[name] = (int(np.isin(mine, theirs).sum()), len(mine))
+        return counts
 
     @property
     def _images(self) -> Ints:
@@ -64,7 +66,7 @@ class Split:
 
     Args:
         held_out: (N,), which pairs.
-        by: what was kept on one side of the split.
+        by: what was kept together.
     """
 
     held_out: NDArray[np.bool_]
@@ -75,14 +77,15 @@ def split(pairs: Pairs, fraction: float, seed: int) -> Split | None:
     """Hold out a `fraction` of the pairs, by the strictest rule that leaves something to find.
 
     1. Pairs that are connected by a query, a target or an image stay together: nothing is on both sides.
-    2. Pairs that are connected by a query or a target.
-    3. All pairs of a query, or where there are fewer queries than targets, all pairs of a target; and both
-       directions of a pair. For labels and the like, which connect most pairs: targets (queries) that are
-       held out are trained on as well.
-    4. A pair, and its other direction.
+    2. Pairs that are connected by a query or a target stay together.
+    3. All pairs of a query stay together (of a target, if there are fewer queries than targets), and both
+       directions of a pair. This is for labels and the like, which connect most pairs: held-out targets
+       (queries) are then trained on too.
+    4. Both directions of a pair stay together.
 
-    A rule leaves something to find if it holds out at least half of the `fraction`, nine in ten queries then
-    have two candidates, and its groups are no labels: those are fewer than the root of the number of pairs.
+    A rule leaves something to find if it holds out at least half of the `fraction`, if nine in ten held-out
+    queries have two candidates, and under the first two rules if its groups are not labels, that is, if they
+    are more than the square root of the number of pairs.
 
     Returns:
         The split, ``None`` if no rule leaves something to find.
@@ -91,11 +94,8 @@ def split(pairs: Pairs, fraction: float, seed: int) -> Split | None:
     for by, group_of, strict in _rules(pairs):
         sizes = np.bincount(group_of)
         small = np.flatnonzero(sizes[group_of] <= wanted)
-        if (
-            not len(small)
-            or 2 * len(small) < wanted
-            or (strict and np.count_nonzero(sizes) ** 2 <= len(pairs))
-        ):
+        are_labels = strict and np.count_nonzero(sizes) ** 2 <= len(pairs)
+        if not len(small) or 2 * len(small) < wanted or are_labels:
             continue
         held_out = np.zeros(len(pairs), dtype=bool)
         held_out[small] = hold_out(group_of[small], wanted / len(small), seed)
@@ -105,22 +105,22 @@ def split(pairs: Pairs, fraction: float, seed: int) -> Split | None:
 
 
 def _rules(pairs: Pairs) -> Iterator[tuple[str, Ints, bool]]:
-    """What is kept together, the groups that this makes, and whether they must not be labels."""
+    """What is kept together, the group of each pair, and whether the groups must not be labels."""
     queries, targets = pairs.queries, pairs.targets
+    # a graph: its nodes are the references, followed by images, or by pairs in both directions
     first = int(max(queries.max(), targets.max())) + 1
-    images = [
-        (reference, image + first)
-        for reference, image in ((queries, pairs.query_images), (targets, pairs.target_images))
-    ]
-    links = [(reference[image >= first], image[image >= first]) for reference, image in images]
-    joined = [np.concatenate(ends) for ends in zip((queries, targets), *links)]
-    yield "connected queries, targets and images", connect(*joined)[queries], True
+    references = np.concatenate([queries, targets])
+    images = np.concatenate([pairs.query_images, pairs.target_images])
+    has_image = images >= 0
+    ends = np.concatenate([queries, references[has_image]])
+    others = np.concatenate([targets, images[has_image] + first])
+    yield "connected queries, targets and images", connect(ends, others)[queries], True
     yield "connected queries and targets", connect(queries, targets)[queries], True
     low, high = np.minimum(queries, targets), np.maximum(queries, targets)
     pair_of = np.unique(np.stack([low, high]), axis=1, return_inverse=True)[1].ravel()
     by_query = len(np.unique(queries)) >= len(np.unique(targets))
-    name, reference = ("query", queries) if by_query else ("target", targets)
-    yield name, connect(reference, pair_of + first)[reference], False
+    name, kept = ("query", queries) if by_query else ("target", targets)
+    yield name, connect(kept, pair_of + first)[kept], False
     yield "pair", pair_of, False
 
 
@@ -129,19 +129,19 @@ def connect(ends: Ints, others: Ints) -> Ints:
 
     Args:
         ends: (E,), one end of each edge.
-        others: (E,), the other.
+        others: (E,), the other end.
 
     Returns:
         (n,) for the nodes 0 to n - 1.
     """
     parent = np.arange(int(max(ends.max(), others.max())) + 1)
     while True:
-        # hang the larger root of each edge below the smaller, then let every node point at its root
+        # hang the larger root of each edge below the smaller one, then let every node point at its root
         roots, other_roots = parent[ends], parent[others]
         np.minimum.at(parent, roots, other_roots)
         np.minimum.at(parent, other_roots, roots)
-        while (above := parent[parent]).tobytes() != parent.tobytes():
-            parent = above
+        while not np.array_equal(parent, parent[parent]):
+            parent = parent[parent]
         if np.array_equal(parent[ends], parent[others]):
             return parent
 
@@ -155,7 +155,7 @@ def hold_out(group_of: Ints, fraction: float, seed: int) -> NDArray[np.bool_]:
 
 
 def no_distractors(queries: Ints, targets: Ints) -> dict[int, set[int]]:
-    """Which targets are no wrong answers of each query: its own, and the query itself if it is a target."""
+    """The targets that are not wrong answers of each query: its own, and the query if it is a target."""
     pool = set(targets.tolist())
     found: dict[int, set[int]] = {query: {query} & pool for query in queries.tolist()}
     for query, target in zip(queries.tolist(), targets.tolist()):
@@ -164,6 +164,6 @@ def no_distractors(queries: Ints, targets: Ints) -> dict[int, set[int]]:
 
 
 def count_candidates(pairs: Pairs) -> Ints:
-    """How many candidates there can be for each pair (N,): its target, and the wrong answers of its query."""
+    """How many candidates each pair can have, (N,): its target, and the wrong answers of its query."""
     right, pool = no_distractors(pairs.queries, pairs.targets), len(np.unique(pairs.targets))
     return np.array([pool - len(right[query]) + 1 for query in pairs.queries.tolist()], dtype=np.int64)

@@ -1,8 +1,7 @@
-"""Files of rows as Arrow tables: parquet, shards of it, or JSON-lines, with columns of texts and images,
-one a row or lists of them.
+"""Files of rows as Arrow tables: parquet, shards of it, or JSON-lines, with text and image columns.
 
-Rows stay columnar: a million of them are a handful of buffers, which forked workers share. Every row
-remembers the file and the row that it came from, so that an error found later can name them.
+Rows stay in columns: a million of them are a handful of buffers, which forked workers share. Every row
+keeps its file and its number there, so that an error found later can name them.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ from fanoise_lightning.data.rows.columns import (
     where,
     with_origin,
 )
-from fanoise_lightning.data.rows.embedded import EmbeddedImages, Part, holds_images, to_keys
+from fanoise_lightning.data.rows.embedded import EmbeddedImages, KeyedBytes, holds_images, to_keys
 from fanoise_lightning.data.rows.lines import read_lines
 
 __all__ = ["as_lists", "convert", "find_subsets", "read_table", "reading_parquet", "subset_name"]
 
-SHARDS = "[!.]*.parquet"  # a Mac's ._a.parquet is none
-LINES = 10_000  # of a JSON-lines file that are Python objects at a time
+SHARDS = "[!.]*.parquet"  # not the ._a.parquet that macOS writes
+LINES = 10_000  # lines of a JSON-lines file that are Python objects at a time
 
 _EXPECTED: Mapping[Kind, str] = {
     "text": "text",
@@ -46,11 +45,13 @@ _EXPECTED: Mapping[Kind, str] = {
 
 
 def find_subsets(folder: Path) -> dict[str, Path]:
-    """The subsets in `folder` by name: ``<name>.parquet``, ``<name>.jsonl``, ``<name>.jsonl.gz`` or a folder
-    ``<name>/`` of parquet. What else there is, but for hidden files, is passed over with a warning.
+    """The subsets in a folder by name.
+
+    A subset is ``<name>.parquet``, ``<name>.jsonl``, ``<name>.jsonl.gz`` or a folder ``<name>/`` of parquet
+    files. Hidden files are ignored, and anything else with a warning.
 
     Raises:
-        ValueError: if a subset is there in two forms.
+        ValueError: if a subset comes in two forms.
     """
     found: dict[str, Path] = {}
     others: list[str] = []
@@ -67,14 +68,14 @@ def find_subsets(folder: Path) -> dict[str, Path]:
         found[name] = path
     if others:
         rank_zero_warn(
-            f"`{folder}`: {', '.join(others)} passed over: a subset is a .parquet, .jsonl or .jsonl.gz file, "
+            f"`{folder}`: {', '.join(others)} ignored: a subset is a .parquet, .jsonl or .jsonl.gz file, "
             "or a folder of .parquet files"
         )
     return found
 
 
 def subset_name(file: Path) -> str:
-    """The name of a file of rows without its ending.
+    """The name of a file of rows without its suffix.
 
     Example:
         >>> subset_name(Path("train/mine.jsonl.gz"))
@@ -90,18 +91,18 @@ def _is_parquet(file: Path) -> bool:
 def read_table(
     path: Path | Sequence[Path], columns: Columns, limit: int | None = None
 ) -> tuple[pa.Table, EmbeddedImages | None]:
-    """Read the `columns` of a file or a folder of shards, and where each row came from.
+    """Read the `columns` of a file or a folder of shards, and the origin of each row.
 
     Args:
         path: a ``.parquet``, ``.jsonl`` or ``.jsonl.gz`` file, a folder of ``.parquet`` files, read in the
             order of their names, or files in an order of your own.
         columns: the kind of each column that is wanted.
-        limit: read the first `limit` rows only.
+        limit: read only the first `limit` rows.
 
     Returns:
-        Text columns as text (nothing is ``""``), the others as lists of texts, and the columns ``file`` and
-        ``row``. Images are their paths; where the rows hold the images themselves, keys stand for them in
-        the table, and the images come beside it.
+        A table with text columns as text (``""`` for nothing), other columns as lists of texts, and the
+        columns ``file`` and ``row``. Images are paths in the table; if rows hold the images themselves, the
+        table has their keys, and the images are returned separately.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -114,7 +115,7 @@ def read_table(
     if isinstance(path, Path) and path.is_dir():
         files = sorted(path.glob(SHARDS))
     tables: list[pa.Table] = []
-    images: list[Part] = []
+    images: list[KeyedBytes] = []
     left = limit
     for file in files:
         if is_lines(file):
@@ -132,7 +133,7 @@ def read_table(
 
 @contextmanager
 def reading_parquet(file: str | Path) -> Iterator[None]:
-    """Turn Arrow's errors about a file on this machine into one that names it."""
+    """Turn Arrow's errors about a file on this machine into one that names the file."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
@@ -147,16 +148,16 @@ def _read_parquet(file: Path, columns: Columns, limit: int | None) -> pa.Table:
     return with_origin(table, file, range(len(table)))
 
 
-def convert(table: pa.Table, columns: Columns, images: list[Part]) -> pa.Table:
-    """The `columns` of a table as they came from one file, in the types that `read_table` returns.
+def convert(table: pa.Table, columns: Columns, images: list[KeyedBytes]) -> pa.Table:
+    """The `columns` of a table from one file, in the types that `read_table` returns.
 
     Args:
-        table: whatever columns there are, ``file`` and ``row`` among them, which are kept.
+        table: any columns of the file, and ``file`` and ``row``, which are kept.
         columns: the kind of each column that is wanted.
-        images: the images that the rows hold are appended here.
+        images: embedded images of the rows are appended to it.
 
     Raises:
-        ValueError: for a wrong type, or a text that is no Unicode.
+        ValueError: for a wrong type, or a text that is not Unicode.
     """
     result: dict[str, pa.Array] = {}
     for name, kind in columns.items():
@@ -173,14 +174,12 @@ def convert(table: pa.Table, columns: Columns, images: list[Part]) -> pa.Table:
             result[name] = pa.concat_arrays([_read_chunk(chunk, kind, images) for chunk in chunks])
         except pa.ArrowInvalid as error:
             at = _find_broken(table, name)
-            raise ValueError(
-                f"{at}: column `{name}` holds a text that is not UTF-8; repair the row"
-            ) from error
+            raise ValueError(f"{at}: column `{name}` holds text that is not UTF-8; repair the row") from error
     return pa.table({**result, "file": table["file"], "row": table["row"]})
 
 
 def _find_broken(table: pa.Table, name: str) -> str:
-    """The first row with a text in a column that Python cannot read."""
+    """The first row whose text in a column Python cannot read."""
     for index, value in enumerate(table[name]):
         try:
             value.as_py()
@@ -213,22 +212,21 @@ def _is_kind(found: pa.DataType, kind: Kind) -> bool:
     return _is_text(found) or ("image" in kind and holds_images(found))
 
 
-def _read_chunk(column: pa.Array, kind: Kind, images: list[Part]) -> pa.Array:
+def _read_chunk(column: pa.Array, kind: Kind, images: list[KeyedBytes]) -> pa.Array:
     values = pc.list_flatten(column) if _is_list(column.type) else column
     if holds_images(values.type):
         values, part = to_keys(values)
         images.append(part)
     values = pc.fill_null(values.cast(TEXT), "")
-    values.validate(full=True)  # parquet files may call any bytes a text
+    values.validate(full=True)  # parquet files may call any bytes text
     if kind in ("text", "image"):
         return values
-    one_each = pa.array(np.ones(len(column), np.int64))
-    return as_lists(
-        pc.fill_null(pc.list_value_length(column), 0) if _is_list(column.type) else one_each, values
-    )
+    if _is_list(column.type):
+        return as_lists(pc.fill_null(pc.list_value_length(column), 0), values)
+    return as_lists(pa.array(np.ones(len(column), np.int64)), values)
 
 
 def as_lists(lengths: pa.Array, values: pa.Array) -> pa.Array:
-    """A list column from the length of each list and all their values in a row."""
+    """A list column from the length of each list and the values of all lists, flat."""
     ends = pc.cumulative_sum(lengths.cast("int64"))
     return pa.LargeListArray.from_arrays(pa.concat_arrays([pa.array([0], pa.int64()), ends]), values)

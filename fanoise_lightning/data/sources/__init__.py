@@ -1,1 +1,1 @@
-"""Where rows and archives come from: folders, copies of the hub, the hub."""
+"""Where rows and images come from: a folder in our own layout, or MMEB's repositories."""

@@ -1,4 +1,4 @@
-"""Download what MMEB's repositories hold of some subsets, and check that it is whole."""
+"""``fanoise data``: download subsets of MMEB, and check that nothing is missing."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from fanoise_lightning._checks import check_names
-from fanoise_lightning.data.images.roots import ImageRoot, archive_names, first_paths
+from fanoise_lightning.data.images.roots import ImageRoot
 from fanoise_lightning.data.rows.records import read_eval, read_train
-from fanoise_lightning.data.sources.repository import CARD, HUB, Repository
+from fanoise_lightning.data.sources.fetch import fetch
+from fanoise_lightning.data.sources.hub_repository import HUB, HubRepository
+from fanoise_lightning.data.sources.repository import FolderRepository
 from fanoise_lightning.evaluation.mmeb import CATALOG, TRAIN_NAMES
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["SubsetCheck", "as_table", "check_subset", "download", "fetch", "main"]
+__all__ = ["SubsetCheck", "as_table", "check_subset", "download", "main"]
 
 SOURCE = "hf://datasets/TIGER-Lab"
 EVAL_SPLIT = "test"
-LISTED = 20  # of the missing images of a subset: without its archive all are missing
+LISTED = 20  # missing images of a subset: without its archive, all of them are
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class SubsetCheck:
     """What was found of a subset.
 
     Args:
-        repository: its folder.
+        repository: the folder of its repository.
         name: its config.
-        rows: how many rows it has.
-        images: how many different images they name.
-        missing: the paths of those that are not there.
-        problem: why it cannot be used at all; ``""`` if it can.
+        rows: the number of rows.
+        images: the number of different images that the rows name.
+        missing: the paths of the images that are not there.
+        problem: why the subset cannot be used at all; ``""`` if it can.
     """
 
     repository: str
@@ -60,25 +60,25 @@ def download(
     eval_subsets: Sequence[str] | None = None,
     split: str = "original",
 ) -> list[SubsetCheck]:
-    """Download MMEB, rows and archives of images, and check that it is whole.
+    """Download MMEB, rows and archives of images, and check that nothing is missing.
 
-    What is there is not downloaded again, and a broken download goes on where it broke; if everything is
-    there, the hub is not asked. The archives are not unpacked, they are read as they are.
+    Files that are there are not downloaded again, and an interrupted download resumes where it stopped. If
+    everything is there, the hub is not asked. The archives are read as they are, without unpacking them.
 
     Args:
-        root: the folder to download to: ``MMEB-train/`` and ``MMEB-eval/`` in it; afterwards the `root` of
-            `MMEBDataModule`.
+        root: the folder to download to, into ``MMEB-train/`` and ``MMEB-eval/``; pass it to `MMEBDataModule`
+            as `root`.
         source: where the repositories ``MMEB-train`` and ``MMEB-eval`` are.
         train_subsets: names of the training subsets; ``None`` for all, ``[]`` for none.
         eval_subsets: names of the evaluation subsets; ``None`` for all, ``[]`` for none.
-        split: of the training rows: ``original`` or ``diverse_instruction``.
+        split: the split of the training rows, ``original`` or ``diverse_instruction``.
 
     Returns:
         What was found of each subset.
 
     Raises:
-        HubError: if a download fails again and again.
-        ValueError: if there is no such subset or split.
+        HubError: if a download fails.
+        ValueError: for an unknown subset or split.
 
     Example:
         >>> download("mmeb", train_subsets=["SUN397"], eval_subsets=["SUN397"])  # doctest: +SKIP
@@ -93,14 +93,14 @@ def download(
     for name, (configs, split_) in wanted.items():
         if configs:
             folder = Path(root) / name
-            repository = fetch(Repository(f"{source}/{name}"), configs, split_, folder=folder)
+            repository = fetch(HubRepository(f"{source}/{name}"), configs, split_, folder)
             images = ImageRoot(folder)
             checks += [check_subset(repository, images, config, split_) for config in configs]
     return checks
 
 
 def train_configs(chosen: Sequence[str] | None) -> list[str]:
-    """The training configs of MMEB that are chosen, by either name, or all."""
+    """The configs of the chosen training subsets, which go by either name; all of MMEB for ``None``."""
     if chosen is None:
         return TRAIN_NAMES
     names = [CATALOG[name].train_name or name if name in CATALOG else name for name in chosen]
@@ -108,44 +108,46 @@ def train_configs(chosen: Sequence[str] | None) -> list[str]:
 
 
 def eval_configs(chosen: Sequence[str] | None) -> list[str]:
-    """The evaluation configs of MMEB that are chosen, or all."""
+    """The configs of the chosen evaluation subsets; all of MMEB for ``None``."""
     return list(CATALOG) if chosen is None else check_names(chosen, CATALOG, "evaluation subset")
 
 
-def check_subset(repository: Repository, images: ImageRoot, config: str, split: str) -> SubsetCheck:
-    """Read the rows of a subset in a folder, and look for each image that they name."""
+def check_subset(repository: FolderRepository, images: ImageRoot, config: str, split: str) -> SubsetCheck:
+    """Read the rows of a subset, and look for each image that they name."""
     found = SubsetCheck(repository.location, config)
     try:
         found = replace(found, rows=repository.num_rows(config, split))
-        files = [Path(repository.url(shard)) for shard in repository.shards(config, split)]
+        files = repository.files(config, split)
         if split == EVAL_SPLIT:
             paths = read_eval(files, CATALOG[config].subset).paths
         else:
             paths = read_train(files, config).paths
-        paths = pc.unique(paths).to_pylist()
-        missing = tuple(path for path in paths if path not in images)
+        named = pc.unique(paths).to_pylist()
+        missing = tuple(path for path in named if path not in images)
     except (OSError, ValueError) as error:
         return replace(found, problem=str(error))
-    return replace(found, images=len(paths), missing=missing)
+    return replace(found, images=len(named), missing=missing)
 
 
 def as_table(checks: Sequence[SubsetCheck]) -> Table:
-    """What was found, one line a subset."""
+    """What was found, a line for each subset."""
     from rich.table import Table
 
     table = Table(title="MMEB")
-    for column in ("repository", "subset", "rows", "images", "missing"):
-        table.add_column(column, justify="left" if column in ("repository", "subset") else "right")
+    for column in ("repository", "subset"):
+        table.add_column(column)
+    for column in ("rows", "images", "missing"):
+        table.add_column(column, justify="right")
     table.add_column("")
     for check in checks:
-        remark = check.problem or "".join(f"first: {path}" for path in check.missing[:1]) or "whole"
-        counts = (f"{number:,}" for number in (check.rows, check.images, len(check.missing)))
+        remark = check.problem or (f"first: {check.missing[0]}" if check.missing else "whole")
+        counts = [f"{count:,}" for count in (check.rows, check.images, len(check.missing))]
         table.add_row(Path(check.repository).name, check.name, *counts, remark)
     return table
 
 
 def main(args: Sequence[str]) -> None:
-    """``fanoise data``: `download`, a table of what is there, and exit code 1 if something is missing."""
+    """``fanoise data``: `download`, print what is there, and exit with 1 if something is missing."""
     from jsonargparse import auto_cli
     from rich.console import Console
 
@@ -156,74 +158,10 @@ def main(args: Sequence[str]) -> None:
     console = Console()
     console.print(as_table(checks))
     for check in checks:
-        lines = [*check.missing[:LISTED], f"... and {len(check.missing) - LISTED} more"]
-        for line in lines[: len(check.missing)]:
+        lines = list(check.missing[:LISTED])
+        if len(check.missing) > LISTED:
+            lines.append(f"... and {len(check.missing) - LISTED} more")
+        for line in lines:
             console.print(f"missing of {check.name}: {line}", soft_wrap=True, highlight=False)
     if not all(check.is_whole for check in checks):
         raise SystemExit(1)
-
-
-def fetch(
-    source: Repository,
-    configs: Sequence[str],
-    split: str,
-    *,
-    rows: bool = True,
-    folder: str | Path | None = None,
-) -> Repository:
-    """Download the rows of some configs and the archives of their images; what is there is not asked for.
-
-    Args:
-        source: a repository on the hub.
-        configs: the configs.
-        split: the split.
-        rows: whether to download the rows: with a stream only the archives named after the configs.
-        folder: where to; by default the hub's cache.
-
-    Returns:
-        The folder as a repository.
-
-    Raises:
-        HubError: if a download fails.
-        ValueError: if there is no such config or split.
-    """
-    local = Repository(folder) if folder is not None else source.cached()
-    if not rows:
-        archives = [archive_names(f"{config}/")[0] for config in configs]
-        archives = [name for name in archives if local is None or not local.find(name)]
-        return source.download([CARD, *(name for name in archives if source.find(name))], folder)
-    if local is None or not set(configs) <= set(local.available(split)):
-        shards = [shard for config in configs for shard in source.shards(config, split)]
-        local = source.download([CARD, *shards], folder)
-    archives = sorted(
-        {name for config in configs for name in _missing_archives(source, local, config, split)}
-    )
-    return source.download(archives, folder) if archives else local
-
-
-def _missing_archives(source: Repository, local: Repository, config: str, split: str) -> list[str]:
-    """The archives that the images of a config need, and that are not there."""
-    missing = []
-    for group, path in first_paths(image_paths(local, config, split)).items():
-        names = archive_names(path)
-        unpacked = local.folder is not None and (local.folder / "images" / group).is_dir()
-        if not unpacked and not any(local.find(name) for name in names):
-            # paths of an archive that the repository does not have are told of when images are opened
-            missing += [name for name in names if source.find(name)][:1]
-    return missing
-
-
-def image_paths(repository: Repository, config: str, split: str) -> pa.Array:
-    """The different image paths in the rows of a split, in a repository's folder."""
-    found = [pa.array([], pa.string())]
-    for shard in repository.shards(config, split):
-        file = pq.ParquetFile(repository.url(shard))
-        columns = [name for name in file.schema_arrow.names if name.endswith("_path")]
-        for column in file.read(columns=columns).columns:
-            values = column.combine_chunks()
-            if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-                values = pc.list_flatten(values)
-            if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-                found.append(values.cast(pa.string()))
-    paths = pc.unique(pa.concat_arrays(found).drop_null())
-    return paths.filter(pc.not_equal(paths, ""))

@@ -1,7 +1,7 @@
-"""Subsets are data, not code: name, meta-task and distribution come from ``subsets.json``.
+"""Subsets are data, not code: their names, meta-tasks and distributions come from ``subsets.json``.
 
-An entry with a distribution is an evaluation subset, and says what the training subset of that name is; an
-entry without one is of a training subset alone.
+An entry with a distribution describes an evaluation subset, and the training subset of the same name if there
+is one. An entry without a distribution describes a subset that is only trained on.
 """
 
 from __future__ import annotations
@@ -16,41 +16,42 @@ __all__ = ["read_meta_tasks", "read_subsets"]
 
 
 def read_subsets(path: Path) -> dict[str, Subset]:
-    """The evaluation subsets of ``subsets.json``: those with a distribution, in the order of the scoreboard.
+    """Read the evaluation subsets: the entries with a distribution, in the order of the scoreboard.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a list of objects with the fields of `Subset`; the message names the file and
-            the entry.
+        ValueError: if it is not a list of objects with the fields of `Subset`; names the file and the entry.
     """
     return {name: entry for name, entry in _read(path).items() if isinstance(entry, Subset)}
 
 
 def read_meta_tasks(path: Path, *, trained: bool = False) -> dict[str, str]:
-    """The meta-task of every entry of ``subsets.json``, by its name.
+    """Read the meta-task of each subset, by the subset's name.
 
     Args:
-        path: of the file.
-        trained: only of those without a distribution, which are trained on alone.
+        path: the path of ``subsets.json``.
+        trained: read only the entries without a distribution: subsets that are only trained on.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_subsets`.
+        FileNotFoundError: as `read_subsets`.
+        ValueError: as `read_subsets`.
     """
-    entries = _read(path).items()
-    return {
-        name: entry if isinstance(entry, str) else entry.meta_task
-        for name, entry in entries
-        if isinstance(entry, str) or not trained
-    }
+    meta_tasks = {}
+    for name, entry in _read(path).items():
+        if isinstance(entry, str):
+            meta_tasks[name] = entry
+        elif not trained:
+            meta_tasks[name] = entry.meta_task
+    return meta_tasks
 
 
 def _read(path: Path) -> dict[str, Subset | str]:
-    """The entries: evaluation subsets, and meta-tasks of training subsets."""
+    """The entries by name: an evaluation subset, or the meta-task of a subset that is only trained on."""
     if not path.is_file():
         raise FileNotFoundError(
             f"`{path}` is missing: it lists the evaluation subsets as "
             '[{"name": ..., "meta_task": ..., "distribution": ...}, ...], '
-            "and training subsets of other names without a distribution"
+            "and subsets that are only trained on without a distribution"
         )
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -82,5 +83,5 @@ def _entry(entry: Any) -> Subset | str:
     check_subset_name(name)
     check_meta_task(name, meta_task)
     if "floors" in entry:
-        raise ValueError(f"`distribution` is missing in {entry!r}: floors are of evaluation subsets")
+        raise ValueError(f"`distribution` is missing in {entry!r}: only evaluation subsets have floors")
     return meta_task

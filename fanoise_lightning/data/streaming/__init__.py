@@ -1,1 +1,1 @@
-"""Rows that are read as they are needed, in an order that can be resumed."""
+"""Training rows that are read as they are needed, in an order that can be resumed."""

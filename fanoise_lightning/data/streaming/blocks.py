@@ -1,16 +1,16 @@
 """Streams of training rows, read in passes of shuffled shards and blocks.
 
-A pass is the shards in an order drawn from (seed, subset, pass); inside it, blocks of rows are permuted by
-(seed, subset, pass, block). Nothing is held back between blocks, so that no row is lost when a run is
-stopped: where a stream stands is a handful of integers, the start of its block and the place in it, and going
-on there means to read that block again.
+A pass goes through the shards in an order drawn from (seed, subset, pass); within it, blocks of rows are
+permuted by (seed, subset, pass, block). Nothing is held back between blocks, so no row is lost when a run is
+stopped: the position in a stream is a handful of integers, the start of its block and the place in the block,
+and a resumed run reads that block again.
 
-The ranks share a pass like this, here 5 shards on 2 ranks::
+The ranks share a pass as follows, here 5 shards on 2 ranks::
 
     order of the shards     3   0   4   1   |   2
     rank                    0   1   0   1   |   its rows in turn: 0, 1, 0, 1, ...
 
-Whole shards as long as every rank gets as many, and the rest row by row, which every rank reads.
+Each rank gets the same number of whole shards. All ranks read the remaining shards and share them row by row.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from zlib import crc32
 import numpy as np
 import pyarrow as pa
 
-from fanoise_lightning.data.rows.embedded import EmbeddedImages, Part
-from fanoise_lightning.data.rows.records import TRAIN_COLUMNS, Cleaner, TrainRows, train_rows
+from fanoise_lightning._checks import check_at_least
+from fanoise_lightning.data.rows.cleaning import Cleaner, empty_subset
+from fanoise_lightning.data.rows.embedded import EmbeddedImages, KeyedBytes
+from fanoise_lightning.data.rows.records import TRAIN_COLUMNS, TrainRows, train_rows
 from fanoise_lightning.data.rows.shards import CHUNK, Rows
 from fanoise_lightning.data.rows.tables import convert
 from fanoise_lightning.data.sources.hub_errors import HubError
@@ -40,11 +42,11 @@ class TrainStream:
 
     Args:
         name: of the subset.
-        rows: in shards. The smaller these are, the better the rows are shuffled, and the less is read again
-            when a run goes on.
-        num_rows: how many rows it is said to have: its share of an epoch follows from that.
+        rows: in shards. The smaller these are, the better the rows are shuffled, and the less a resumed run
+            reads again.
+        num_rows: the declared number of rows, from which its share of an epoch follows.
         mask_same_target: pairs of a batch with the same target are not each other's negatives.
-        num_samples: take the first `num_samples` rows only, in the order of the shards, which then are not
+        num_samples: take only the first `num_samples` rows in the order of the shards, which then are not
             shuffled; ``None`` for all.
         blind: drop the images of the queries.
 
@@ -62,27 +64,27 @@ class TrainStream:
 
     def __post_init__(self) -> None:
         if self.num_rows == 0:
-            raise ValueError(f"subset `{self.name}` is empty: no rows")
+            raise empty_subset(self.name, skipped=0)
         for name, value in (("num_rows", self.num_rows), ("num_samples", self.num_samples)):
-            if value is not None and value < 1:
-                raise ValueError(f"subset `{self.name}`: `{name}` must be at least 1, got {value}")
+            if value is not None:
+                check_at_least(name, value, 1, f"subset `{self.name}`: ")
 
     def __len__(self) -> int:
         return self.num_rows if self.num_samples is None else min(self.num_rows, self.num_samples)
 
 
 class Position(NamedTuple):
-    """Where a stream stands on one rank: integers alone, for a checkpoint.
+    """The position in a stream on one rank: integers alone, for a checkpoint.
 
     Args:
         pass_number: from 0.
-        block: of the pass.
-        shard: in the order of this rank's shards, at the start of the block.
-        row: rows of that shard that came before the block.
-        dealt: rows of the pass before the block that the ranks took in turn.
+        block: number of the block in the pass.
+        shard: the shard at the start of the block, in the order of this rank's shards.
+        row: rows of that shard before the block.
+        dealt: rows of the pass before the block that the ranks shared row by row.
         kept: rows of the pass before the block that this rank got.
         empty: rows of the pass before the block that were skipped.
-        place: in the block.
+        place: the next row in the block.
     """
 
     pass_number: int = 0
@@ -97,12 +99,20 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """Rows that were read and permuted together, and where the stream stands before and behind them."""
+    """Rows that were read and permuted together.
+
+    Args:
+        rows: without the empty ones.
+        start: the position before them.
+        end: the position after them.
+        strays: see `Cleaner`.
+        first_empty: file and row of the first empty row, if there is one.
+    """
 
     rows: TrainRows
     start: Position
     end: Position
-    strays: dict[str, int]  # see `Cleaner`
+    strays: dict[str, int]
     first_empty: str | None
 
 
@@ -117,7 +127,7 @@ class StreamBlocks:
         shuffle_block: rows of a block.
 
     Attributes:
-        stopped: when it is set, reading ends with a `CancelledError`, in the middle of a block as well.
+        stopped: when it is set, reading ends with a `CancelledError`, even in the middle of a block.
     """
 
     def __init__(
@@ -135,48 +145,53 @@ class StreamBlocks:
             for table, end in self._chunks(start):
                 tables.append(table)
                 if sum(map(len, tables)) >= self._block_size(start):
-                    yield (block := self._clean(tables, start, end))
+                    block = self._clean(tables, start, end)
+                    yield block
                     start, tables = block.end, []
             if tables:
-                yield (block := self._clean(tables, start, end))
+                block = self._clean(tables, start, end)
+                yield block
                 start = block.end
             if not start.kept:
-                ranks = f" for rank {self.rank} of {self.world_size}" if self.world_size > 1 else ""
-                lacking = f"on each of its {start.empty} rows a side lacks text and image"
-                cause = lacking if start.empty else "no rows"
-                raise ValueError(f"subset `{self.stream.name}` is empty{ranks}: {cause}")
+                ranks = f" (rank {self.rank} of {self.world_size})" if self.world_size > 1 else ""
+                raise empty_subset(self.stream.name, start.empty, ranks)
             start = Position(pass_number=start.pass_number + 1)
 
     def _block_size(self, start: Position) -> int:
+        if start.pass_number:
+            return self.shuffle_block
         # small blocks at first: otherwise a whole block of every subset is read before the first batch
-        return (
-            self.shuffle_block
-            if start.pass_number
-            else min(self.shuffle_block, CHUNK << min(start.block, 30))
-        )
+        return min(self.shuffle_block, CHUNK * 2 ** min(start.block, 30))
 
     def _chunks(self, start: Position) -> Iterator[tuple[pa.Table, Position]]:
-        """This rank's rows of a pass from `start`, and where the stream stands behind them."""
-        count, in_order = self.stream.rows.num_shards, self.stream.num_samples is not None
-        random = np.random.default_rng([*self._key, start.pass_number])
-        order = np.arange(count) if in_order else random.permutation(count)
-        whole = 0 if in_order else count // self.world_size * self.world_size
-        shards = [*order[:whole][self.rank :: self.world_size], *order[whole:]]
-        dealt = start.dealt
+        """This rank's rows of a pass from `start`, and the position after them."""
+        shards, num_whole = self._shards(start.pass_number)
+        num_samples, dealt = self.stream.num_samples, start.dealt
         for number in range(start.shard, len(shards)):
-            if dealt == self.stream.num_samples:
+            limit = None if num_samples is None else num_samples - dealt
+            if limit == 0:
                 return
             row = start.row if number == start.shard else 0
-            limit = self.stream.num_samples and self.stream.num_samples - dealt
-            for table in self._read(int(shards[number]), row, limit):
+            for table in self._read(shards[number], row, limit):
                 row += len(table)
-                if number >= whole // self.world_size:
+                if number >= num_whole:
                     mine = np.arange((self.rank - dealt) % self.world_size, len(table), self.world_size)
-                    dealt, table = dealt + len(table), table.take(mine)
+                    dealt += len(table)
+                    table = table.take(mine)
                 yield table, start._replace(shard=number, row=row, dealt=dealt)
 
+    def _shards(self, pass_number: int) -> tuple[list[int], int]:
+        """The shards that this rank reads in a pass, in order, and how many of them it has for itself."""
+        count = self.stream.rows.num_shards
+        if self.stream.num_samples is not None:  # the first rows of the files, on any number of ranks
+            return list(range(count)), 0
+        order = np.random.default_rng([*self._key, pass_number]).permutation(count).tolist()
+        num_whole = count // self.world_size
+        shared = num_whole * self.world_size
+        return order[:shared][self.rank :: self.world_size] + order[shared:], num_whole
+
     def _read(self, shard: int, skip: int, limit: int | None) -> Iterator[pa.Table]:
-        """The rows of a shard behind the first `skip`, at most `limit`."""
+        """At most `limit` rows of a shard after the first `skip`."""
         tables = self.stream.rows.read(shard, skip, limit)
         while True:
             if self.stopped.is_set():
@@ -189,8 +204,8 @@ class StreamBlocks:
             yield table
 
     def _clean(self, tables: list[pa.Table], start: Position, end: Position) -> Block:
-        parts: list[Part] = []
-        # one by one: files need not agree on their types
+        parts: list[KeyedBytes] = []
+        # one by one: files may disagree on their types
         tables = [convert(table, TRAIN_COLUMNS, parts) for table in tables]
         clean = Cleaner(self.stream.name, pa.concat_tables(tables).combine_chunks())
         rows, empty = train_rows(clean, blind=self.stream.blind)

@@ -1,7 +1,7 @@
-"""Training batches out of streams: read in the main process, opened and tokenised by the workers.
+"""Training batches from streams: read in the main process, opened and tokenised by the workers.
 
-Reading in one place is what makes the order independent of the number of workers, and reads every shard once
-a rank. The sampler hands the workers rows instead of indices.
+Because rows are read in one place, the order does not depend on the number of workers, and each rank reads a
+shard once. The sampler hands the workers rows instead of indices.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from warnings import warn
 
 from torch.utils.data import Dataset
 
+from fanoise_lightning._checks import check_at_least
 from fanoise_lightning.data.batches.loader import ResumableLoader
 from fanoise_lightning.data.batches.mixing import BatchSubsets, MixingSampler
 from fanoise_lightning.data.batches.refusals import Read, Refusal
-from fanoise_lightning.data.batches.skipped import Skipped, check_limit
+from fanoise_lightning.data.batches.skipped import SkipLimit, Skipped
 from fanoise_lightning.data.batches.stand_ins import repeat
 from fanoise_lightning.data.batches.training import open_pair
 from fanoise_lightning.data.images.decode import ImageError
 from fanoise_lightning.data.images.store import ImageStore
 from fanoise_lightning.data.rows.columns import place
-from fanoise_lightning.data.rows.records import TrainRows
 from fanoise_lightning.data.streaming.reader import Position, StreamReader, StreamRow, TrainStream
 from fanoise_lightning.distributed import exchange
 from fanoise_lightning.sample import Pair
@@ -35,53 +35,32 @@ __all__ = ["StreamDataset", "StreamLoader", "StreamSampler"]
 class StreamDataset(Dataset):
     """Opens the rows that a `StreamSampler` hands out.
 
-    A pair with an image that cannot be read is replaced by another one of its batch, of its subset if there
-    is one; the two are not each other's negatives. The `StreamLoader` replaces a batch without one good pair.
+    A pair with an image that cannot be used is replaced by another pair of its batch, of its subset if there
+    is one; the two are not each other's negatives. The `StreamLoader` replaces a batch without a good pair.
 
     Args:
-        streams: where the rows come from.
-        images: opens their images.
-        allowed: how many rows may be skipped before the run stops.
-        in_subsets: how many of each subset, by its name.
+        streams: the rows of each subset.
+        store: opens their images.
+        limit: how many rows may be skipped before the run stops.
     """
 
-    def __init__(
-        self,
-        streams: Sequence[TrainStream],
-        images: ImageStore,
-        allowed: int,
-        in_subsets: Mapping[str, int] | None = None,
-    ) -> None:
-        # not the streams themselves: this goes to the workers
+    def __init__(self, streams: Sequence[TrainStream], store: ImageStore, limit: SkipLimit) -> None:
+        # not the streams themselves: the data set goes to the workers
         self._subsets = [(stream.name, stream.mask_same_target) for stream in streams]
         self._length = sum(map(len, streams))
-        self.images, self.allowed, self.in_subsets = images, allowed, in_subsets
+        self.store, self.limit = store, limit
 
     def __len__(self) -> int:
         return self._length
 
-    def prepare(self, rows: TrainRows) -> None:
-        """Find out at once, and not row by row, that the images of a subset are not there.
-
-        Raises:
-            FileNotFoundError: says what is missing, and how to fetch it.
-            ValueError: if an archive cannot be read.
-        """
-        if len(paths := rows.paths):
-            if self.images.root is None:
-                raise FileNotFoundError(
-                    f"subset `{rows.name}` has images (`{paths[0]}`), but there is no image root"
-                )
-            self.images.root.prepare(paths, rows.name)
-
     def __getitem__(self, rows: list[StreamRow]) -> Read:
-        """The pairs of a batch, none if none can be read, and a line about each row that was skipped."""
+        """The pairs of a batch, none if none can be used, and a line about each row that was skipped."""
         skipped: list[str] = []
         pairs = [self._open(row, skipped) for row in rows]
         return Read(self._fill(pairs, [self._subsets[row.subset][0] for row in rows]), skipped)
 
     def replace(self, read: Read, refused: Mapping[int, str], refusal: Refusal) -> Read:
-        """Put other pairs in the places of those that an encoder `refused`; as `TrainDataset.replace`."""
+        """Replace the pairs that an encoder `refused`; see `TrainDataset.replace`."""
         for at, why in refused.items():
             file, row = read.pairs[at].origin
             self._skip(read.pairs[at].subset, file, row, why, read.skipped)
@@ -92,24 +71,24 @@ class StreamDataset(Dataset):
         return repeat(pairs, subsets) if any(pair is not None for pair in pairs) else []
 
     def _open(self, row: StreamRow, skipped: list[str]) -> Pair | None:
-        name, mask = self._subsets[row.subset]
+        name, masks = self._subsets[row.subset]
         try:
-            pair = open_pair(row.query, row.target, row.negatives, self.images, subset=name, mask=mask)
-            return replace(pair, origin=(row.file, row.row))
+            pair = open_pair(row.query, row.target, row.negatives, self.store, subset=name, mask_pairs=masks)
         except ImageError as error:
             self._skip(name, row.file, row.row, str(error), skipped)
             return None
+        return replace(pair, origin=(row.file, row.row))
 
     def _skip(self, subset: str, file: str, row: int, why: str, skipped: list[str]) -> None:
         skipped.append(Skipped(subset, f"subset `{subset}`, {place(file, row)}: {why}"))
-        check_limit(skipped, self.allowed, "training rows", self.in_subsets)
+        self.limit.check(skipped)
 
 
 class StreamSampler(MixingSampler):
     """Yields this rank's part of every global batch as rows; see `MixingSampler` for the mixture.
 
-    ``"mixed"`` batches are blocks of 1: the subsets are the same in the same places on every rank, so that
-    all ranks come to the end of a subset together.
+    ``"mixed"`` batches are built from blocks of 1: every rank has the same subsets in the same places, so
+    that all ranks reach the end of a subset together.
 
     Args:
         dataset: opens the rows.
@@ -122,7 +101,7 @@ class StreamSampler(MixingSampler):
         ValueError: as in `MixingSampler`, or if `shuffle_block` is less than 1.
 
     Attributes:
-        positions: where each stream stands after the batches that were handed out; ``None`` before the first.
+        positions: of each stream after the batches that were handed out; ``None`` before the first.
     """
 
     def __init__(
@@ -136,13 +115,12 @@ class StreamSampler(MixingSampler):
     ) -> None:
         super().__init__(
             dataset,
-            list(map(len, streams)),
+            [len(stream) for stream in streams],
             [stream.name for stream in streams],
             batch_subsets=1 if batch_subsets == "mixed" else batch_subsets,
             **options,
         )
-        if shuffle_block < 1:
-            raise ValueError(f"`shuffle_block` must be at least 1, got {shuffle_block}")
+        check_at_least("shuffle_block", shuffle_block, 1)
         self.positions: list[Position] | None = None
         self._ahead: deque[list[Position]] = deque()
         self._readers = [
@@ -153,11 +131,11 @@ class StreamSampler(MixingSampler):
                 rank=self.rank,
                 world_size=self.num_replicas,
                 shuffle_block=shuffle_block,
-                prepare=dataset.prepare,
+                prepare=dataset.store.prepare,  # missing images are found at once, and not row by row
             )
             for subset, stream in enumerate(streams)
         ]
-        # what the positions mean something for
+        # what the positions depend on
         self.identity = {
             "seed": self.seed,
             "shuffle_block": shuffle_block,
@@ -168,8 +146,8 @@ class StreamSampler(MixingSampler):
         self._ahead.clear()
         epoch = self.epoch
         order = self._order()[self.start :, :, self.rank, :, 0].reshape(-1, self.batch_size)
-        used = [self._readers[subset] for subset in sorted({*order.ravel().tolist()})]
-        # a reader that this part of the epoch does not use may stand elsewhere: its stream stays where it is
+        used = [self._readers[subset] for subset in sorted(set(order.ravel().tolist()))]
+        # a reader that this part of the epoch does not use may be elsewhere: its stream keeps its position
         positions = self.where()
         for reader in used:
             reader.seek(positions[reader.subset])
@@ -192,12 +170,12 @@ class StreamSampler(MixingSampler):
                 warn(f"epoch {epoch}{rank}: {'; '.join(lines)}", stacklevel=2)
 
     def where(self) -> list[Position]:
-        """The `positions`, or where a new run begins: in an epoch's own pass, if it is not the first."""
+        """The `positions`, or those of a new run, which starts each epoch with the pass of that number."""
         return self.positions or [Position(pass_number=self.epoch)] * len(self._readers)
 
     @contextmanager
     def reading_on(self) -> Iterator[None]:
-        """Within this, a pass is the next epoch's; afterwards all is as it was."""
+        """Within this context the sampler is that of the next epoch; afterwards everything is as before."""
         before = self.epoch, self.start, self.positions, self._ahead.copy()
         self.epoch, self.start, self.positions = self.epoch + 1, 0, self._ahead[-1]
         try:
@@ -206,21 +184,21 @@ class StreamSampler(MixingSampler):
             self.epoch, self.start, self.positions, self._ahead = before
 
     def hand_out(self) -> None:
-        """A batch left the loader: the workers, and the reading, run ahead of that."""
+        """Move `positions` past a batch that left the loader; workers and readers run ahead of it."""
         self.positions = self._ahead.popleft()
 
 
 class StreamLoader(ResumableLoader):
     """A `ResumableLoader` over a `StreamSampler`: its state has the position of every stream on every rank.
 
-    The passes over a stream do not end with the epochs: every epoch goes on where the one before stopped.
+    A pass over a stream does not end with the epoch: each epoch continues where the one before stopped.
     """
 
     sampler: StreamSampler
     dataset: StreamDataset
 
     def state_dict(self) -> dict[str, Any]:
-        """That of `ResumableLoader`, and the positions of the streams; all ranks must ask for it together."""
+        """The state of a `ResumableLoader`, and the positions; all ranks must call it together."""
         mine = tuple(number for position in self.sampler.where() for number in position)
         streams = {**self.sampler.identity, "positions": [list(rank) for rank in exchange(mine)]}
         return {**super().state_dict(), "streams": streams}
@@ -229,7 +207,7 @@ class StreamLoader(ResumableLoader):
         """Let the next pass begin where `state` was taken.
 
         Raises:
-            ValueError: if it is of other streams, of another order, or of another number of processes.
+            ValueError: if it is the state of other streams, another order, or another number of processes.
         """
         if "streams" not in state:
             raise ValueError("the checkpoint was written without streaming: resume with `streaming=False`")
@@ -238,19 +216,19 @@ class StreamLoader(ResumableLoader):
         if len(saved["positions"]) != sampler.num_replicas:
             raise ValueError(
                 f"the checkpoint was written by {len(saved['positions'])} processes, this run has "
-                f"{sampler.num_replicas}: streams can only go on with the same number of processes"
+                f"{sampler.num_replicas}: streams can only be resumed with the same number of processes"
             )
         for name, now in sampler.identity.items():
             if saved.get(name) != now:
                 raise ValueError(
                     f"the checkpoint was written with {name}={saved.get(name)}, this run has {now}: streams "
-                    "can only go on with the same rows in the same order"
+                    "can only be resumed with the same rows in the same order"
                 )
         numbers, fields = saved["positions"][sampler.rank], len(Position._fields)
         if len(numbers) != len(sampler.sizes) * fields:
             raise ValueError(
-                f"the checkpoint holds {len(numbers)} numbers for the places of {len(sampler.sizes)} "
-                f"streams, expected {fields} for each: it is of another version; load its weights alone"
+                f"the checkpoint holds {len(numbers)} numbers for the positions of {len(sampler.sizes)} "
+                f"streams, expected {fields} for each: another version wrote it; load its weights alone"
             )
         sampler.positions = [Position(*numbers[at : at + fields]) for at in range(0, len(numbers), fields)]
 
@@ -260,11 +238,11 @@ class StreamLoader(ResumableLoader):
             yield batch
 
     def _batches(self) -> Iterator[Any]:
-        """The batches; in place of one without a good pair the next that has some.
+        """The batches; the next batch with a good pair replaces one without any.
 
-        It does not matter then where a resumed run begins.
+        It makes no difference then where a resumed run begins.
         """
-        waiting: list[list[str]] = []  # the skips of batches without a good pair
+        waiting: list[list[str]] = []  # what batches without a good pair skipped
         for batch in super()._batches():
             if "query" in batch:
                 yield from ({**batch, "skipped": skipped} for skipped in waiting)
@@ -272,14 +250,13 @@ class StreamLoader(ResumableLoader):
                 waiting = []
             else:
                 waiting.append(batch["skipped"])
-                lost = [line for skipped in waiting for line in skipped]
-                check_limit(lost, self.dataset.allowed, "training rows", self.dataset.in_subsets)
+                self.dataset.limit.check(line for skipped in waiting for line in skipped)
         if waiting:
             batch = self._next_epochs_first(waiting[-1][-1])
             yield from ({**batch, "skipped": skipped} for skipped in waiting)
 
     def _next_epochs_first(self, why: str) -> dict[str, Any]:
-        """The first batch with a good pair of the next epoch, which reads it again when it begins."""
+        """The first batch of the next epoch with a good pair; that epoch reads it again when it begins."""
         sampler = self.sampler
         with sampler.reading_on():
             for batch in super()._batches():

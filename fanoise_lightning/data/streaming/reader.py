@@ -1,4 +1,4 @@
-"""Rows out of streams, read one block ahead in the background."""
+"""Rows from streams, read one block ahead in the background."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import repeat
 from typing import NamedTuple
 from weakref import WeakSet
 
+import pyarrow as pa
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
 
+from fanoise_lightning.data.rows.cleaning import skipped_rows, stray_placeholders
 from fanoise_lightning.data.rows.embedded import EmbeddedImages
 from fanoise_lightning.data.rows.records import TrainRows
 from fanoise_lightning.data.rows.references import Reference, list_negatives
@@ -23,11 +24,11 @@ from fanoise_lightning.data.streaming.blocks import Block, Position, StreamBlock
 
 __all__ = ["StreamReader", "StreamRow", "TrainStream"]
 
-EXIT_TIMEOUT = 5.0  # seconds that a process waits at its end for blocks that are being read
+EXIT_TIMEOUT = 5.0  # seconds that an exiting process waits for blocks that are being read
 
 
 class StreamRow(NamedTuple):
-    """A row on its way to a worker, checked, its images unopened."""
+    """A row on its way to a worker: checked, its images not opened yet."""
 
     subset: int
     file: str
@@ -39,14 +40,20 @@ class StreamRow(NamedTuple):
 
 @dataclass
 class Findings:
-    """What a reader noticed in the blocks that it gave out."""
+    """What a reader noticed in the blocks that it gave out.
+
+    Args:
+        ended: where passes ended.
+        empty: rows that were skipped because they are empty.
+        first_empty: the first of them.
+    """
 
     ended: list[Position] = field(default_factory=list)
     empty: int = 0
     first_empty: str | None = None
 
     def add(self, block: Block, before: Position | None) -> None:
-        """Take note of a block, and of where the one before it ended."""
+        """Take note of a block, and of the end of the one before it."""
         if before is not None and before.pass_number < block.start.pass_number:
             self.ended.append(before)
         self.empty += block.end.empty - block.start.empty
@@ -57,28 +64,25 @@ class Findings:
         lines = []
         if short := [end.kept for end in self.ended if end.kept < share]:
             lines.append(
-                f"subset `{name}` ended after {min(short)} of the {share} rows that were declared for this "
-                f"process, and began again ({len(short)} times)"
+                f"subset `{name}` ended after {min(short)} of the {share} rows declared for this process, "
+                f"and started again ({len(short)} times)"
             )
-        if self.empty:
-            lines.append(
-                f"subset `{name}`: {self.empty} rows are skipped, a side of them has neither text nor "
-                f"image (the first: {self.first_empty})"
-            )
+        if self.first_empty is not None:
+            lines.append(skipped_rows(name, str(self.empty), self.first_empty))
         return "; ".join(lines)
 
 
 class StreamReader:
-    """Gives out this rank's rows of a stream, pass after pass, and reads one block ahead meanwhile.
+    """Gives out this rank's rows of a stream, pass after pass, and meanwhile reads one block ahead.
 
     Args:
         stream: the rows.
-        subset: the index that marks them.
+        subset: the index of their subset.
         seed: of the order.
         rank: of this process.
         world_size: number of processes.
         shuffle_block: rows of a block.
-        prepare: called with the rows of the first block.
+        prepare: called with the image paths of the first block and the name of the subset.
     """
 
     def __init__(
@@ -90,7 +94,7 @@ class StreamReader:
         rank: int,
         world_size: int,
         shuffle_block: int,
-        prepare: Callable[[TrainRows], None],
+        prepare: Callable[[pa.Array, str], None],
     ) -> None:
         self.stream, self.subset, self.world_size = stream, subset, world_size
         self._open = partial(
@@ -109,11 +113,11 @@ class StreamReader:
 
     @property
     def position(self) -> Position:
-        """Where it stands: behind the row that was given out last."""
+        """The position after the row that was given out last."""
         return self._start._replace(place=self._place)
 
     def seek(self, position: Position) -> None:
-        """Go on at `position`: begin to read its block, if it is not at hand."""
+        """Continue at `position`: start reading its block, unless it is at hand."""
         if self._next is None or position != self.position:
             self.close()
             self._start, self._place = position, position.place
@@ -122,12 +126,12 @@ class StreamReader:
             self._next = _next_block(self._blocks, self.stream.name)
 
     def stop(self) -> None:
-        """Let the reading end soon, without waiting for that."""
+        """Tell the background thread to stop, without waiting for it."""
         if self._source is not None:
             self._source.stopped.set()
 
     def close(self, wait: float = 0) -> None:
-        """Stop reading, and `wait` so many seconds for that; ``seek`` opens the stream again."""
+        """Stop reading, and wait up to `wait` seconds for it; ``seek`` opens the stream again."""
         self.stop()
         if self._blocks is not None and self._next is not None:
             futures.wait([self._next], timeout=max(wait, 0))
@@ -156,8 +160,8 @@ class StreamReader:
         self._next = _next_block(self._blocks, self.stream.name)
         self._block, self._rows = block, _list_rows(block.rows, self.subset)
         if before is None:
-            self._prepare(block.rows)
-        else:  # the first block may have to be gone on with in the middle
+            self._prepare(block.rows.paths, block.rows.name)
+        else:  # the first block may be resumed in the middle
             self._place = 0
         self._start = block.start
         self._found.add(block, None if before is None else before.end)
@@ -167,41 +171,48 @@ class StreamReader:
         for column, count in block.strays.items():
             if count and column not in self._warned:
                 self._warned.add(column)
-                rank_zero_warn(
-                    f"subset `{self.stream.name}`: texts in `{column}` speak of an image that the row does "
-                    f"not have (the first time in {count} rows); the placeholder is dropped"
-                )
+                message = stray_placeholders(self.stream.name, column, count)
+                rank_zero_warn(f"{message}; further ones are not reported")
 
     def report(self) -> str:
-        """What there is to say about the rows since the last report; ``""`` for nothing."""
+        """What was noticed about the rows since the last report; ``""`` for nothing."""
         found, self._found = self._found, Findings()
         return found.describe(self.stream.name, len(self.stream) // self.world_size)
 
 
 def _list_rows(rows: TrainRows, subset: int) -> list[StreamRow]:
-    """The rows of a block for the workers; at once, which is several times as fast as one by one."""
-    table, queries, targets = rows.table, rows.queries, rows.targets
-    origins = table["file"].to_pylist(), table["row"].to_pylist()
-    negatives = map(list_negatives, table["neg_text"].to_pylist(), table["neg_image_path"].to_pylist())
-    references = [
-        map(Reference, side.texts.to_pylist(), side.images.to_pylist()) for side in (queries, targets)
+    """The rows of a block for the workers; all at once, which is several times as fast as one by one."""
+    table = rows.table
+    columns = zip(
+        table["file"].to_pylist(),
+        table["row"].to_pylist(),
+        rows.queries.to_list(),
+        rows.targets.to_list(),
+        table["neg_text"].to_pylist(),
+        table["neg_image_path"].to_pylist(),
+    )
+    return [
+        StreamRow(subset, file, row, query, target, list_negatives(texts, images))
+        for file, row, query, target, texts, images in columns
     ]
-    return list(map(StreamRow, repeat(subset), *origins, *references, negatives))
 
 
 def _with_images(row: StreamRow, embedded: EmbeddedImages) -> StreamRow:
-    """The row with the bytes of the images that it holds, in place of their keys."""
+    """The row with the bytes of its embedded images in place of their keys."""
 
-    def bring(reference: Reference) -> Reference:
+    def with_bytes(reference: Reference) -> Reference:
         data = embedded.get(reference.image)  # type: ignore[arg-type]
         return reference if data is None else Reference(reference.text, data)
 
-    negatives = [bring(reference) for reference in row.negatives]
-    return row._replace(query=bring(row.query), target=bring(row.target), negatives=negatives)
+    return row._replace(
+        query=with_bytes(row.query),
+        target=with_bytes(row.target),
+        negatives=[with_bytes(negative) for negative in row.negatives],
+    )
 
 
 def _next_block(blocks: Generator[Block], name: str) -> Future[Block]:
-    """The next of the blocks, read in a thread of its own: an error in it is raised by ``result()``."""
+    """The next block, read in a thread of its own; ``result()`` raises an error that occurs there."""
     future: Future[Block] = Future()
 
     def read() -> None:
@@ -210,7 +221,7 @@ def _next_block(blocks: Generator[Block], name: str) -> Future[Block]:
         except BaseException as error:
             future.set_exception(error)
 
-    # a daemon: one that waits for a dead connection must not keep the process alive
+    # a daemon: a thread that waits for a dead connection must not keep the process alive
     thread = threading.Thread(target=read, name=f"read {name}", daemon=True)
     thread.start()
     return future
@@ -221,7 +232,7 @@ _READERS: WeakSet[StreamReader] = WeakSet()
 
 @atexit.register
 def _close_readers() -> None:
-    # neither a thread nor an open file of Arrow's should be met by the interpreter when it goes down
+    # the interpreter should meet neither a thread nor an open file of Arrow's when it shuts down
     deadline = time.monotonic() + EXIT_TIMEOUT
     readers = list(_READERS)
     for reader in readers:

@@ -21,7 +21,7 @@ AutoConfig.register("phi3_v", Phi3VConfig, exist_ok=True)
 AutoModel.register(Phi3VConfig, Phi3VModel, exist_ok=True)
 AutoModelForCausalLM.register(Phi3VConfig, Phi3VForCausalLM, exist_ok=True)
 AutoModelForImageTextToText.register(Phi3VConfig, Phi3VForCausalLM, exist_ok=True)
-# It works on PIL images; under both names, else each load warns that there is no torchvision version.
+# It works on PIL images. Under both names, or each load would warn that there is no torchvision version.
 AutoImageProcessor.register(
     Phi3VConfig,
     image_processor_classes={"pil": Phi3VImageProcessor, "torchvision": Phi3VImageProcessor},

@@ -10,7 +10,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 __all__ = ["Phi3VConfig"]
 
-# What `img_processor.model_name = "openai/clip-vit-large-patch14-336"` stands for.
+# The tower that `img_processor.model_name = "openai/clip-vit-large-patch14-336"` names.
 CLIP_LARGE_336: dict[str, Any] = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -21,7 +21,7 @@ CLIP_LARGE_336: dict[str, Any] = {
     "projection_dim": 768,
 }
 
-# The one image layout that Phi-3.5-vision was trained with, and the only one that is built here.
+# The image layout that Phi-3.5-vision was trained with, the only one implemented here.
 SUPPORTED_LAYOUT: dict[str, dict[str, Any]] = {
     "embd_layer": {
         "embedding_cls": "image",
@@ -38,13 +38,13 @@ class Phi3VConfig(Phi3Config):
     """A Phi-3 language model with a CLIP tower in front of it (``model_type`` "phi3_v").
 
     Reads the published ``config.json`` (``rope_scaling`` of type "su", ``embd_layer``, ``img_processor``).
-    That file names its image tower without describing it; here ``vision_config`` describes it, and is CLIP
-    ViT-L/14 at 336 pixels unless given.
+    That file names its image tower without describing it; here ``vision_config`` describes it, by default as
+    CLIP ViT-L/14 at 336 pixels.
 
     Args:
         vision_config: the CLIP vision tower, as a dictionary or a ``CLIPVisionConfig``.
         embd_layer: how images are laid out; anything but the published layout is refused by the model.
-        img_processor: the published description of the tower; its ``image_dim_out`` has to be
+        img_processor: the published description of the tower; its ``image_dim_out`` must equal
             ``vision_config.hidden_size``.
         **kwargs: everything that ``Phi3Config`` takes.
 
@@ -58,7 +58,7 @@ class Phi3VConfig(Phi3Config):
         "vision_config": SubConfigSpec(config_class=CLIPVisionConfig, init_kwargs=CLIP_LARGE_336)
     }
 
-    vision_config: Any = None  # a dictionary or None on the way in, a CLIPVisionConfig afterwards
+    vision_config: Any = None  # given as a dictionary or None, kept as a CLIPVisionConfig
     embd_layer: dict | None = None
     img_processor: dict | None = None
     max_position_embeddings: int = 131072
@@ -66,7 +66,7 @@ class Phi3VConfig(Phi3Config):
 
     def __post_init__(self, **kwargs: Any) -> None:
         # "su" is the old name of longrope. transformers renames it too, but only after the step that copies
-        # `original_max_position_embeddings` for longrope, which it then does not find.
+        # `original_max_position_embeddings` if it finds longrope.
         if kwargs.get("rope_scaling"):
             kwargs["rope_scaling"] = _rename_su(kwargs["rope_scaling"])
         if self.rope_parameters:
@@ -74,7 +74,7 @@ class Phi3VConfig(Phi3Config):
         super().__post_init__(**kwargs)
 
     def check_layout(self) -> None:
-        """Refuses what this implementation would compute wrongly.
+        """Refuse a configuration that this implementation would compute wrongly.
 
         Raises:
             ValueError: for an image layout other than the published one, or when ``img_processor`` and

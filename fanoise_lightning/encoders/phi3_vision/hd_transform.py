@@ -1,13 +1,13 @@
 """The HD transform of Phi-3.5-vision: how an image becomes crops, and crops become tokens.
 
-1. An image is enlarged (or reduced) to the largest width of s x 336 pixels, at its own aspect ratio, for
-   which at most ``num_crops`` squares of 336 pixels cover it; the rest of the last row is padded white.
+1. An image is scaled, at its own aspect ratio, to the largest width of s x 336 pixels for which at most
+   ``num_crops`` squares of 336 pixels cover it; the rest of its height is padded with white.
 2. Each square is one crop, and the whole image, squeezed to 336 x 336, is one more: the global view.
-3. CLIP makes 24 x 24 patches of each; four neighbours are merged into one token, 12 x 12 a crop.
-4. The tokens are read line by line over the whole image, a line separator after each line; then a view
-   separator; then the lines of the global view in the same way.
+3. CLIP makes 24 x 24 patches of each crop; four neighbours are merged into one token, 12 x 12 per crop.
+4. The tokens are read line by line over the whole image, with a line separator after each line; then comes
+   a view separator, and then the lines of the global view in the same way.
 
-Portrait images are handled lying on their side and turned back, so width and height swap roles.
+Portrait images are transposed before and after, so that width and height swap roles.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ __all__ = [
 ]
 
 CROP_SIZE = 336
-SIDE = 12  # tokens a side of one crop
-TOKENS_PER_CROP = SIDE * SIDE
-LINE_SEPARATOR, VIEW_SEPARATOR = -1, -2  # how `hd_layout` writes the two learned vectors sub_GN and glb_GN
+EDGE = 12  # tokens along an edge of one crop
+TOKENS_PER_CROP = EDGE * EDGE
+LINE_SEPARATOR, VIEW_SEPARATOR = -1, -2  # how `hd_layout` encodes the learned vectors sub_GN and glb_GN
 
 
 def hd_resized_size(width: int, height: int, num_crops: int) -> tuple[int, int]:
-    """Width and height after resizing and before padding, of an image that is not higher than wide."""
+    """Width and height after resizing and before padding, for an image that is not higher than wide."""
     ratio = width / height
     scale = 1
     while (scale + 1) * math.ceil((scale + 1) / ratio) <= num_crops:
         scale += 1
     new_width = scale * CROP_SIZE
-    # A strip more than num_crops * 336 times as long as wide would vanish.
+    # A strip more than num_crops * 336 times as long as wide would get a height of 0.
     return new_width, max(1, int(new_width / ratio))
 
 
 def hd_grid(width: int, height: int, num_crops: int) -> tuple[int, int]:
-    """Rows and columns of crops that an image of these pixels gets.
+    """Rows and columns of crops that an image of this size gets.
 
     Args:
-        width: of the image, in pixels.
-        height: of the image, in pixels.
-        num_crops: the most crops that an image may get, beside its global view.
+        width: the width of the image in pixels.
+        height: the height of the image in pixels.
+        num_crops: the maximum number of crops of an image, not counting its global view.
 
     Example:
         >>> hd_grid(1920, 1080, num_crops=16)
@@ -70,20 +70,20 @@ def hd_grid(width: int, height: int, num_crops: int) -> tuple[int, int]:
 
 
 def num_image_tokens(rows: int, columns: int) -> int:
-    """Tokens of an image of rows x columns crops, separators and global view included.
+    """The number of tokens of an image of rows x columns crops, with separators and global view.
 
     Example:
         >>> num_image_tokens(2, 2)
         757
     """
-    return (rows * columns + 1) * TOKENS_PER_CROP + 1 + (rows + 1) * SIDE
+    return (rows * columns + 1) * TOKENS_PER_CROP + 1 + (rows + 1) * EDGE
 
 
 def hd_resize(image: Image.Image, num_crops: int) -> Image.Image:
-    """The image resized and padded white, both sides multiples of 336 pixels."""
+    """The image resized and padded with white, both edges multiples of 336 pixels."""
     image = image.convert("RGB")
     if image.width < image.height:
-        # Really transposed, not computed with the sides swapped: PIL rounds between its two passes.
+        # Transposed, not computed with width and height swapped: PIL rounds between its two passes.
         turned = hd_resize(image.transpose(Image.Transpose.TRANSPOSE), num_crops)
         return turned.transpose(Image.Transpose.TRANSPOSE)
     width, height = hd_resized_size(image.width, image.height, num_crops)
@@ -101,7 +101,7 @@ def cut_crops(image: Image.Image, mean: list[float], std: list[float]) -> Tensor
     """
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
     pixels.sub_(torch.tensor(mean).view(3, 1, 1)).div_(torch.tensor(std).view(3, 1, 1))
-    # Without antialiasing, and after the normalisation: so was the model trained.
+    # Without antialiasing, and after the normalisation, as the model was trained.
     whole = F.interpolate(pixels[None], size=(CROP_SIZE, CROP_SIZE), mode="bicubic")
     rows, columns = pixels.shape[1] // CROP_SIZE, pixels.shape[2] // CROP_SIZE
     squares = pixels.view(3, rows, CROP_SIZE, columns, CROP_SIZE).permute(1, 3, 0, 2, 4)
@@ -113,16 +113,16 @@ def hd_layout(rows: int, columns: int) -> Tensor:
     """Where each token of an image comes from.
 
     Returns:
-        (T,) int64 on the CPU, T as :func:`num_image_tokens` says. An entry >= 0 is crop * 144 + the token's
-        place in that crop, row by row; crop 0 is the global view. Negative entries are the separators.
-        The tensor is cached: do not change it.
+        (T,) int64 on the CPU, T = :func:`num_image_tokens`. An entry >= 0 is crop * 144 + the token's place
+        in that crop, row by row; crop 0 is the global view. Negative entries are the separators. The tensor
+        is cached: do not change it.
     """
     crops = torch.arange(TOKENS_PER_CROP, (1 + rows * columns) * TOKENS_PER_CROP)
-    lines = crops.view(rows, columns, SIDE, SIDE).transpose(1, 2).reshape(rows * SIDE, columns * SIDE)
-    whole = torch.arange(TOKENS_PER_CROP).view(SIDE, SIDE)
+    lines = crops.view(rows, columns, EDGE, EDGE).transpose(1, 2).reshape(rows * EDGE, columns * EDGE)
+    whole = torch.arange(TOKENS_PER_CROP).view(EDGE, EDGE)
     return torch.cat([_end_lines(lines), torch.tensor([VIEW_SEPARATOR]), _end_lines(whole)])
 
 
 def _end_lines(lines: Tensor) -> Tensor:
-    """The lines one after the other, a line separator after each."""
+    """The lines one after the other, with a line separator after each."""
     return F.pad(lines, (0, 1), value=LINE_SEPARATOR).flatten()

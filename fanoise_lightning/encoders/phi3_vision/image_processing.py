@@ -1,4 +1,4 @@
-"""Images in, the crops of the HD transform out."""
+"""The image processor of Phi-3.5-vision: images in, the crops of the HD transform out."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ class Phi3VImageProcessor(BaseImageProcessor):
     """Cuts each image into a global view and at most ``num_crops`` crops of 336 x 336 pixels.
 
     Args:
-        num_crops: the most crops of one image, at least 1. The published model was trained with up to 16;
-            4 is its default. It decides the image's tokens: 757 for a square image at 4, 2509 at 16.
-        image_mean: subtracted from pixels in [0, 1], one number a colour.
-        image_std: divides them.
-        **kwargs: what else a saved ``preprocessor_config.json`` holds.
+        num_crops: the maximum number of crops of an image, at least 1. The published model was trained with
+            up to 16 and defaults to 4. It decides how many tokens an image has: a square one has 757 with 4
+            crops and 2509 with 16.
+        image_mean: one number per colour, subtracted from pixels in [0, 1].
+        image_std: one number per colour, by which they are then divided.
+        **kwargs: whatever else a saved ``preprocessor_config.json`` holds.
 
     Raises:
-        ValueError: if ``num_crops`` is no positive integer.
+        ValueError: if ``num_crops`` is not a positive integer.
 
     Example:
         >>> Phi3VImageProcessor(num_crops=16).num_image_tokens(1920, 1080)
@@ -62,7 +63,7 @@ class Phi3VImageProcessor(BaseImageProcessor):
         self.image_std = list(image_std)
 
     def num_image_tokens(self, width: int, height: int, num_crops: int | None = None) -> int:
-        """Tokens that an image of these pixels becomes, without opening it."""
+        """The number of tokens of an image of this width and height in pixels."""
         return num_image_tokens(
             *hd_grid(width, height, _check_num_crops(self.num_crops if num_crops is None else num_crops))
         )
@@ -78,18 +79,18 @@ class Phi3VImageProcessor(BaseImageProcessor):
 
         Args:
             images: one PIL image or a flat sequence of n.
-            num_crops: instead of the processor's own.
+            num_crops: overrides the processor's own.
             return_tensors: "pt" or "np".
-            **kwargs: nothing; settings of other families are refused, as they would have no effect.
+            **kwargs: none are taken; settings of other families are refused, as they would have no effect.
 
         Returns:
             ``pixel_values`` (n, num_crops + 1, 3, 336, 336) float32, the global view first, zeros after an
             image's last crop; ``image_sizes`` (n, 2) int64, height and width of the padded image in
-            pixels; ``num_img_tokens``, n numbers.
+            pixels; ``num_img_tokens``, the number of tokens of each image.
 
         Raises:
-            TypeError: for something that is no PIL image.
-            ValueError: for a ``num_crops`` that is no positive integer, and for unknown settings.
+            TypeError: if an image is not a PIL image.
+            ValueError: if ``num_crops`` is not a positive integer, or for an unknown setting.
         """
         if kwargs:
             raise ValueError(f"Phi3VImageProcessor has no setting {sorted(kwargs)}; it has num_crops.")

@@ -1,4 +1,4 @@
-"""The two parts of Phi-3.5-vision that transformers does not have: its LongRoPE and its image embedding."""
+"""The two parts of Phi-3.5-vision that transformers lacks: its LongRoPE and its image embedding."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["Phi3VImageEmbedding", "Phi3VRotaryEmbedding"]
 class Phi3VRotaryEmbedding(nn.Module):
     """Rotary embedding that chooses between LongRoPE's short and long frequencies.
 
-    The choice looks at the last position of the padded batch, as the published code does: beyond
-    ``original_max_position_embeddings`` (4096) every row gets the long frequencies, short rows too.
+    The choice depends on the last position of the padded batch, as in the published code: beyond
+    ``original_max_position_embeddings`` (4096) every row gets the long frequencies, even a short one.
 
-    The frequencies are a plain attribute and not buffers, so that ``model.to(torch.bfloat16)`` leaves them in
-    float32: rounded ones turn distant tokens by whole radians.
+    The frequencies are a plain attribute rather than buffers, so that ``model.to(torch.bfloat16)`` leaves
+    them in float32: rounding them would rotate distant tokens by whole radians.
     """
 
     def __init__(self, config: Phi3VConfig) -> None:
@@ -56,12 +56,12 @@ class Phi3VRotaryEmbedding(nn.Module):
 
 
 class Phi3VImageEmbedding(nn.Module):
-    """From crops to the vectors that stand for an image in the text."""
+    """Turns crops into the vectors that stand for an image in the text."""
 
     def __init__(self, config: Phi3VConfig) -> None:
         super().__init__()
         width = 4 * config.vision_config.hidden_size
-        # The published keys hold "img_processor.vision_model."; a ModuleDict says just that.
+        # The published keys start with "img_processor.vision_model."; a ModuleDict gives just that.
         self.img_processor = nn.ModuleDict(
             {"vision_model": CLIPVisionModel._from_config(config.vision_config)}
         )
@@ -72,10 +72,10 @@ class Phi3VImageEmbedding(nn.Module):
         )
 
     def patches(self, crops: Tensor) -> Tensor:
-        """CLIP's patches (N, 576, C) of N crops (N, 3, 336, 336), as they enter its last layer."""
+        """CLIP's patches (N, 576, C) of N crops (N, 3, 336, 336), at the input of its last layer."""
         clip: Any = self.img_processor["vision_model"]
         hidden = clip.pre_layrnorm(clip.embeddings(crops))
-        for layer in clip.encoder.layers[:-1]:  # the model was trained on the last layer but one
+        for layer in clip.encoder.layers[:-1]:  # the model was trained on the second to last layer
             hidden = layer(hidden, None)
         return hidden[:, 1:]
 
@@ -83,7 +83,7 @@ class Phi3VImageEmbedding(nn.Module):
         """Vectors (T, D) of all images, one image after the other.
 
         Args:
-            pixel_values: (n, M, 3, 336, 336), the global view first, then crops, then padding.
+            pixel_values: (n, M, 3, 336, 336): the global view of each image, its crops, padding.
             grids: rows and columns of crops of each of the n images.
         """
         device = pixel_values.device
@@ -102,7 +102,7 @@ class Phi3VImageEmbedding(nn.Module):
 
 
 def _batch_layout(grids: list[tuple[int, int]]) -> Tensor:
-    """The layouts of all images as indices into [their merged patches | sub_GN | glb_GN]."""
+    """The layouts of all images, as indices into [their merged patches | sub_GN | glb_GN]."""
     total = sum(1 + rows * columns for rows, columns in grids) * TOKENS_PER_CROP
     layouts, start = [], 0
     for rows, columns in grids:

@@ -1,6 +1,6 @@
-"""Phi-3.5-vision from the Phi-3 and CLIP of transformers, without remote code.
+"""Phi-3.5-vision built from the Phi-3 and CLIP of transformers, without remote code.
 
-Parameter names are those of the published checkpoint, so checkpoints and adapters pass both ways.
+Parameter names are those of the published checkpoint, so checkpoints and adapters work in both directions.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ __all__ = ["EmbeddingAlias", "Phi3VForCausalLM", "Phi3VModel"]
 
 
 class EmbeddingAlias(WeightRenaming):
-    """Reads the published alias ``vision_embed_tokens.wte`` as ``embed_tokens``, which is what is written."""
+    """Reads the published alias ``vision_embed_tokens.wte`` as ``embed_tokens``; only the latter is saved."""
 
     __slots__ = ()
 
     def reverse_transform(self) -> WeightRenaming:
-        """Nothing to undo."""
+        """Saving has nothing to undo."""
         return WeightRenaming("embed_tokens", "embed_tokens")
 
 
@@ -81,14 +81,14 @@ class Phi3VModel(Phi3Model):
             position_ids: (B or 1, L); 0 .. L - 1 unless given.
             past_key_values: of an earlier call, for generation.
             inputs_embeds: (B, L, D) instead of ``input_ids`` and images.
-            use_cache: build a key-value cache; an encoder has no use for one.
-            pixel_values: (n, M, 3, 336, 336) crops of the n images, row after row, in a row by number. They
-                may have another dtype than the weights.
+            use_cache: build a key-value cache, which an encoder does not need.
+            pixel_values: (n, M, 3, 336, 336) crops of the n images, row by row and by number within a row.
+                Their dtype may differ from that of the weights.
             image_sizes: (n, 2), height and width in pixels of the padded images.
             **kwargs: passed on to ``Phi3Model``.
 
         Raises:
-            ValueError: if image tokens and images do not fit together.
+            ValueError: if image tokens and images do not match.
         """
         if inputs_embeds is None and input_ids is not None:
             inputs_embeds = self.embed_inputs(input_ids, pixel_values, image_sizes)
@@ -104,12 +104,12 @@ class Phi3VModel(Phi3Model):
     def embed_inputs(
         self, input_ids: Tensor, pixel_values: Tensor | None = None, image_sizes: Tensor | None = None
     ) -> Tensor:
-        """Input vectors (B, L, D) of words and images; arguments as in :meth:`forward`.
+        """Input vectors (B, L, D) of words and images; the arguments are those of :meth:`forward`.
 
         An image's tokens are found by their number, so images may be named in any order in the text.
         """
         embeds = self.embed_tokens(input_ids.clamp(min=0))
-        # Row and number as one key: equal for the tokens of one image, rising from image to image.
+        # Row and number as one key: equal for the tokens of one image, increasing from image to image.
         is_image = input_ids < 0
         rows = torch.arange(len(input_ids), device=input_ids.device)[:, None]
         keys = (rows << 32) - input_ids
@@ -127,7 +127,7 @@ class Phi3VModel(Phi3Model):
 class Phi3VForCausalLM(Phi3ForCausalLM):
     """Phi-3.5-vision with its language model head; ``.model`` is the :class:`Phi3VModel`.
 
-    It is what ``AutoModelForImageTextToText`` loads, and the class whose adapters the published code writes.
+    ``AutoModelForImageTextToText`` loads this class, and the published code saves adapters of it.
     """
 
     config_class = Phi3VConfig
@@ -135,7 +135,7 @@ class Phi3VForCausalLM(Phi3ForCausalLM):
     _no_split_modules = Phi3VModel._no_split_modules
 
     def __init__(self, config: Phi3VConfig) -> None:
-        super(Phi3ForCausalLM, self).__init__(config)  # not the parent's: it would build the text-only model
+        super(Phi3ForCausalLM, self).__init__(config)  # the parent's own would build the text-only model
         self.model = Phi3VModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -160,7 +160,7 @@ class Phi3VForCausalLM(Phi3ForCausalLM):
         image_sizes: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, L, vocabulary), a loss where there are ``labels``; see :meth:`Phi3VModel.forward`."""
+        """Logits (B, L, vocabulary), and a loss if there are ``labels``; see :meth:`Phi3VModel.forward`."""
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -196,7 +196,7 @@ def _read_grids(
         return []
     if image_sizes is None or image_sizes.shape != (num_images, 2):
         shape = None if image_sizes is None else tuple(image_sizes.shape)
-        raise ValueError(f"image_sizes has shape {shape}; expected ({num_images}, 2), one an image.")
+        raise ValueError(f"image_sizes has shape {shape}; expected ({num_images}, 2), one row per image.")
     grids = [(h // CROP_SIZE, w // CROP_SIZE) for h, w in image_sizes.tolist()]
     for i, ((h, w), count) in enumerate(zip(grids, counts.tolist())):
         if count != num_image_tokens(h, w):

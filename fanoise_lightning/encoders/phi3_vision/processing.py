@@ -1,8 +1,7 @@
-"""Texts with ``<|image_1|>`` markers and their images in, the model's inputs out."""
+"""The processor of Phi-3.5-vision: texts with ``<|image_1|>`` markers and images in, model inputs out."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +11,9 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from fanoise_lightning.encoders.phi3_vision.image_processing import Phi3VImageProcessor
+from fanoise_lightning.sample import IMAGE_PLACE
 
 __all__ = ["Phi3VProcessor"]
-
-MARKER = re.compile(r"<\|image_(\d+)\|>")
 
 Images = Image.Image | Sequence["Image.Image | Sequence[Image.Image] | None"] | None
 
@@ -31,8 +29,8 @@ class Phi3VProcessor(ProcessorMixin):
     """Joins the image processor and the tokenizer of Phi-3.5-vision.
 
     ``<|image_i|>`` in a text stands for the i-th image of its row, counted from 1, and becomes as many ids
-    -i as the image has tokens. The text before, between and after the markers is tokenized piece by piece,
-    each with the tokenizer's special tokens, an empty piece too: so was the model trained.
+    -i as the image has tokens. The pieces of text before, between and after the markers are tokenized one by
+    one, each with the tokenizer's special tokens, even an empty one, as the model was trained.
 
     Args:
         image_processor: a ``Phi3VImageProcessor``.
@@ -57,7 +55,7 @@ class Phi3VProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """Keys of what a call returns; the last two only where there are images."""
+        """The keys of what a call returns; the last two only if there are images."""
         return ["input_ids", "attention_mask", "pixel_values", "image_sizes"]
 
     def __call__(self, text: str | Sequence[str], images: Images = None, **kwargs: Any) -> BatchFeature:
@@ -65,30 +63,30 @@ class Phi3VProcessor(ProcessorMixin):
 
         Args:
             text: one text or B texts.
-            images: the images. Either B entries, each None, an image or a list of the row's images in
-                the order of their numbers; or a flat list of all, dealt out to the rows by their markers.
+            images: the images: B entries, each None, an image or a list of the row's images in the order of
+                their numbers; or a flat list of all images, dealt out to the rows by their markers.
             **kwargs: ``padding`` (True by default), ``padding_side``, ``max_length``, ``truncation``,
-                ``num_crops``, ``return_tensors`` ("pt" by default), and what else the tokenizer takes.
+                ``num_crops``, ``return_tensors`` ("pt" by default), and whatever else the tokenizer takes.
                 Truncation never cuts a row with images.
 
         Returns:
-            ``input_ids`` and ``attention_mask`` (B, L); with n > 0 images also ``pixel_values``
+            ``input_ids`` and ``attention_mask`` (B, L); with n > 0 images, ``pixel_values``
             (n, num_crops + 1, 3, 336, 336) and ``image_sizes`` (n, 2).
 
         Raises:
             TypeError: if texts or images are something else.
-            ValueError: if markers and images do not fit together (the row is named), if a row has neither
-                text nor image, or if ``num_crops`` is no positive integer.
+            ValueError: if markers and images do not match (the message names the row), if a row has neither
+                text nor image, or if ``num_crops`` is not a positive integer.
         """
         texts: list[str] = list(text) if isinstance(text, list | tuple) else [text]  # type: ignore[list-item]
         if not texts:
-            raise ValueError("there is no text; expected one a row, if only the markers of its images.")
+            raise ValueError("there is no text; expected one per row, if only the markers of its images.")
         for row, item in enumerate(texts):
             if not isinstance(item, str):
                 kind = type(item).__name__
                 raise TypeError(f"text {row} is a {kind}; call processor(text=..., images=...).")
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
-        markers = [[int(number) for number in MARKER.findall(item)] for item in texts]
+        markers = [[int(number) for number in IMAGE_PLACE.findall(item)] for item in texts]
         dealt = _deal_images(images, markers)
         _check_markers(markers, dealt)
 
@@ -104,11 +102,11 @@ class Phi3VProcessor(ProcessorMixin):
     def _input_ids(
         self, texts: list[str], markers: list[list[int]], num_tokens: list[int], options: dict[str, Any]
     ) -> list[list[int]]:
-        """Ids of each row, with ``num_tokens`` of each image, taken row by row, in its marker's place."""
+        """The ids of each row, with those of each image, ``num_tokens`` row by row, in its marker's place."""
         limits = {key: options[key] for key in ("truncation", "max_length") if key in options}
         plain = iter(self._tokenize([t for t, row in zip(texts, markers) if not row], options, **limits))
         # splitting leaves the markers' numbers between the pieces
-        pieces = [MARKER.split(t)[::2] for t, row in zip(texts, markers) if row]
+        pieces = [IMAGE_PLACE.split(t)[::2] for t, row in zip(texts, markers) if row]
         chunks = iter(self._tokenize([piece for row in pieces for piece in row], options))
 
         rows, first = [], 0
@@ -142,11 +140,9 @@ def _deal_images(images: Images, markers: list[list[int]]) -> list[list[Any]]:
     if any(not isinstance(item, Image.Image) for item in items):  # one entry a row
         if len(items) != len(markers):
             raise ValueError(
-                f"images has {len(items)} entries for {len(markers)} texts; expected one a text."
+                f"images has {len(items)} entries for {len(markers)} texts; expected one per text."
             )
-        return [
-            [] if item is None else list(item) if isinstance(item, list | tuple) else [item] for item in items
-        ]
+        return [_as_list(item) for item in items]
     wanted = [len(row) for row in markers]
     if sum(wanted) != len(items):
         raise ValueError(
@@ -157,12 +153,18 @@ def _deal_images(images: Images, markers: list[list[int]]) -> list[list[Any]]:
     return [[next(rest) for _ in range(count)] for count in wanted]
 
 
+def _as_list(item: Any) -> list[Any]:
+    if item is None:
+        return []
+    return list(item) if isinstance(item, list | tuple) else [item]
+
+
 def _check_markers(markers: list[list[int]], images: list[list[Any]]) -> None:
-    """Each row names each of its images once."""
+    """Check that each row names each of its images once."""
     for row, (numbers, given) in enumerate(zip(markers, images)):
         names = ", ".join(f"<|image_{number}|>" for number in numbers) or "no marker"
         if len(set(numbers)) < len(numbers):
-            raise ValueError(f"row {row} has {names}: a marker may stand once only; give the image twice.")
+            raise ValueError(f"row {row} has {names}: a marker may appear only once; pass the image twice.")
         if len(numbers) != len(given):
             raise ValueError(f"row {row} has {len(given)} images and {names}: each needs the other.")
         if sorted(numbers) != list(range(1, len(numbers) + 1)):

@@ -1,0 +1,138 @@
+"""The embeddings of numbered items (unique texts and images), gathered over a pass and over all ranks.
+
+Queries and candidates name their items by number, so an item that is in many rows or in many subsets is
+embedded once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from fanoise_lightning.evaluation.ties import score_dtype
+
+__all__ = ["EmbeddingTable", "Embeddings"]
+
+# Queries are scored in blocks of about this many candidates, which bounds the memory by (candidates, D).
+_CANDIDATES_PER_BLOCK = 2**14
+
+
+class Embeddings:
+    """The embeddings that an :class:`EmbeddingTable` gathered.
+
+    Args:
+        rows: (n, D) L2-normalised embeddings, float32, in any order.
+        position: (N,) the row of each item, -1 if it never arrived.
+    """
+
+    # Not a tuple or dataclass: torchmetrics would clone the tensors in it.
+    def __init__(self, rows: Tensor, position: Tensor) -> None:
+        self.rows, self.position = rows, position
+
+    def select(self, items: Tensor) -> Embeddings:
+        """These items alone, renumbered from 0 in the order given.
+
+        Args:
+            items: (n,) their numbers here.
+        """
+        return Embeddings(self.rows, self.position[items.to(self.position.device)])
+
+    def cosines(self, queries: Tensor, candidates: Tensor) -> Tensor:
+        """The cosine of each query with each of its own candidates, block by block.
+
+        Args:
+            queries: (Q,) items that arrived.
+            candidates: (Q, C) items.
+
+        Returns:
+            (Q, C) float32; arbitrary where a candidate never arrived or is padding (-1).
+        """
+        dtype = score_dtype(self.rows.device)
+        cosines = self.rows.new_zeros(candidates.shape)
+        size = max(1, _CANDIDATES_PER_BLOCK // candidates.shape[1])
+        for start in range(0, len(queries), size):
+            block = slice(start, start + size)
+            # most candidates are shared: one product with each unique one, then each query picks its own
+            unique, inverse = self.position[candidates[block]].clamp_min(0).unique(return_inverse=True)
+            query = self.rows[self.position[queries[block]]]
+            products = query.to(dtype) @ self.rows[unique].to(dtype).T  # (b, unique)
+            cosines[block] = products.gather(1, inverse).float()
+        return cosines
+
+
+class EmbeddingTable(Metric):
+    """Collects the embeddings of numbered items over a pass and over all ranks.
+
+    Items may arrive shuffled, repeated (a distributed sampler pads) and sharded over ranks.
+
+    Args:
+        num_items: how many there are, N.
+        owner: what they belong to, for messages.
+        kwargs: passed on to :class:`torchmetrics.Metric`.
+
+    Raises:
+        ValueError: in ``compute``, if an item is not one of 0 to N - 1.
+
+    Example:
+        >>> table = EmbeddingTable(num_items=3)
+        >>> table.update(torch.tensor([[0.6, 0.8], [0.0, 1.0], [1.0, 0.0]]), index=torch.tensor([1, 2, 0]))
+        >>> table.compute().cosines(queries=torch.tensor([0]), candidates=torch.tensor([[1, 2]]))
+        tensor([[0.6000, 0.0000]])
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    index: list[Tensor]
+    embeddings: list[Tensor]
+
+    def __init__(self, num_items: int, owner: str = "the table", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_items, self.owner = num_items, owner
+        self.add_state("index", [], dist_reduce_fx="cat")
+        self.add_state("embeddings", [], dist_reduce_fx="cat")
+
+    def update(self, embeddings: Tensor, index: Tensor) -> None:
+        """Add a batch of items.
+
+        Args:
+            embeddings: (n, D) L2-normalised embeddings, any floating dtype.
+            index: (n,) the numbers of these items.
+
+        Raises:
+            ValueError: if the shapes do not fit.
+        """
+        if embeddings.ndim != 2 or index.shape != embeddings.shape[:1]:
+            raise ValueError(
+                f"{self.owner}: `embeddings` must be (n, D) and `index` (n,), got "
+                f"{tuple(embeddings.shape)} and {tuple(index.shape)}"
+            )
+        self.index.append(index.to(embeddings.device))
+        self.embeddings.append(embeddings.detach().float().flatten())
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        # A rank that received no item does not know D, and torchmetrics would send 1-D floats for it, unlike
+        # the other ranks. Hence flat embeddings, and no empty lists.
+        if not self.index:
+            self.index.append(torch.empty(0, dtype=torch.long, device=self.device))
+            self.embeddings.append(torch.empty(0, device=self.device))
+        super().sync(*args, **kwargs)
+
+    def compute(self) -> Embeddings:
+        """The embeddings of all ranks."""
+        # Kept in one piece from now on: the batches beside it would double the memory.
+        self.index, self.embeddings = [dim_zero_cat(self.index)], [dim_zero_cat(self.embeddings)]
+        (index,), (embeddings,) = self.index, self.embeddings
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < self.num_items:
+            raise ValueError(
+                f"{self.owner} has the items 0 to {self.num_items - 1}, got embeddings of the items "
+                f"{int(index.min())} to {int(index.max())}: do they belong to this data set?"
+            )
+        position = torch.full((self.num_items,), -1, device=index.device)
+        position[index] = torch.arange(len(index), device=index.device)
+        rows = embeddings.view(len(index), -1) if len(index) else embeddings[None]
+        return Embeddings(rows, position)

@@ -1,0 +1,107 @@
+"""From the embeddings of an evaluation suite to its scoreboard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fanoise_lightning.evaluation.embedding_table import EmbeddingTable
+from fanoise_lightning.evaluation.precision_at_one import score_subset
+from fanoise_lightning.evaluation.scoreboard import Scoreboard
+from fanoise_lightning.evaluation.scores import SubsetScore
+from fanoise_lightning.subset import Subset
+
+__all__ = ["Suite", "SuiteScorer", "SuiteSubset"]
+
+
+class SuiteSubset(Protocol):
+    """One subset of a suite; see :class:`~fanoise_lightning.data.batches.evaluation.EvalDataset`."""
+
+    subset: Subset
+    queries: Tensor
+    candidates: Tensor
+
+
+class Suite(Protocol):
+    """Several subsets whose items are numbered together, so that shared ones are embedded once.
+
+    Its length is the number of items; see :class:`~fanoise_lightning.data.batches.evaluation.EvalSuite`.
+    """
+
+    @property
+    def subsets(self) -> Sequence[SuiteSubset]:
+        """The subsets."""
+
+    @property
+    def numbers(self) -> Sequence[Tensor]:
+        """For each subset, ``(n,)``: the suite's number of each of its n items."""
+
+    def __len__(self) -> int: ...
+
+
+class SuiteScorer:
+    """Collects the embeddings of a suite over one pass and all ranks, and scores its subsets.
+
+    Args:
+        suite: the subsets, and how their items are numbered.
+        device: where the embeddings are kept and compared.
+
+    Example:
+        >>> scorer = SuiteScorer.of(trainer.val_dataloaders, module.device)    # doctest: +SKIP
+        >>> scorer.update(embeddings, index)                                   # doctest: +SKIP
+        >>> scorer.compute().overall.precision                                 # doctest: +SKIP
+        0.601
+    """
+
+    def __init__(self, suite: Suite, device: torch.device | str) -> None:
+        self.suite = suite
+        self._table = EmbeddingTable(len(suite), owner="the evaluation suite").to(device)
+
+    @classmethod
+    def of(cls, loader: Any, device: torch.device | str) -> SuiteScorer:
+        """A scorer for the suite that a data loader reads.
+
+        Args:
+            loader: the evaluation loader, whose data set must be a :class:`Suite`.
+            device: where the embeddings are kept and compared.
+
+        Raises:
+            TypeError: if there are several loaders, or the data set is not a suite.
+        """
+        suite: Any = getattr(loader, "dataset", None)
+        if not hasattr(suite, "numbers"):
+            got = type(loader if suite is None else suite).__name__
+            raise TypeError(
+                f"ContrastiveModule evaluates one loader over all subsets (an EvalSuite), got {got}; use "
+                "MMEBDataModule or PairDataModule for the evaluation loader"
+            )
+        return cls(suite, device)
+
+    def update(self, embeddings: Tensor, index: Tensor) -> None:
+        """Add a batch of items.
+
+        Args:
+            embeddings: (n, D) L2-normalised embeddings, any floating dtype.
+            index: (n,) the suite's numbers of these items.
+
+        Raises:
+            ValueError: if the shapes do not fit.
+        """
+        self._table.update(embeddings, index)
+
+    def compute(self) -> Scoreboard:
+        """Score every subset. With several ranks, all of them must call it.
+
+        Raises:
+            ValueError: if an item is not in the suite, or a score is not finite.
+        """
+        embeddings = self._table.compute()
+        scores = []
+        for part, numbers in zip(self.suite.subsets, self.suite.numbers, strict=True):
+            own = embeddings.select(numbers)
+            result = score_subset(own, part.queries, part.candidates, part.subset.name)
+            scores.append(SubsetScore.of(part.subset, result))
+        return Scoreboard(scores)

@@ -1,0 +1,32 @@
+"""Which samples of a batch are the same, as far as the loss asks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from fanoise_lightning.losses.known_right import Identities
+
+__all__ = ["identities", "loss_options"]
+
+
+def identities(batch: Mapping[str, Any]) -> Identities:
+    """The identities that a data module puts into a training batch."""
+    names = ("target_id", "negative_id", "query_id", "mask_pairs")
+    return Identities(*(batch.get(name) for name in names))
+
+
+def loss_options(loss: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The identities of a batch that are parameters of the loss's forward, by their names there.
+
+    A loss that does not know ``mask_pairs`` is told that the targets of those pairs are like no other.
+    """
+    ids = identities(batch)
+    loss = getattr(loss, "_orig_mod", loss)  # a compiled module hides its signature
+    known = inspect.signature(loss.forward).parameters
+    if "mask_pairs" not in known and ids.target_ids is not None and ids.mask_pairs is not None:
+        ids = ids._replace(target_ids=ids.target_ids.masked_fill(~ids.mask_pairs, -1))
+    return {name: value for name, value in ids._asdict().items() if value is not None and name in known}
