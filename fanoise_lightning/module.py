@@ -19,7 +19,7 @@ from fanoise_lightning.callbacks.exact_resume import ExactResume
 from fanoise_lightning.callbacks.pairs_per_second import PairsPerSecond
 from fanoise_lightning.distributed import reach_all
 from fanoise_lightning.encoders.base import Encoder
-from fanoise_lightning.encoders.families import refuse_remote_code
+from fanoise_lightning.encoders.remote_code import refuse_remote_code
 from fanoise_lightning.evaluation.batch_accuracy import batch_accuracy
 from fanoise_lightning.evaluation.scoreboard import Scoreboard
 from fanoise_lightning.evaluation.scorer import SuiteScorer

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
 
-__all__ = ["FAMILIES", "Family", "find_family", "refuse_remote_code"]
+from fanoise_lightning.encoders.remote_code import is_refused
+
+__all__ = ["FAMILIES", "Family", "find_family"]
 
 _ATTENTION_AND_MLP = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 
@@ -75,19 +74,6 @@ FAMILIES = {
 }
 
 
-_refused: ContextVar[bool] = ContextVar("remote code refused", default=False)
-
-
-@contextmanager
-def refuse_remote_code() -> Iterator[None]:
-    """Refuse remote code even if an encoder's arguments ask for it: here they come from a checkpoint."""
-    token = _refused.set(True)
-    try:
-        yield
-    finally:
-        _refused.reset(token)
-
-
 def find_family(model: str, trust_remote_code: bool = False) -> Family:
     """The family of a checkpoint, from its config.
 
@@ -111,7 +97,7 @@ def find_family(model: str, trust_remote_code: bool = False) -> Family:
     known = ", ".join(sorted(FAMILIES))
     if "auto_map" not in config:
         raise ValueError(f"{model!r} has the model type {model_type!r}; the known ones: {known}")
-    if trust_remote_code and _refused.get():
+    if trust_remote_code and is_refused():
         raise ValueError(
             f"the checkpoint asks to run the Python code that comes with {model!r}. Read it, then pass "
             "`load_from_checkpoint(..., trust_remote_code=True)`"

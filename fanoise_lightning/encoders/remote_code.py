@@ -4,10 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from fanoise_lightning.encoders._transformers import without_questions
 
-__all__ = ["refuse_code"]
+__all__ = ["is_refused", "refuse_code", "refuse_remote_code"]
+
+_refused: ContextVar[bool] = ContextVar("remote code refused", default=False)
+
+
+@contextmanager
+def refuse_remote_code() -> Iterator[None]:
+    """Refuse remote code even if an encoder's arguments ask for it: here they come from a checkpoint."""
+    token = _refused.set(True)
+    try:
+        yield
+    finally:
+        _refused.reset(token)
+
+
+def is_refused() -> bool:
+    """Whether this is inside :func:`refuse_remote_code`."""
+    return _refused.get()
 
 
 @contextmanager
