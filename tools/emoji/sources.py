@@ -2,7 +2,7 @@
 
 Licence trap: the picture packages also carry other vendors' pictures as fallbacks for what their own renderer
 lacks. A picture is read only if the package's ``emoji.json`` says that the renderer itself drew it. Flags are
-left out: Microsoft's Fluent set has no country flags, and the package does not say whence it took them.
+left out: Microsoft's Fluent set has no country flags, and the package does not document their origin.
 """
 
 from __future__ import annotations
