@@ -6,9 +6,10 @@ import math
 import warnings
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from fanoise_lightning._log import report
 from fanoise_lightning.noise import row_norm
 
 
@@ -16,7 +17,7 @@ def tell_what_gets_noise(path: str, law: str, names: dict[str, list[str]], clean
     """Print the loss module, its arguments that get noise, by side, and those that stay clean."""
     listed = " and ".join(f"`{'`, `'.join(arguments)}` ({side})" for side, arguments in names.items())
     rest = f"; `{'`, `'.join(clean)}` stay clean" if clean else ""
-    rank_zero_info(f"FANoise: {law}, on {listed} of '{path}'{rest}")
+    report(f"FANoise: {law}, on {listed} of '{path}'{rest}")
 
 
 def warn_of_row_norms(features: dict[str, Tensor], noise: dict[str, Tensor], alpha: float) -> None:

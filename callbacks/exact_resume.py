@@ -13,8 +13,9 @@ from fanoise_lightning._lightning import is_accumulating
 from fanoise_lightning.distributed import all_reduce_sum, exchange, world_size
 from fanoise_lightning.seeds import derive_seed, run_seed
 
-# At the top of the checkpoint, where version 0.1 wrote the same entries: its runs can be resumed.
-_KEY = "resume"
+_KEY = "fanoise_lightning.ExactResume"
+# Where earlier versions wrote the same entries; a module may have an entry of its own there.
+_OLD_KEY, _OLD_ENTRIES = "resume", {"run_seed", "gradients"}
 
 
 class ExactResume(Callback):
@@ -72,7 +73,8 @@ class ExactResume(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        state = checkpoint.get(_KEY, {})
+        old = checkpoint.get(_OLD_KEY)
+        state = checkpoint.get(_KEY) or (old if isinstance(old, dict) and set(old) == _OLD_ENTRIES else {})
         self._run_seed, self._gradients = state.get("run_seed"), state.get("gradients")
 
 

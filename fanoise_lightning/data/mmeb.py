@@ -12,9 +12,10 @@ from typing import Literal
 
 import numpy as np
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from fanoise_lightning._checks import check_at_least, check_choice
+from fanoise_lightning._log import report
 from fanoise_lightning.data.batches.mixing import BatchSubsets, Sampling
 from fanoise_lightning.data.datamodule import DEFAULT_SEED, ContrastiveDataModule, MaskSameTarget
 from fanoise_lightning.data.images.roots import ImageRoot
@@ -180,7 +181,7 @@ class MMEBDataModule(ContrastiveDataModule):
         if others:
             what = "nothing" if self.mask_same_target == "none" else "hard negatives alone"
             parts.append(f"{what} in {', '.join(others)}")
-        rank_zero_info(f"mask_same_target={self.mask_same_target} masks {'; '.join(parts)}")
+        report(f"mask_same_target={self.mask_same_target} masks {'; '.join(parts)}")
         unknown = [name for name in names if self._layout.meta_task(name) is None]
         if unknown and self.mask_same_target == "classification":
             entry = json.dumps({"name": unknown[0], "meta_task": "classification"})

@@ -9,10 +9,11 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
 from fanoise_lightning._checks import check_at_least, check_choice
+from fanoise_lightning._log import report
 from fanoise_lightning.data.datamodule import DEFAULT_SEED, ContrastiveDataModule
 from fanoise_lightning.data.images.roots import ImageRoot
 from fanoise_lightning.data.rows.records import EvalRows, TrainRows, pad_candidates, read_train
@@ -191,8 +192,8 @@ class PairDataModule(ContrastiveDataModule):
         """Say how the pairs were split, and warn if validation pairs are partly trained on."""
         seen = pairs.seen(trained)
         overlap = ", ".join(f"{count} of {total} {name}" for name, (count, total) in seen.items() if total)
-        report = rank_zero_warn if any(count for count, _ in seen.values()) else rank_zero_info
-        report(
+        tell = rank_zero_warn if any(count for count, _ in seen.values()) else report
+        tell(
             f"`{self.path}`: {len(trained)} pairs to train on, {len(pairs)} to validate on ({how}), of which "
             f"{overlap} are trained on too; {details}"
         )

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
-from torchmetrics.utilities import rank_zero_info
 
 from fanoise_lightning._checks import check_choice
+from fanoise_lightning._log import report
 from fanoise_lightning.encoders.loading import listed
 
 __all__ = ["Interpolation", "ResizeMode", "create_model", "settle"]
@@ -53,7 +53,7 @@ def create_model(
     images = clip.visual.preprocess_cfg
     mean, std = ([round(colour, 4) for colour in images[key]] for key in ("mean", "std"))
     quick = any(isinstance(module, open_clip.transformer.QuickGELU) for module in clip.modules())
-    rank_zero_info(
+    report(
         f"{name}: images are resized to {images['size']} ({images['interpolation']}, "
         f"{images['resize_mode']}), mean {mean}, std {std}; {'with' if quick else 'without'} QuickGELU"
     )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
-from torchmetrics.utilities import rank_zero_info
-
+from fanoise_lightning._log import report
 from fanoise_lightning.encoders.base import Encoder
 
 __all__ = ["PretrainedEncoder"]
@@ -28,4 +27,4 @@ class PretrainedEncoder(Encoder):
         """Print how many parameters are trained, followed by a note, on rank 0."""
         counts = [parameter.numel() for parameter in self.parameters() if parameter.requires_grad]
         total = sum(parameter.numel() for parameter in self.parameters())
-        rank_zero_info(f"{model}: {sum(counts):,} of {total:,} parameters are trained{note}")
+        report(f"{model}: {sum(counts):,} of {total:,} parameters are trained{note}")

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torchmetrics.utilities import rank_zero_info
 
 from fanoise_lightning._checks import check_choice
+from fanoise_lightning._log import report
 from fanoise_lightning.encoders.adapters import LoraOptions, check_one_adapter
 from fanoise_lightning.encoders.images import ImageSize
 from fanoise_lightning.encoders.loading import Dtype, four_bit, load_network
@@ -175,7 +175,7 @@ class VisionLanguageEncoder(PretrainedEncoder):
         width, height = (edge, edge) if edge else (640, 480)
         size = f"resized to {edge}x{edge}" if edge else f"as the processor sizes them, e.g. {width}x{height}"
         tokens = self.collate.image_tokens(width, height)
-        rank_zero_info(f"{self.model}: images {size}: {tokens} tokens each")
+        report(f"{self.model}: images {size}: {tokens} tokens each")
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **images: Tensor) -> Tensor:  # type: ignore[override]
         """Embed a collated batch of B samples of at most L tokens.

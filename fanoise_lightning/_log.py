@@ -1,0 +1,45 @@
+"""What the library reports: one line once per job, through the logger ``fanoise_lightning``.
+
+Until an application configures logging, the lines go to stderr.
+``logging.getLogger("fanoise_lightning").setLevel("WARNING")`` silences them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import torch.distributed as dist
+
+__all__ = ["report"]
+
+# as Lightning finds the rank before the processes are connected; torchmetrics knows only LOCAL_RANK
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+
+_logger = logging.getLogger("fanoise_lightning")
+
+
+class _UntilConfigured(logging.StreamHandler):  # type: ignore[type-arg]
+    """Prints to stderr as long as the root logger has no handler, which would print the line again."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not logging.getLogger().handlers:
+            super().emit(record)
+
+
+if not _logger.handlers:
+    _logger.addHandler(_UntilConfigured())
+if _logger.level == logging.NOTSET:
+    _logger.setLevel(logging.INFO)
+
+
+def report(message: str) -> None:
+    """Log a line of information on rank 0."""
+    if not _rank():
+        _logger.info(message)
+
+
+def _rank() -> int:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank()
+    return next((int(os.environ[name]) for name in _RANKS if name in os.environ), 0)

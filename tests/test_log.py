@@ -1,0 +1,54 @@
+"""Reports are printed once, by one process, and can be silenced."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+REPORT = "from fanoise_lightning._log import report; report('a line')"
+ENCODER = "from fanoise_lightning import OpenClipEncoder as E; E('emoji-resnet')"
+CONFIGURED = "import logging; logging.basicConfig(level='INFO'); "
+
+
+def output(code: str, **environment: str) -> str:
+    """What a process prints, on both streams."""
+    known = {name: value for name, value in os.environ.items() if "RANK" not in name and "SLURM" not in name}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env={**known, **environment}, capture_output=True, text=True, check=True
+    )
+    return ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("before", ["", CONFIGURED])
+def test_a_line_is_printed_once(before: str) -> None:
+    assert output(before + REPORT).count("a line") == 1
+
+
+def test_logging_that_is_configured_later_prints_it_once() -> None:
+    assert output(f"{REPORT}; {CONFIGURED}report('another')").count("another") == 1
+
+
+@pytest.mark.parametrize("before", ["", CONFIGURED])
+def test_an_encoder_reports_each_thing_once(before: str) -> None:
+    printed = output(before + ENCODER)
+    assert printed.count("parameters are trained") == 1
+    assert printed.count("images are resized") == 1
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
+def test_only_rank_0_reports(name: str) -> None:
+    assert "a line" in output(REPORT, **{name: "0"})
+    assert output(REPORT, **{name: "1"}) == ""
+
+
+def test_the_global_rank_counts_before_the_local_one() -> None:
+    assert output(REPORT, RANK="8", LOCAL_RANK="0") == ""
+
+
+@pytest.mark.parametrize("before", ["", CONFIGURED])
+def test_an_application_can_silence_it(before: str) -> None:
+    silence = "import logging; logging.getLogger('fanoise_lightning').setLevel('WARNING'); "
+    assert output(before + silence + REPORT) == ""
