@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
+from fanoise_lightning._checks import check_at_least
 from fanoise_lightning._lightning import INSTANTIATOR, should_log
 from fanoise_lightning.callbacks.exact_resume import ExactResume
 from fanoise_lightning.callbacks.pairs_per_second import PairsPerSecond
@@ -28,6 +29,7 @@ from fanoise_lightning.sample import Collate, Sample
 from fanoise_lightning.training.checkpoints import read_arguments
 from fanoise_lightning.training.describe import describe_module
 from fanoise_lightning.training.embedding import (
+    as_list,
     as_sample,
     embed_batch,
     embed_sides,
@@ -40,7 +42,7 @@ from fanoise_lightning.training.schedules import LinearWarmup
 from fanoise_lightning.training.sharding import average_gradients, shard
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
@@ -124,7 +126,7 @@ class ContrastiveModule(LightningModule):
         strict: bool | None = None,
         weights_only: bool | None = None,
         *,
-        allow: Sequence[str] = (),
+        allow: str | Sequence[str] | None = (),
         trust_remote_code: bool = False,
         **kwargs: Any,
     ) -> ContrastiveModule:
@@ -140,7 +142,8 @@ class ContrastiveModule(LightningModule):
             hparams_file: a file that describes the module instead of the checkpoint, under the same rule.
             strict: as in Lightning.
             weights_only: ``False`` executes any code pickled in the file, even one from a URL.
-            allow: further packages, modules or classes that the checkpoint may name, as dotted paths.
+            allow: further packages, modules or classes that the checkpoint may name, as dotted paths: one or
+                several.
             trust_remote_code: run the Python code that comes with an encoder's model. What the checkpoint
                 itself says about it is ignored.
             kwargs: ``encoder=...`` and other arguments that replace what the checkpoint describes.
@@ -249,12 +252,12 @@ class ContrastiveModule(LightningModule):
     # Embeddings
 
     @torch.inference_mode()
-    def encode(self, samples: Sequence[Sample | str | ImageLike], batch_size: int = 256) -> Tensor:
+    def encode(self, samples: Iterable[Sample | str | ImageLike], batch_size: int = 256) -> Tensor:
         """Embed texts and images: the encoder in eval mode, on its device, in batches.
 
         Args:
-            samples: n samples. A string is a text, never the path of a file; an image is a Pillow image, an
-                array or a :class:`pathlib.Path`. Text and image together are a
+            samples: n samples in order. A string is a text, never the path of a file; an image is a Pillow
+                image, an array or a :class:`pathlib.Path`. Text and image together are a
                 :class:`~fanoise_lightning.Sample`.
             batch_size: how many go through the encoder at once.
 
@@ -262,26 +265,28 @@ class ContrastiveModule(LightningModule):
             (n, D) unit vectors, float32, on the CPU.
 
         Raises:
-            TypeError: for a single sample instead of a sequence, or something that is no sample.
+            TypeError: for a single sample instead of a sequence, or an item that is not a sample.
+            ValueError: if ``batch_size`` is below 1, or an item is empty or cannot be decoded.
+            FileNotFoundError: if a path does not exist. An error of an item names its index.
 
         Example:
             >>> vectors = module.encode(["a red apple", image, Sample("red", image)])    # doctest: +SKIP
             >>> vectors @ vectors.T                                                      # doctest: +SKIP
         """
-        if isinstance(samples, str | Sample):
-            raise TypeError(f"`encode` takes a sequence of samples, got one: pass `[{samples!r}]`")
+        check_at_least("batch_size", batch_size, 1)
+        items = as_list(samples)
         parts = [torch.empty(0, self.encoder.embedding_dim)]
-        most = largest(len(samples)) if is_sharded(self.encoder) else len(samples)
+        most = largest(len(items)) if is_sharded(self.encoder) else len(items)
         with eval_mode(self):
             for start in range(0, most, batch_size):
-                some = [as_sample(item) for item in samples[start : start + batch_size]]
+                some = [as_sample(item, i) for i, item in enumerate(items[start : start + batch_size], start)]
                 inputs = self.collate(some) if some else {}
                 parts.append(embed_batch(self, self.encoder, inputs, self.device).float().cpu())
         return torch.cat(parts)
 
-    def embed(self, samples: Sequence[Sample], batch_size: int = 256) -> Tensor:
+    def embed(self, samples: Iterable[Sample], batch_size: int = 256) -> Tensor:
         """The former name of :meth:`encode`."""
-        warnings.warn("`embed` is now called `encode`", DeprecationWarning, stacklevel=2)
+        warnings.warn("`embed` is now called `encode`", FutureWarning, stacklevel=2)
         return self.encode(samples, batch_size)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
@@ -289,6 +294,6 @@ class ContrastiveModule(LightningModule):
         return {"index": batch["index"], "embeddings": self._embed_batch(batch)}
 
     def _embed_batch(self, batch: Batch) -> Tensor:
-        """Unit embeddings (n, D) of a batch of items, of which n = 0 are left if every image was broken."""
+        """Unit embeddings (n, D) of a batch of items; n = 0 if every image was broken."""
         inputs = batch["inputs"] if len(batch["index"]) else {}
         return embed_batch(self, self.encoder, inputs, self.device)

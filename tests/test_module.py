@@ -239,16 +239,67 @@ def test_to_encode_the_path_of_an_image_as_a_string_is_a_text(tiny_clip, tmp_pat
     assert torch.equal(module.encode([path]), module.encode([Sample(text=path)]))
 
 
-def test_one_sample_alone_is_refused(tiny_clip):
-    module = build(tiny_clip)
-    for one in ("a red apple", Sample("a red apple")):
-        with pytest.raises(TypeError, match=r"takes a sequence of samples, got one: pass `\[.*a red apple"):
-            module.encode(one)
+IMAGE = Image.effect_noise((8, 8), 40).convert("RGB")
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        "red",
+        Sample("red"),
+        IMAGE,
+        Path("red.png"),
+        np.asarray(IMAGE),
+        b"red",
+        {"text": "red"},
+        {"red"},
+        torch.ones(2, 2),
+        7,
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_what_is_not_a_sequence_of_samples_is_refused(tiny_clip, one):
+    with pytest.raises(
+        TypeError, match=r"takes a sequence of texts, images and Samples, got .*in a list, `\[...\]`"
+    ):
+        build(tiny_clip).encode(one)
+
+
+def test_encode_takes_any_iterable(tiny_clip):
+    module, texts = build(tiny_clip), ["red", "green", "blue"]
+    expected = module.encode(texts, batch_size=2)
+    for given in (tuple(texts), iter(texts), (text for text in texts), np.array(texts)):
+        assert torch.equal(module.encode(given, batch_size=2), expected)
+    images = np.stack([np.asarray(IMAGE)] * 3)  # a batch of images
+    assert torch.equal(module.encode(images), module.encode([IMAGE] * 3))
+
+
+@pytest.mark.parametrize(
+    ("item", "error", "message"),
+    [
+        ("", ValueError, "needs a text, an image or both"),
+        (b"red", TypeError, "is bytes; expected a Pillow image"),
+        (None, ValueError, "needs a text"),
+        (Path("absent.png"), FileNotFoundError, "absent.png"),
+        (["red", IMAGE], TypeError, "is a list with a text in it: pass Sample"),
+        (np.zeros((8, 8), np.float32), ValueError, "array of float32"),
+    ],
+    ids=lambda part: type(part).__name__,
+)
+def test_an_item_that_cannot_be_encoded_is_named_by_its_index(tiny_clip, item, error, message):
+    with pytest.raises(error, match=f"item 3 of `encode`.*{message}"):
+        build(tiny_clip).encode(["a", "b", IMAGE, item, "c"], batch_size=2)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_has_at_least_one_sample(tiny_clip, batch_size):
+    with pytest.raises(ValueError, match=f"`batch_size` must be at least 1, got {batch_size}"):
+        build(tiny_clip).encode(["red"], batch_size)
 
 
 def test_embed_is_encode_with_a_warning_for_its_caller(tiny_clip):
     module = build(tiny_clip)
-    with pytest.warns(DeprecationWarning, match="`embed` is now called `encode`") as caught:
+    with pytest.warns(FutureWarning, match="`embed` is now called `encode`") as caught:
         vectors = module.embed([Sample("a red apple")], batch_size=1)
     assert caught[0].filename == __file__
     assert torch.equal(vectors, module.encode(["a red apple"]))

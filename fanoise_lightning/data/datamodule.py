@@ -96,7 +96,7 @@ class ContrastiveDataModule(LightningDataModule):
         hparams_file: Any = None,
         weights_only: bool | None = None,
         *,
-        allow: Sequence[str] = (),
+        allow: str | Sequence[str] | None = (),
         **kwargs: Any,
     ) -> ContrastiveDataModule:
         """Like Lightning's, but what the file names is built only if ``allow`` has it; see SECURITY.md."""

@@ -135,7 +135,8 @@ class PrecisionAtOne(EmbeddingTable):
 
     Attributes:
         result: ``precision``, ``num_queries``, ``num_ties`` and ``num_skipped`` of the last ``compute`` or
-            ``forward``; ``None`` before, and after ``reset``.
+            ``forward``; ``None`` before. A ``reset`` keeps it: it can be read after ``self.log``,
+            which computes and resets at the end of the epoch.
 
     Raises:
         ValueError: if there is no query, a query or a ground truth is missing (negative), or the shapes do
@@ -175,11 +176,6 @@ class PrecisionAtOne(EmbeddingTable):
             embeddings, self.queries, self.candidates, self.name, warn=not self._is_batch
         )
         return torch.tensor(self.result.precision, dtype=torch.float32, device=self.device)
-
-    def reset(self) -> None:
-        """Forget the embeddings and the result."""
-        super().reset()
-        self.result = None
 
 
 def _check_subset(queries: Tensor, candidates: Tensor, name: str) -> None:

@@ -70,7 +70,7 @@ def read_arguments(
     hparams_file: Any,
     weights_only: bool | None,
     given: Mapping[str, Any],
-    allow: Iterable[str],
+    allow: str | Iterable[str] | None,
 ) -> dict[str, Any]:
     """All arguments with which ``load_from_checkpoint`` is to build a module or data module.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -16,10 +17,7 @@ from fanoise_lightning.sample import Sample
 from fanoise_lightning.training.grad_cache import embed_in_chunks
 from fanoise_lightning.training.lockstep import is_sharded, same_calls, same_parts
 
-if TYPE_CHECKING:
-    from fanoise_lightning.sample import ImageLike
-
-__all__ = ["as_sample", "embed_batch", "embed_sides", "eval_mode", "warn_of_batch_norm"]
+__all__ = ["as_list", "as_sample", "embed_batch", "embed_sides", "eval_mode", "warn_of_batch_norm"]
 
 Embed = Callable[[dict[str, Tensor]], Tensor]
 ChunkSize = int | tuple[int, int] | None
@@ -82,11 +80,46 @@ def embed_batch(embed: Embed, encoder: Encoder, inputs: dict[str, Tensor], devic
         return run(inputs)
 
 
-def as_sample(item: Sample | str | ImageLike) -> Sample:
-    """A sample of what ContrastiveModule.encode takes for one: a string is a text, anything else an image."""
+def as_list(samples: Any) -> list[Any]:
+    """The items that ContrastiveModule.encode is given.
+
+    Raises:
+        TypeError: if this is a single item, or has no order.
+    """
+    single = isinstance(samples, Sample | str | bytes | os.PathLike | Mapping | Set)
+    if getattr(samples, "ndim", 1) in (0, 2, 3):  # an array of one image, not of texts or of images
+        single = True
+    if single or not isinstance(samples, Iterable):
+        raise TypeError(
+            f"`encode` takes a sequence of texts, images and Samples, got {_named(samples)}; pass a single "
+            "one in a list, `[...]`"
+        )
+    return list(samples)
+
+
+def as_sample(item: Any, index: int) -> Sample:
+    """A sample of what ContrastiveModule.encode takes for one: a string is a text, anything else an image.
+
+    Raises:
+        TypeError: if it is something else.
+        ValueError: if it is empty or cannot be decoded.
+        FileNotFoundError: if it is the path of no file.
+    """
     if isinstance(item, Sample):
         return item
-    return Sample(item) if isinstance(item, str) else Sample(image=item)
+    if isinstance(item, list | tuple) and any(isinstance(part, str) for part in item):
+        raise TypeError(
+            f"item {index} of `encode` is a {type(item).__name__} with a text in it: pass Sample(text, image)"
+        )
+    try:
+        return Sample(item) if isinstance(item, str) else Sample(image=item)
+    except (TypeError, ValueError, FileNotFoundError) as error:
+        kind = next(kind for kind in (TypeError, FileNotFoundError, ValueError) if isinstance(error, kind))
+        raise kind(f"item {index} of `encode`: {error}") from error
+
+
+def _named(value: Any) -> str:
+    return repr(value) if isinstance(value, str) else f"a {type(value).__qualname__}"
 
 
 def warn_of_batch_norm(encoder: nn.Module, chunk_size: ChunkSize) -> None:

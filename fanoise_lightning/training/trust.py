@@ -65,7 +65,11 @@ class Described:
 
 
 def described_arguments(
-    cls: type, hyperparameters: Mapping[str, Any], given: Iterable[str], allow: Iterable[str], objects: bool
+    cls: type,
+    hyperparameters: Mapping[str, Any],
+    given: Iterable[str],
+    allow: str | Iterable[str] | None,
+    objects: bool,
 ) -> dict[str, Any]:
     """The checked arguments of a module, and Lightning's ``_instantiator``, from a checkpoint.
 
@@ -149,13 +153,13 @@ def check_arguments(
             check.arguments(cls, {name: value}, "")
 
 
-def allowed_paths(allow: str | Iterable[str]) -> tuple[str, ...]:
-    """The value of an argument `allow`, one path or several, as a tuple.
+def allowed_paths(allow: str | Iterable[str] | None) -> tuple[str, ...]:
+    """The value of an argument `allow`, one path, several or ``None``, as a tuple.
 
     Raises:
         ValueError: if one is not a dotted path.
     """
-    paths = (allow,) if isinstance(allow, str) else tuple(allow)
+    paths = (allow,) if isinstance(allow, str) else tuple(allow or ())
     for path in paths:
         if not (isinstance(path, str) and all(map(str.isidentifier, path.split(".")))):
             raise ValueError(f"`allow` takes dotted paths of packages, modules or classes, got {path!r}")

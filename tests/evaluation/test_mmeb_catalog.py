@@ -4,14 +4,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from evaluation.mmeb_tables import published_table, subset_table
 
 from fanoise_lightning.evaluation.mmeb import CATALOG, TRAIN_NAMES, by_train_name
 from fanoise_lightning.evaluation.mmeb_published import (
     BACKBONES,
     BASELINES,
     published,
-    published_table,
-    subset_table,
 )
 from fanoise_lightning.evaluation.scoreboard import Scoreboard
 from fanoise_lightning.evaluation.scores import SubsetScore

@@ -66,12 +66,12 @@ def test_items_that_are_missing_in_the_end_are_still_a_warning_after_forward() -
         metric.compute()
 
 
-def test_reset_forgets_embeddings_and_result() -> None:
+def test_reset_forgets_the_embeddings_and_keeps_the_result() -> None:
     metric = PrecisionAtOne(torch.tensor([0]), torch.tensor([[1, 2]]))
     metric.update(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), torch.arange(3))
     assert metric.compute() == 0
     metric.reset()
-    assert metric.result is None
+    assert metric.result == SubsetResult(0.0, num_queries=1, num_ties=0, num_skipped=0)
     metric.update(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), torch.arange(3))
     assert metric.compute() == 1
 

@@ -102,7 +102,7 @@ def test_an_own_class_is_built_where_it_is_allowed(write_checkpoint, their_code,
     assert module.loss.part.weight.shape == (1, 2)
 
 
-@pytest.mark.parametrize("allow", [[], ["their"], ["their_code.Los"], ["other"]])
+@pytest.mark.parametrize("allow", [None, [], ["their"], ["their_code.Los"], ["other"]])
 def test_a_class_beside_what_is_allowed_is_refused(write_checkpoint, their_code, allow):
     message = (
         r"`loss` is refused: it names the class 'their_code\.Loss'; .*allow=\['their_code'\].*loss=\.\.\."
