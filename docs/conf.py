@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,9 @@ PAGES = {
     "examples/notebooks/fine_tune": "tutorials/fine_tune",
 }
 ROOT = Path(__file__).resolve().parents[1]
+
+# An example of the repository and a page of the site. Not a link, which not every checkout has.
+shutil.copyfile(ROOT / "examples/notebooks/fine_tune.ipynb", ROOT / "docs/tutorials/fine_tune.ipynb")
 
 
 def link_to_pages(app: Sphinx, doctree: nodes.document) -> None:
