@@ -1,4 +1,4 @@
-"""Lightning callbacks: the noise, and what watches over a run."""
+"""Lightning callbacks: the noise, and those that monitor a run and write its results."""
 
 from fanoise_lightning.callbacks.embedding_writer import EmbeddingWriter
 from fanoise_lightning.callbacks.exact_resume import ExactResume

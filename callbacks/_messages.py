@@ -1,4 +1,4 @@
-"""What FANoise tells the user."""
+"""The messages of FANoise."""
 
 from __future__ import annotations
 

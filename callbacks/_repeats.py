@@ -68,7 +68,7 @@ def _same(x: Tensor, y: Tensor) -> bool:
 
 
 class Repeats:
-    """Remembers what was drawn in a batch, and tells which calls of the loss repeat an earlier one."""
+    """Remembers what was drawn in a batch, and recognises calls of the loss that repeat one."""
 
     def __init__(self) -> None:
         self.drawn: list[Draw] = []  # in this batch

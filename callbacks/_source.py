@@ -1,4 +1,4 @@
-"""The noise of one call of the loss: shaped, seeded, and left out if the features are broken."""
+"""The noise of one call of the loss: shaped, seeded, and zero if the features are broken."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class FANoiseCLI(CheckpointMerger, LightningCLI):
             save_config_kwargs={"overwrite": True},
             parser_kwargs={
                 "description": "Train and evaluate embedding models with FANoise. `fanoise data --root DIR` "
-                "downloads MMEB and checks it; `fanoise data --help` tells more."
+                "downloads MMEB and checks it; see `fanoise data --help`."
             },
             args=args,
             run=run,

@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 __all__ = ["ContrastiveModule"]
 
 Batch = dict[str, Any]
-SIDES = ("query", "target", "negatives")
 
 
 class ContrastiveModule(LightningModule):
@@ -191,7 +190,7 @@ class ContrastiveModule(LightningModule):
             warn_of_batch_norm(self.encoder, self.chunk_size)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        sides = [batch[side] for side in SIDES if side in batch]
+        sides = [batch[side] for side in ("query", "target", "negatives") if side in batch]
         sides = embed_sides(self, self.encoder, sides, self.chunk_size)
         if isinstance(self.trainer.strategy.model, DistributedDataParallel):
             sides = reach_all(sides, [p for p in self.encoder.parameters() if p.requires_grad])

@@ -64,7 +64,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
     An image whose orientation cannot be read counts as upright.
 
-    Values of more than 8 bits are scaled if the file tells their range: PNG, JPEG 2000 and PGM by their
+    Values of more than 8 bits are scaled if the file states their range: PNG, JPEG 2000 and PGM by their
     formats, TIFF by its tags. An image that was converted or copied in memory has lost its range.
 
     Raises:

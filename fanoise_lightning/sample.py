@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     ImageLike = Image | np.ndarray[Any, Any] | str | os.PathLike[str]
 
-__all__ = ["IMAGE_PLACE", "Collate", "Pair", "Sample"]
+__all__ = ["IMAGE_PLACEHOLDER", "Collate", "Pair", "Sample"]
 
-IMAGE_PLACE = re.compile(r"<\|image_(\d+)\|>")
+IMAGE_PLACEHOLDER = re.compile(r"<\|image_(\d+)\|>")
 """The place of an image in a text, with its number, from 1."""
 
 
@@ -38,7 +38,7 @@ class Sample:
     Raises:
         TypeError: if the text is not a string, or an image is none of the above.
         ValueError: if there is neither a text nor an image, if an array has another shape or other values,
-            or if a file is no image.
+            or if a file is not an image.
         FileNotFoundError: if there is no such file.
 
     Example:
@@ -90,7 +90,7 @@ class Pair:
         query_id: the targets of all queries with the same id are right for each of them; a target or hard
             negative with the id of a query is that query itself, and no negative of it; -1 equals no other.
         mask_pairs: if false, the targets of other pairs are negatives even if they are right answers, unless
-            they are the query itself; hard negatives that are right answers are still left out.
+            they are the query itself; hard negatives that are right answers are still excluded.
         origin: where the row of the pair is in the data set that made it.
     """
 

@@ -37,7 +37,7 @@ print(json.dumps({
         row.interval[0] <= row.precision <= row.interval[1] for board in boards.values() for row in board
     ),
     "ranks": {f"{title} {side}": value for (title, side), value in ranks.items()},
-    "images_rank": _entropy_rank(noisy.embed(images)),
+    "images_rank": _entropy_rank(noisy.encode(images)),
     "moved": {
         title: float((_weights(module) - _weights(before)).norm()) for title, module in modules.items()
     },
@@ -46,7 +46,7 @@ print(json.dumps({
     "hits": text_hits,
     "brute_force": sorted(
         range(len(images)),
-        key=lambda row: -float(noisy.embed([images[row]])[0] @ noisy.embed([Sample(text="a heart")])[0]),
+        key=lambda row: -float(noisy.encode([images[row]])[0] @ noisy.encode([Sample(text="a heart")])[0]),
     )[: len(text_hits)],
     "recall": float(np.mean([row in search(Sample(text=text))[0] for row, text in enumerate(captions)])),
     "left_over": folder.exists(),

@@ -143,7 +143,7 @@ def test_formats_of_pixels_are_read_whatever_the_name(tmp_path: Path, kind: str)
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(ls) system\nshowpage\n"
 
 
-def test_no_program_is_started_for_a_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_program_is_started_for_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[object] = []
     monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: started.append(args) or 1 / 0)
     (tmp_path / "x.png").write_bytes(EPS)
@@ -189,7 +189,7 @@ def exif(orientation: int) -> bytes:
 
 @pytest.mark.parametrize("kind", ["png", "webp", "tiff"])
 @pytest.mark.parametrize("orientation", range(10))
-def test_a_image_is_turned_as_pillow_turns_it_once(kind: str, orientation: int) -> None:
+def test_an_image_is_turned_as_pillow_turns_it_once(kind: str, orientation: int) -> None:
     block = Image.Exif()
     block[0x0112] = orientation
     data = encoded(TURNED, kind, exif=block)
@@ -201,7 +201,7 @@ def test_a_image_is_turned_as_pillow_turns_it_once(kind: str, orientation: int) 
 
 @pytest.mark.parametrize("kind", ["png", "webp", "jpeg", "avif"])
 @pytest.mark.parametrize("block", [b"nonsense", b"II*\0\x08\0\0\0\xff\xff\x12\x01", b"MM", b""])
-def test_a_image_whose_orientation_cannot_be_read_is_upright(kind: str, block: bytes) -> None:
+def test_an_image_whose_orientation_cannot_be_read_is_upright(kind: str, block: bytes) -> None:
     data = encoded(TURNED, kind, exif=exif(1))
     image = Image.open(io.BytesIO(data))
     image.info["exif"] = b"Exif\0\0" + block
@@ -216,7 +216,7 @@ def test_a_file_with_a_damaged_block_is_read_everywhere(tmp_path: Path, kind: st
     assert upright_rgb(Image.open(io.BytesIO(data))).size == TURNED.size  # as `embed` does
 
 
-def test_a_damaged_tag_beside_the_orientation_does_not_keep_a_image_from_being_turned() -> None:
+def test_a_damaged_tag_beside_the_orientation_does_not_keep_an_image_from_being_turned() -> None:
     block = bytearray(exif(6))
     block[block.index(b"\x01\x0f\x00\x02") + 1] = 0  # Make becomes a tag of numbers
     image = TURNED.copy()
@@ -234,7 +234,7 @@ def test_a_cut_file_with_an_orientation_is_an_error(kind: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
-def test_a_image_without_pixels_is_refused_by_its_size(size: tuple[int, int]) -> None:
+def test_an_image_without_pixels_is_refused_by_its_size(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=f"an image of {size[0]}x{size[1]} has no pixels"):
         upright_rgb(Image.new("RGB", size))
 

@@ -26,7 +26,7 @@ def same(image: Image.Image) -> bool:
     return isinstance(image, Image.Image) and np.array_equal(np.asarray(image), PIXELS)
 
 
-def test_a_image_is_an_image_an_array_or_a_path(path):
+def test_an_image_is_an_image_an_array_or_a_path(path):
     for image in (IMAGE, PIXELS, path, str(path)):
         assert same(Sample(image=image).image)
         assert len(Sample("a text", image).images) == 1

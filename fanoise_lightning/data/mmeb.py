@@ -48,7 +48,7 @@ class MMEBDataModule(ContrastiveDataModule):
         root/images/ or images.zip
 
     Images that cannot be read, or that the encoder refuses, are skipped, counted and reported. In training
-    another row of the same subset replaces theirs; in evaluation the item is left out.
+    another row of the same subset replaces theirs; in evaluation the item is skipped.
 
     Args:
         root: where rows and images are: ``"hf://datasets/TIGER-Lab"``, a folder with MMEB's repositories, a
@@ -71,7 +71,7 @@ class MMEBDataModule(ContrastiveDataModule):
         shuffle_block: with `streaming`, how many rows of a subset are shuffled together.
         mask_same_target: in which subsets other right answers in the batch, such as the same target of
             another pair, do not count as negatives: ``"classification"`` (where targets are few), ``"all"``
-            or ``"none"``. Hard negatives that are right answers are left out in all subsets, except with
+            or ``"none"``. Hard negatives that are right answers are excluded in all subsets, except with
             ``"none"``.
         blind: drop the query images in training and evaluation, to measure what can be solved without them.
         num_workers: processes per loader that decode images and tokenise.

@@ -1,4 +1,4 @@
-"""Pairs of your own: one file, a part of which is held out for validation."""
+"""Pairs of your own: one file, partly held out for validation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["PairDataModule", "draw_candidates", "number_pairs"]
 
 
 class PairDataModule(ContrastiveDataModule):
-    """Fine-tunes on pairs of your own, of which a part is held out for validation.
+    """Fine-tunes on pairs of your own, partly held out for validation.
 
     The pairs are rows of a ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` file with MMEB's training columns:
     ``qry``, ``qry_image_path``, ``pos_text``, ``pos_image_path``, and for hard negatives ``neg_text`` and
@@ -35,7 +35,7 @@ class PairDataModule(ContrastiveDataModule):
 
     The held-out pairs are the evaluation subset ``validation``, after `setup` in ``eval_sets[0]``. Each query
     has to find its target among other held-out targets; neither other right answers nor the query itself are
-    candidates. A query that is left with its target alone is left out, with a warning.
+    candidates. A query whose target is its only candidate is skipped, with a warning.
 
     Pairs that share a query, a target or an image, directly or through other pairs, are held out together or
     not at all, and so are both directions of a pair: nothing that is validated on was trained on. If a few
@@ -173,7 +173,7 @@ class PairDataModule(ContrastiveDataModule):
         return [EvalRows(subset, items, queries, candidates, rows.embedded)]
 
     def _report_alone(self, rows: TrainRows, enough: NDArray[np.bool_]) -> None:
-        """Warn of the queries that are left out because they have fewer than two candidates.
+        """Warn of the queries that are skipped because they have fewer than two candidates.
 
         Raises:
             ValueError: if all have fewer.
@@ -186,7 +186,7 @@ class PairDataModule(ContrastiveDataModule):
         )
         if not enough.any():
             raise ValueError(f"{found}: any model would be right; validate on more different targets")
-        rank_zero_warn(f"{found}; they are left out")
+        rank_zero_warn(f"{found}; they are skipped")
 
     def _report_overlap(self, trained: Pairs, pairs: Pairs, how: str, details: str) -> None:
         """Say how the pairs were split, and warn if validation pairs are partly trained on."""

@@ -97,7 +97,7 @@ def _check_targets(network: nn.Module, targets: str | list[str]) -> None:
     try:
         hits = [name for name in names if _is_target(name, targets)]
     except re.error as error:
-        raise ValueError(f"`lora.targets` {targets!r} is no regular expression: {error}") from error
+        raise ValueError(f"`lora.targets` {targets!r} is not a regular expression: {error}") from error
     if not hits:
         raise ValueError(f"`lora.targets` {targets!r} names no module of {type(network).__name__}")
     entries = [] if isinstance(targets, str) else targets

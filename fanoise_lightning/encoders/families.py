@@ -18,54 +18,54 @@ class Family:
 
     Attributes:
         name: its usual name.
-        marker: what stands for an image in the text that its processor reads; ``{i}`` is the image's
+        placeholder: what stands for an image in the text that its processor reads; ``{i}`` is the image's
             number, from 1. Empty for a model with Python code of its own, whose processor knows it.
         image_options: which of ``image_size``, ``max_pixels`` and ``num_crops`` it takes.
         vision: the modules of the inner model that are not the language model.
         lora_targets: a regular expression over the module names of the language part; ``None`` if the user
             has to give one.
         reserved: texts that its processor takes for an image or a video.
-        bare_marker: the marker of ``positions="vlm2vec"``; ``None`` if there is no such recipe.
+        bare_placeholder: the placeholder of ``positions="vlm2vec"``; ``None`` if there is no such recipe.
         module: a module to import first, which registers the family with transformers' Auto classes.
     """
 
     name: str
-    marker: str
+    placeholder: str
     image_options: tuple[str, ...] = ("image_size",)
     vision: tuple[str, ...] = ()
     lora_targets: str | None = None
     reserved: tuple[str, ...] = ()
-    bare_marker: str | None = None
+    bare_placeholder: str | None = None
     module: str | None = None
 
 
-def _qwen(name: str, bare_marker: str | None = None) -> Family:
+def _qwen(name: str, bare_placeholder: str | None = None) -> Family:
     return Family(
         name,
-        # M-RoPE would read two images with nothing between them as one: the markers keep them apart
-        marker="<|vision_start|><|image_pad|><|vision_end|>",
+        # M-RoPE would read two images with nothing between them as one: the placeholders keep them apart
+        placeholder="<|vision_start|><|image_pad|><|vision_end|>",
         image_options=("image_size", "max_pixels"),
         vision=("visual",),
         lora_targets=_ATTENTION_AND_MLP,
         reserved=("<|image_pad|>", "<|video_pad|>"),
-        bare_marker=bare_marker,
+        bare_placeholder=bare_placeholder,
     )
 
 
 FAMILIES = {
-    "qwen2_vl": _qwen("Qwen2-VL", bare_marker="<|image_pad|>"),
+    "qwen2_vl": _qwen("Qwen2-VL", bare_placeholder="<|image_pad|>"),
     "qwen2_5_vl": _qwen("Qwen2.5-VL"),
     "qwen3_vl": _qwen("Qwen3-VL"),
     "llava_next": Family(
         "LLaVA-NeXT",
-        marker="<image>",
+        placeholder="<image>",
         vision=("vision_tower", "multi_modal_projector", "image_newline"),
         lora_targets=_ATTENTION_AND_MLP,
         reserved=("<image>",),
     ),
     "phi3_v": Family(
         "Phi-3.5-V",
-        marker="<|image_{i}|>",
+        placeholder="<|image_{i}|>",
         image_options=("num_crops",),
         vision=("vision_embed_tokens",),
         lora_targets=r".*\blayers\.\d+\.(self_attn\.(qkv_proj|o_proj)|mlp\.(gate_up_proj|down_proj))",
@@ -107,4 +107,4 @@ def find_family(model: str, trust_remote_code: bool = False) -> Family:
             f"{model!r} has the model type {model_type!r}, which needs Python code from its own folder or "
             f"repository. Read it, then pass `trust_remote_code=True`. Model types without such code: {known}"
         )
-    return Family(str(model_type), marker="")
+    return Family(str(model_type), placeholder="")

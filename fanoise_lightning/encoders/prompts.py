@@ -1,4 +1,4 @@
-"""From a sample to the text that a processor reads, with its images in the order of their markers."""
+"""From a sample to the text that a processor reads, with its images in the order of their placeholders."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 from PIL.Image import Image
 
 from fanoise_lightning.encoders.plain_text import short
-from fanoise_lightning.sample import IMAGE_PLACE, Sample
+from fanoise_lightning.sample import IMAGE_PLACEHOLDER, Sample
 
 __all__ = ["cut", "write_prompt"]
 
 
-def write_prompt(sample: Sample, marker: str) -> tuple[str, list[Image]]:
-    """A sample's text with the family's markers, and its images in the order of these markers.
+def write_prompt(sample: Sample, placeholder: str) -> tuple[str, list[Image]]:
+    """A sample's text with the family's placeholders, and its images in the order of these placeholders.
 
     ``<|image_1|>``, ``<|image_2|>``, ... in the text are the places of the images, in any order, each at
     least once. If a text has no places, the images come first, separated by spaces.
 
     Args:
         sample: a text, images, or both.
-        marker: what stands for an image; ``{i}`` is its number, from 1.
+        placeholder: what stands for an image; ``{i}`` is its number, from 1.
 
     Raises:
         ValueError: if a place has no image or an image has no place.
@@ -30,7 +30,7 @@ def write_prompt(sample: Sample, marker: str) -> tuple[str, list[Image]]:
         ('a cat', [])
     """
     text, images = sample.text, sample.images
-    places = [int(number) for number in IMAGE_PLACE.findall(text)]
+    places = [int(number) for number in IMAGE_PLACEHOLDER.findall(text)]
     if not places:
         places = list(range(1, len(images) + 1))
         text = " ".join([*(f"<|image_{place}|>" for place in places), *([text] if text else [])])
@@ -46,7 +46,7 @@ def write_prompt(sample: Sample, marker: str) -> tuple[str, list[Image]]:
         )
     # numbered in the order of the text: processors hand out the images in that order
     numbers = iter(range(1, len(places) + 1))
-    prompt = IMAGE_PLACE.sub(lambda _: marker.replace("{i}", str(next(numbers))), text)
+    prompt = IMAGE_PLACEHOLDER.sub(lambda _: placeholder.replace("{i}", str(next(numbers))), text)
     return prompt, [images[place - 1] for place in places]
 
 

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fanoise_lightning.encoders.plain_text import short
 from fanoise_lightning.encoders.pretrained import PretrainedEncoder
 from fanoise_lightning.pixels import upright_rgb
-from fanoise_lightning.sample import IMAGE_PLACE, Sample
+from fanoise_lightning.sample import IMAGE_PLACEHOLDER, Sample
 
 __all__ = ["TowerCollate", "TwoTowers"]
 
@@ -24,7 +24,7 @@ HAS_TEXT, HAS_IMAGE = 1, 2
 
 _TEXT_INPUTS = ("input_ids", "attention_mask")
 _TEXT_NAMES = (*_TEXT_INPUTS, "text_index", "text_rows")
-_PLACE = re.compile(rf"\s*{IMAGE_PLACE.pattern}\s*")
+_PLACE = re.compile(rf"\s*{IMAGE_PLACEHOLDER.pattern}\s*")
 _LONGEST = 16  # times as long as wide; no photograph is longer
 
 
@@ -48,7 +48,7 @@ class TwoTowers(PretrainedEncoder):
         text_index: Tensor | None = None,
         text_rows: Tensor | None = None,
         image_rows: Tensor | None = None,
-        stand_in: Tensor | None = None,
+        dummy: Tensor | None = None,
         **inputs: Tensor,
     ) -> Tensor:
         """Embed a collated batch of B samples, of which T have a text and P have an image.
@@ -58,7 +58,7 @@ class TwoTowers(PretrainedEncoder):
             text_index: (T,), which of the U different texts each text is.
             text_rows: (T,), the row of each text.
             image_rows: (P,), the row of each image.
-            stand_in: given if the image is not part of the batch, so that batch norm does not learn from it.
+            dummy: given if the image is not part of the batch, so that batch norm does not learn from it.
             inputs: ``input_ids`` and, for some families, ``attention_mask``, both (U, L); and what the
                 image tower takes: ``pixel_values`` (P, 3, H, W), or SigLIP 2's patches, mask and grid.
 
@@ -71,7 +71,7 @@ class TwoTowers(PretrainedEncoder):
         if text_index is not None and text_rows is not None:
             parts.append((text_rows, F.normalize(self.encode_text(**text).float(), dim=1)[text_index]))
         if image_rows is not None:
-            with nullcontext() if stand_in is None else _fixed_statistics(self):
+            with nullcontext() if dummy is None else _fixed_statistics(self):
                 parts.append((image_rows, F.normalize(self.encode_image(**image).float(), dim=1)))
         first = parts[0][1]
         out = first.new_zeros(len(kind), first.shape[1])
@@ -91,7 +91,7 @@ class TwoTowers(PretrainedEncoder):
         del row["kind"]
         wanted = {n: v.to(kind.device) for n, v in row.items() if (text if n in _TEXT_NAMES else image)}
         kind = torch.cat([kind, kind.new_tensor([HAS_TEXT * text + HAS_IMAGE * image])])
-        return {**batch, "kind": kind, **wanted} | ({"stand_in": last} if image else {})
+        return {**batch, "kind": kind, **wanted} | ({"dummy": last} if image else {})
 
     @cached_property
     def _smallest_sample(self) -> dict[str, Tensor]:
@@ -183,7 +183,7 @@ class TowerCollate:
 
 
 def _without_places(sample: Sample) -> str:
-    places = IMAGE_PLACE.findall(sample.text)
+    places = IMAGE_PLACEHOLDER.findall(sample.text)
     if not places:
         return sample.text
     if not sample.images:

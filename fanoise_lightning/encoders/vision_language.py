@@ -117,14 +117,14 @@ class VisionLanguageEncoder(PretrainedEncoder):
             max_length=max_length,
             max_text_length=max_text_length,
             append_eos=pooling == "eos",
-            bare_markers=positions == "vlm2vec",
+            bare_placeholders=positions == "vlm2vec",
             trust_remote_code=trust_remote_code,
             split_special_tokens=split_special_tokens,
         )
         options: dict[str, Any] = four_bit() if load_in_4bit else {}
         if attn_implementation is not None:
             options["attn_implementation"] = attn_implementation
-        self._remote = not self.collate.family.marker
+        self._remote = not self.collate.family.placeholder
         self.network = load_network(AutoModelForImageTextToText, model, dtype, self._remote, **options)
         self.embedding_dim = self.network.config.get_text_config().hidden_size
         self._choose_what_trains()

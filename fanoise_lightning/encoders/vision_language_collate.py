@@ -25,10 +25,10 @@ _LONGEST = 50  # times as long as wide; processors may refuse longer images
 
 @dataclass(frozen=True)
 class _Reader:
-    """A processor, with the marker of an image and the end of a prompt in the texts that it reads."""
+    """A processor, with the placeholder of an image and the end of a prompt in the texts that it reads."""
 
     processor: Any
-    marker: str
+    placeholder: str
     end: str
 
 
@@ -54,22 +54,22 @@ class VisionLanguageCollate:
         max_length: int | None = None,
         max_text_length: int | None = None,
         append_eos: bool = False,
-        bare_markers: bool = False,
+        bare_placeholders: bool = False,
         trust_remote_code: bool = False,
         split_special_tokens: bool = True,
     ) -> None:
         self.family = find_family(model, trust_remote_code)
-        remote = not self.family.marker
+        remote = not self.family.placeholder
         self.processor = load_processor(model, trust_remote_code=remote)
         self.edge = square_edge(image_size)
         configure_images(self.processor, self.family, self.edge, max_pixels, num_crops)
         self.max_length = max_length
         self.max_text_length = min((n for n in (max_length, max_text_length) if n is not None), default=None)
-        self.marker = self.processor.image_token if remote else self.family.marker
-        if bare_markers:
-            if self.family.bare_marker is None:
+        self.placeholder = self.processor.image_token if remote else self.family.placeholder
+        if bare_placeholders:
+            if self.family.bare_placeholder is None:
                 raise ValueError(f"`positions='vlm2vec'` is a recipe of Qwen2-VL, not of {self.family.name}")
-            self.marker = self.family.bare_marker
+            self.placeholder = self.family.bare_placeholder
         self.end = self.processor.tokenizer.eos_token if append_eos else ""
         if self.end is None:
             raise ValueError(f"the tokenizer of {model!r} has no EOS token: pass `pooling='last'`")
@@ -123,7 +123,7 @@ class VisionLanguageCollate:
     def _reader(self, samples: Sequence[Sample], named: dict[int, str]) -> _Reader:
         """The reader of a batch, given the rows whose texts name a special token."""
         if named and self.split_special_tokens:
-            if self.family.marker and self.processor.tokenizer.is_fast:
+            if self.family.placeholder and self.processor.tokenizer.is_fast:
                 return self._plain_reader
             row, name = next(iter(named.items()))
             raise ValueError(
@@ -138,7 +138,7 @@ class VisionLanguageCollate:
                         f"row {row} of the batch: the text {short(sample.text)} holds {token!r}, which in "
                         f"{self.family.name} marks the place of an image: write <|image_1|>, or remove it"
                     )
-        return _Reader(self.processor, self.marker, self.end)
+        return _Reader(self.processor, self.placeholder, self.end)
 
     @property
     def _plain_reader(self) -> _Reader:
@@ -148,10 +148,10 @@ class VisionLanguageCollate:
         for name in ("image_token", "video_token", "audio_token"):
             if (token := getattr(processor, name, None)) is not None:
                 setattr(processor, name, self.texts.rename(token))
-        return _Reader(processor, self.texts.rename(self.marker), self.texts.rename(self.end))
+        return _Reader(processor, self.texts.rename(self.placeholder), self.texts.rename(self.end))
 
     def _prompt(self, sample: Sample, reader: _Reader) -> tuple[str, list[Image.Image]]:
-        prompt, images = write_prompt(sample, reader.marker)
+        prompt, images = write_prompt(sample, reader.placeholder)
         images = [upright_rgb(image) for image in images]
         if self.edge is not None:
             images = [resize(image, self.edge) for image in images]

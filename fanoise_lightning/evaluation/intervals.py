@@ -47,7 +47,7 @@ def mean_interval(
     as the root of their sum of squares, separately below and above, which preserves the asymmetry of the
     Wilson limits.
 
-    It says how the mean would vary with other queries of the same subsets, not with other subsets.
+    It covers other queries of the same subsets, not with other subsets.
 
     Args:
         estimates: the estimates.

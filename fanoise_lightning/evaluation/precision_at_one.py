@@ -79,7 +79,7 @@ def score_subset(
     """Precision@1 of a subset.
 
     A query is skipped if its own item or its ground truth never arrived; other candidates that never arrived
-    are left out. A candidate that is listed twice counts once.
+    are ignored. A candidate that is listed twice counts once.
 
     Args:
         embeddings: those of the subset's items.
@@ -121,7 +121,7 @@ class PrecisionAtOne(EmbeddingTable):
 
     ``compute`` returns a 0-d tensor: a fraction, or NaN if no query could be scored. The counts are then in
     ``result``. Items may be sharded over ranks. A query is skipped if its own item or its ground truth never
-    arrives; other candidates that never arrive are left out, with a warning.
+    arrives; other candidates that never arrive are ignored, with a warning.
 
     In Lightning, call ``update`` in the step and ``self.log(name, metric)``: the score is computed once, at
     the end of the epoch. ``forward`` returns the score of its batch alone: of the queries whose own item and

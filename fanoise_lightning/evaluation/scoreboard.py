@@ -180,7 +180,7 @@ class Scoreboard:
         return [subset for subset in self.subsets if subset.num_queries]
 
     def _count_columns(self) -> dict[str, str]:
-        """The field of each column of counts; without ties or skipped queries, theirs are left out."""
+        """The field of each column of counts; without ties or skipped queries, theirs are omitted."""
         columns = {"n": "num_queries"}
         if any(subset.num_ties for subset in self.subsets):
             columns["ties"] = "num_ties"

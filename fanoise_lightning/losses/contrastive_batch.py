@@ -30,7 +30,7 @@ class ContrastiveBatch:
                query 3      .          =          .          x          =
 
     A candidate is known to be right for a query if it is the same as the target of any pair, on any rank,
-    with the same query. A candidate that is the same as the query itself is left out too: if both directions
+    with the same query. A candidate that is the query itself is excluded too: if both directions
     of a pair are in the batch, the query of one is the target of the other. Nothing else is inferred: pairs
     are not read backwards, and if two queries share a target, the other targets of one are not taken to be
     right for the other.

@@ -94,7 +94,7 @@ def read_arguments(
 def read_hyperparameters(
     path: Any, hparams_file: Any = None, weights_only: bool = True, key: str = "hyper_parameters"
 ) -> dict[str, Any]:
-    """How a checkpoint says that its module was built. The weights are not read.
+    """How a checkpoint describes the construction of its module. The weights are not read.
 
     Args:
         path: a path, URL or open file.
@@ -117,7 +117,7 @@ def read_hyperparameters(
             raise ValueError(f"the checkpoint {path} has hyperparameters under {old!r}, which are not read")
     found = checkpoint.get(key) or {}
     if not isinstance(found, Mapping):
-        raise ValueError(f"the checkpoint {path} has {key}={found!r}, which is no dict")
+        raise ValueError(f"the checkpoint {path} has {key}={found!r}, which is not a dict")
     return with_public_paths(dict(found))
 
 

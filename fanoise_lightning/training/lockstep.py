@@ -46,7 +46,7 @@ def same_calls(encoder: Encoder, sides: Sequence[Sequence[Inputs]]) -> list[list
     """Make all ranks run the encoder equally often, and the same parts of it. Call it on all of them.
 
     Args:
-        encoder: says which parts a batch runs, and adds the rows.
+        encoder: knows which parts a batch runs, and adds the rows.
         sides: the batches of the queries, of the targets, ... of this rank.
 
     Returns:
@@ -66,7 +66,7 @@ def same_parts(encoder: Encoder, batches: Sequence[Inputs]) -> list[Inputs]:
     """Make all ranks run the same parts of the encoder. Call it on all of them, with equally many batches.
 
     Args:
-        encoder: says which parts a batch runs, and adds the rows.
+        encoder: knows which parts a batch runs, and adds the rows.
         batches: those of this rank; ``{}`` for one without rows.
 
     Returns:

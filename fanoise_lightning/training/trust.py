@@ -76,7 +76,7 @@ def described_arguments(
     Args:
         cls: the class of the module.
         hyperparameters: those of the checkpoint.
-        given: the names of the arguments that the caller passes; they are left out.
+        given: the names of the arguments that the caller passes; they are omitted.
         allow: as in :func:`check_arguments`.
         objects: whether the hyperparameters may contain functions, classes and other live objects, because
             the caller asked to unpickle them.
@@ -187,9 +187,9 @@ class _Check:
         if isinstance(value, Mapping) and "class_path" in value:
             cls = self.description(place, value)
             if kinds and not issubclass(cls, kinds):
-                _refuse(place, f"{value['class_path']!r} is no {kinds[0].__name__}")
+                _refuse(place, f"{value['class_path']!r} is not a {kinds[0].__name__}")
         elif not self.objects or isinstance(value, (Mapping, str)):
-            _refuse(place, f"{value!r} is no dict with `class_path` and `init_args`")
+            _refuse(place, f"{value!r} is not a dict with `class_path` and `init_args`")
 
     def description(self, place: str, value: Mapping[str, Any]) -> type:
         keys = ("class_path", "init_args", "dict_kwargs")
@@ -208,7 +208,7 @@ class _Check:
         hints = hints_of(cls)
         for name, value in arguments.items():
             if not (isinstance(name, str) and name.isidentifier()):  # jsonargparse reads a.b as the b of a
-                _refuse(prefix.rstrip("."), f"{name!r} is no name of an argument")
+                _refuse(prefix.rstrip("."), f"{name!r} is not the name of an argument")
             self.value(f"{prefix}{name}", value, hints.get(name, Any))
 
     def value(self, place: str, value: Any, annotation: Any) -> None:
@@ -218,7 +218,7 @@ class _Check:
                 return
             for key, item in value.items():
                 if not isinstance(key, str) or "class_path" in key or key.startswith("__"):
-                    _refuse(place, f"{key!r} is no key of plain data")
+                    _refuse(place, f"{key!r} is not a key of plain data")
                 self.value(f"{place}.{key}", item, annotation)
         elif isinstance(value, (list, tuple, set, frozenset)):
             for number, item in enumerate(value):
@@ -227,7 +227,7 @@ class _Check:
             if could_be_read(value, annotation):
                 _refuse(place, f"{value!r} could be the path of code or of a config")
         elif not self.objects and not isinstance(value, (int, float, complex, type(None))):
-            _refuse(place, f"{value!r} is no plain data")
+            _refuse(place, f"{value!r} is not plain data")
 
     def named_class(self, place: str, path: Any) -> type:
         """The class at a path that is allowed; the class itself must be allowed too, wherever it is from."""
@@ -244,7 +244,7 @@ class _Check:
         if not _is_under(home, _PACKAGES):
             _refuse_class(place, path, home)
         if not issubclass(cls, KINDS):
-            _refuse(place, f"{path!r} is no module, optimiser or schedule")
+            _refuse(place, f"{path!r} is not a module, optimiser or schedule")
         return cls
 
 

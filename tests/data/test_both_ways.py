@@ -252,7 +252,7 @@ def test_a_column_that_is_missing_is_the_same_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_image_of_no_bytes_is_counted(tmp_path: Path, suffix: str, streaming: bool) -> None:
+def test_an_image_of_no_bytes_is_counted(tmp_path: Path, suffix: str, streaming: bool) -> None:
     root = make_root(tmp_path / "root", suffix)
     for file in (root / "train").iterdir():
         file.unlink()

@@ -55,22 +55,20 @@ def archive():
 
 
 @pytest.fixture(scope="module")
-def train_pictures(train):
+def train_images(train):
     columns = ("qry_image_path", "pos_image_path", "neg_image_path")
     return {row.get(column) for rows in train.values() for row in rows for column in columns} - {"", None}
 
 
 @pytest.fixture(scope="module")
-def eval_pictures(evaluation):
+def eval_images(evaluation):
     rows = [row for rows in evaluation.values() for row in rows]
     return {path for row in rows for path in (row["qry_img_path"], *row["tgt_img_path"])} - {""}
 
 
-def _emoji(pictures):
-    """(renderer, code) of the single emoji among picture paths."""
-    return {
-        tuple(path.removesuffix(".webp").split("/")) for path in pictures if not path.startswith("scenes/")
-    }
+def _emoji(images):
+    """(renderer, code) of the single emoji among image paths."""
+    return {tuple(path.removesuffix(".webp").split("/")) for path in images if not path.startswith("scenes/")}
 
 
 def test_it_stays_within_15_megabytes():
@@ -84,14 +82,14 @@ def test_every_row_has_the_columns_of_mmeb(train, evaluation):
         assert set(rows[0]) == EVAL_COLUMNS, name
 
 
-def test_every_side_has_text_or_picture_and_the_placeholder_stands_with_a_picture(train, evaluation):
+def test_every_side_has_text_or_image_and_the_placeholder_stands_with_a_image(train, evaluation):
     sides = [(row["qry"], row["qry_image_path"]) for rows in train.values() for row in rows]
     sides += [(row["pos_text"], row["pos_image_path"]) for rows in train.values() for row in rows]
     for row in (row for rows in evaluation.values() for row in rows):
         sides += [(row["qry_text"], row["qry_img_path"]), *zip(row["tgt_text"], row["tgt_img_path"])]
-    for text, picture in set(sides):
+    for text, image in set(sides):
         assert text
-        assert text.startswith("<|image_1|>") == bool(picture), (text, picture)
+        assert text.startswith("<|image_1|>") == bool(image), (text, image)
 
 
 def test_meta_tasks_and_distributions_are_all_covered(subsets, evaluation):
@@ -125,15 +123,15 @@ def test_candidates_of_a_query_look_different(evaluation, archive):
             assert len(set(candidates)) == len(candidates), (name, row["qry_text"], row["qry_img_path"])
 
 
-def test_the_zip_holds_what_the_rows_name_and_nothing_else(train_pictures, eval_pictures, archive):
-    assert set(archive.namelist()) == train_pictures | eval_pictures
+def test_the_zip_holds_what_the_rows_name_and_nothing_else(train_images, eval_images, archive):
+    assert set(archive.namelist()) == train_images | eval_images
 
 
-def test_every_picture_opens_at_its_size(archive):
+def test_every_image_opens_at_its_size(archive):
     for name in archive.namelist():
-        picture = Image.open(io.BytesIO(archive.read(name)))
+        image = Image.open(io.BytesIO(archive.read(name)))
         side = 64 if not name.startswith("scenes/") else 48 if "-" in name else 96
-        assert (picture.size, picture.mode, picture.format) == ((side, side), "RGB", "WEBP"), name
+        assert (image.size, image.mode, image.format) == ((side, side), "RGB", "WEBP"), name
 
 
 def test_the_zip_is_stored_and_sorted_with_fixed_times(archive):
@@ -145,14 +143,14 @@ def test_the_zip_is_stored_and_sorted_with_fixed_times(archive):
         assert ".." not in info.filename
 
 
-def test_no_evaluation_picture_is_trained_on(train_pictures, eval_pictures, archive):
-    assert not train_pictures & eval_pictures
+def test_no_evaluation_image_is_trained_on(train_images, eval_images, archive):
+    assert not train_images & eval_images
     # nor a copy of one under another name
-    assert not {archive.read(p) for p in train_pictures} & {archive.read(p) for p in eval_pictures}
+    assert not {archive.read(p) for p in train_images} & {archive.read(p) for p in eval_images}
 
 
-def test_fluent_and_unseen_concepts_are_never_trained_on(train_pictures, evaluation):
-    trained = _emoji(train_pictures)
+def test_fluent_and_unseen_concepts_are_never_trained_on(train_images, evaluation):
+    trained = _emoji(train_images)
     assert {renderer for renderer, _ in trained} == {"noto", "twemoji"}
     codes = {code for _, code in trained}
     for name in ("subgroup_unseen", "renderer_unseen"):
@@ -161,8 +159,8 @@ def test_fluent_and_unseen_concepts_are_never_trained_on(train_pictures, evaluat
             assert not {code for _, code in shown} & codes, name
 
 
-def test_in_distribution_concepts_are_trained_on_as_noto(train_pictures, evaluation):
-    codes = {code for _, code in _emoji(train_pictures)}
+def test_in_distribution_concepts_are_trained_on_as_noto(train_images, evaluation):
+    codes = {code for _, code in _emoji(train_images)}
     for name in ("subgroup", "group", "kind", "caption"):
         assert {code for _, code in _emoji({row["qry_img_path"] for row in evaluation[name]})} <= codes, name
 
@@ -239,7 +237,7 @@ def test_a_changed_package_is_refused(tmp_path):
         sources.fetch(tmp_path)
 
 
-def test_fallback_pictures_of_other_vendors_are_not_read(tmp_path):
+def test_fallback_images_of_other_vendors_are_not_read(tmp_path):
     def cell(code, own):
         return {"unified": code, "image": f"{code.lower()}.png", "has_img_google": own}
 
@@ -247,9 +245,9 @@ def test_fallback_pictures_of_other_vendors_are_not_read(tmp_path):
     entries = [cell("1F590-FE0F", True) | {"skin_variations": tones}, cell("1F9FF", False)]
     path = tmp_path / "package.tgz"
     with tarfile.open(path, "w:gz") as archive:
-        pictures = [entry["image"] for entry in (*entries, *tones.values())]
+        images = [entry["image"] for entry in (*entries, *tones.values())]
         files = {"emoji.json": json.dumps(entries).encode()}
-        files |= {f"img/google/64/{name}": name.encode() for name in pictures}
+        files |= {f"img/google/64/{name}": name.encode() for name in images}
         for name, content in files.items():
             info = tarfile.TarInfo(f"package/{name}")
             info.size = len(content)
@@ -288,7 +286,7 @@ def test_a_crop_is_the_part_of_the_scene_that_shows_the_thing():
         Image.new("RGBA", (64, 64), colour).save(buffer, "PNG")
         files[code] = buffer.getvalue()
     concepts = [sources.Concept(c, c, (), "objects", "tool", {sources.YELLOW: c}) for c in "ab"]
-    album = scenes.Album(sources.Pictures({"noto": files}))
+    album = scenes.Album(sources.Images({"noto": files}))
     scene = album.scene("s/0", [("noto", c) for c in concepts], "white", split.rng("test"))
     for thing, expected in zip(scene.things, ((255, 0, 0), (0, 0, 255))):
         crop = Image.open(io.BytesIO(album._files[thing.crop]))

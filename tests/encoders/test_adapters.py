@@ -80,7 +80,7 @@ def test_adapters_of_bfloat16_weights_stay_in_float32(tiny):
             {"targets": ["layers.0.self_attn.q_proj", "layers.9.self_attn.q_proj"]},
             r"^'layers\.9.* of `lora.t",
         ),
-        ({"targets": "(q_proj"}, r"`lora.targets` '\(q_proj' is no regular expression"),
+        ({"targets": "(q_proj"}, r"`lora.targets` '\(q_proj' is not a regular expression"),
         ({"init": "zero"}, "`lora.init` must be one of 'default', 'gaussian', got 'zero'"),
     ],
 )

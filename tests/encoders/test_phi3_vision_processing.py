@@ -155,7 +155,7 @@ def test_images_in_a_row_have_an_empty_piece_between_them():
     assert ids.tolist() == [[BOS, *[-1] * 313, BOS, *[-2] * 313, BOS, DOG]]
 
 
-def test_markers_in_reverse_order_keep_their_numbers_and_sizes():
+def test_placeholders_in_reverse_order_keep_their_numbers_and_sizes():
     wide, square = make_image(700, 100), make_image(50, 50)
     out = processor(num_crops=2)(text="<|image_2|> <|image_1|>", images=[wide, square])
     counts = [num_image_tokens(*brute_force_grid(*p.size, 2)) for p in (wide, square)]
@@ -212,8 +212,8 @@ def test_truncation_cuts_texts_but_never_images():
     ("texts", "images", "message"),
     [
         ("a <|image_1|>", None, r"row 0 has 0 images and <\|image_1\|>"),
-        ("a", [make_image(2, 2)], r"1 images for 0 <\|image_i\|> markers"),
-        (["a", "cat"], [None, make_image(2, 2)], "row 1 has 1 images and no marker"),
+        ("a", [make_image(2, 2)], r"1 images for 0 <\|image_i\|> placeholders"),
+        (["a", "cat"], [None, make_image(2, 2)], "row 1 has 1 images and no placeholder"),
         (
             "<|image_1|><|image_1|>",
             [make_image(2, 2)] * 2,
@@ -224,7 +224,7 @@ def test_truncation_cuts_texts_but_never_images():
         (["a", "cat"], [None], "1 entries for 2 texts"),
     ],
 )
-def test_markers_and_images_have_to_fit(texts, images, message):
+def test_placeholders_and_images_have_to_fit(texts, images, message):
     with pytest.raises(ValueError, match=message):
         processor()(text=texts, images=images)
 

@@ -251,7 +251,7 @@ def test_special_tokens_act_where_they_are_asked_to(tiny):
 
 def test_a_processor_of_unknown_code_refuses_special_tokens_by_name(tiny):
     collate = VisionLanguageCollate(tiny("llava_next"))
-    collate.family = Family("odd_vl", marker="")
+    collate.family = Family("odd_vl", placeholder="")
     with pytest.raises(
         ValueError, match=r"row 1 of the batch: .*'a <image>' holds '<image>'.* odd_vl cannot"
     ):

@@ -270,7 +270,7 @@ def test_images_of_any_shape_are_embedded(tiny, family, size):
 
 
 @families
-def test_places_of_a_image_are_not_read_as_text(tiny, family):
+def test_places_of_an_image_are_not_read_as_text(tiny, family):
     encoder, image = TwoTowerEncoder(tiny(family)), SAMPLES[1].image
     found = embed(
         encoder,

@@ -143,7 +143,7 @@ SAMPLES = [A, P, X, B, Q]
 @pytest.mark.parametrize("family", ["qwen2_vl", "clip"])
 def test_ranks_evaluate_what_the_others_do_not_have(encoder_of, family):
     module = ContrastiveModule(encoder_of(family).eval())
-    everything = module.embed(SAMPLES)
+    everything = module.encode(SAMPLES)
 
     def predicted(samples: list[Sample]) -> Tensor:
         inputs = module.collate(samples) if samples else {}
@@ -156,8 +156,8 @@ def test_ranks_evaluate_what_the_others_do_not_have(encoder_of, family):
                 predicted([[A, P, X], []][rank]),
                 predicted([[B], [Q]][rank]),
                 predicted([]),  # on both
-                module.embed([SAMPLES, [A]][rank], batch_size=2),
-                module.embed([[], [P]][rank]),
+                module.encode([SAMPLES, [A]][rank], batch_size=2),
+                module.encode([[], [P]][rank]),
             ]
         step(module, [[Pair(A, P), Pair(B, Q)], [Pair(C, D), Pair(E, F)]][rank])  # trains as well afterwards
         return found
@@ -210,7 +210,7 @@ def test_a_process_alone_adds_no_rows_and_asks_nobody(encoder_of, monkeypatch):
     for name in ("module.largest", "training.embedding.same_calls", "training.embedding.same_parts"):
         monkeypatch.setattr(f"fanoise_lightning.{name}", None)
     assert step(module, [Pair(A, P), Pair(B, C)], chunk_size=1)
-    assert module.embed([A, P], batch_size=1).shape == (2, 24)
+    assert module.encode([A, P], batch_size=1).shape == (2, 24)
 
 
 def fit(

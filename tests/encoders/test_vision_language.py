@@ -57,7 +57,7 @@ def test_a_vector_is_the_last_state_of_the_models_own_forward(tiny, family):
 
 
 @families
-def test_a_image_stands_where_its_marker_is(tiny, family):
+def test_an_image_stands_where_its_placeholder_is(tiny, family):
     encoder = VisionLanguageEncoder(tiny(family))
     shown = embed(
         encoder,
@@ -74,7 +74,7 @@ def test_a_image_stands_where_its_marker_is(tiny, family):
     assert (shown[0] - shown[2]).abs().max() > 1e-3
 
 
-def test_images_stand_before_a_text_without_markers(tiny):
+def test_images_stand_before_a_text_without_placeholders(tiny):
     encoder = VisionLanguageEncoder(tiny("qwen2_vl"))
     plain, marked = embed(
         encoder, [Sample("both", (CAT, DOG)), Sample("<|image_1|> <|image_2|> both", (CAT, DOG))]

@@ -156,18 +156,20 @@ def test_no_room_for_a_text_is_an_error():
         (Sample("<|image_1|> a cat", (CAT, DOG)), r"image 2 of 2 has no place .* add <\|image_2\|>"),
     ],
 )
-def test_a_marker_and_a_image_need_each_other(tiny, sample, message):
+def test_a_placeholder_and_an_image_need_each_other(tiny, sample, message):
     with pytest.raises(ValueError, match=f"row 1 of the batch: .*{message}"):
         VisionLanguageCollate(tiny("llava_next"))([Sample("fine"), sample])
 
 
-def test_markers_are_numbered_as_they_stand():
-    prompt, images = write_prompt(Sample("<|image_2|> or <|image_1|>", (CAT, DOG)), FAMILIES["phi3_v"].marker)
+def test_placeholders_are_numbered_as_they_stand():
+    prompt, images = write_prompt(
+        Sample("<|image_2|> or <|image_1|>", (CAT, DOG)), FAMILIES["phi3_v"].placeholder
+    )
     assert prompt == "<|image_1|> or <|image_2|>"
     assert images == [DOG, CAT]
 
 
-def test_an_empty_text_with_a_image_is_the_image(tiny):
+def test_an_empty_text_with_an_image_is_the_image(tiny):
     collate = VisionLanguageCollate(tiny("qwen2_vl"))
     (ids,) = collate([Sample("", CAT)])["input_ids"]
     assert (
@@ -198,7 +200,7 @@ def test_an_empty_batch_is_refused(tiny):
 
 
 @families
-def test_a_image_of_one_pixel_is_fine(tiny, family):
+def test_an_image_of_one_pixel_is_fine(tiny, family):
     batch = VisionLanguageCollate(tiny(family))([Sample(image=make_image(1, 1))])
     assert batch["pixel_values"].isfinite().all()
 
@@ -246,7 +248,7 @@ def test_images_of_unknown_range_are_refused(tiny, mode):
         VisionLanguageCollate(tiny("qwen2_vl"))([Sample(image=Image.new(mode, (30, 20)))])
 
 
-def test_a_image_is_turned_upright(tmp_path):
+def test_an_image_is_turned_upright(tmp_path):
     image = Image.new("RGB", (40, 20), "red")
     exif = image.getexif()
     exif[0x0112] = 6  # the camera lay on its side
@@ -255,7 +257,7 @@ def test_a_image_is_turned_upright(tmp_path):
         assert upright_rgb(photo).size == (20, 40)
 
 
-def test_the_mode_of_a_image_is_seen_by_the_collate(tiny):
+def test_the_mode_of_an_image_is_seen_by_the_collate(tiny):
     collate = VisionLanguageCollate(tiny("qwen2_vl"))
     image = Image.new("RGB", (56, 56), "red")
     expected = collate([Sample(image=image)])["pixel_values"]

@@ -121,7 +121,7 @@ def test_a_package_is_not_allowed_to_hand_on_anothers_classes(write_checkpoint, 
 
 
 def test_what_is_allowed_must_be_of_the_kind_that_belongs_there(write_checkpoint, their_code):
-    with pytest.raises(ValueError, match=r"`loss` is refused: 'their_code\.Runner' is no Module"):
+    with pytest.raises(ValueError, match=r"`loss` is refused: 'their_code\.Runner' is not a Module"):
         ContrastiveModule.load_from_checkpoint(write_checkpoint(loss=RUNNER), allow=["their_code"])
     assert not (their_code / "ran").exists()
 

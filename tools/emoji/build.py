@@ -45,8 +45,8 @@ OUT_OF_DISTRIBUTION = ("_fluent", "_unseen")
 
 def build(cache: Path, out: Path) -> None:
     """Writes ``images.zip``, ``train/``, ``eval/`` and ``subsets.json`` into ``out``."""
-    concepts, pictures = load(cache)
-    split, album = Split(concepts), Album(pictures)
+    concepts, images = load(cache)
+    split, album = Split(concepts), Album(images)
     single, scenes = SingleSubsets(split, album), SceneSubsets(split, album)
     train = single.train() | scenes.train()
     evaluation = single.evaluation() | scenes.evaluation()
@@ -56,13 +56,13 @@ def build(cache: Path, out: Path) -> None:
             old.unlink()
         for name, rows in subsets.items():
             _write_rows(out / folder / f"{name}.parquet", rows)
-    album.write(out / "images.zip", _pictures(train, evaluation))
+    album.write(out / "images.zip", _images(train, evaluation))
     text = json.dumps(_subsets(evaluation), indent=2) + "\n"
     (out / "subsets.json").write_text(text, encoding="utf-8")
 
 
-def _pictures(train: Mapping[str, list[TrainRow]], evaluation: Mapping[str, list[EvalRow]]) -> set[str]:
-    """The paths of all pictures that some row names."""
+def _images(train: Mapping[str, list[TrainRow]], evaluation: Mapping[str, list[EvalRow]]) -> set[str]:
+    """The paths of all images that some row names."""
     columns = ("qry_image_path", "pos_image_path", "neg_image_path")
     paths = {row.get(column, "") for rows in train.values() for row in rows for column in columns}
     for row in (row for rows in evaluation.values() for row in rows):

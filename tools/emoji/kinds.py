@@ -1,4 +1,4 @@
-"""The answers of the questions about single pictures, in plain words."""
+"""The answers of the questions about single images, in plain words."""
 
 from __future__ import annotations
 

@@ -7,13 +7,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
-Side = tuple[str, str]  # text, path of the picture ("" for none)
+Side = tuple[str, str]  # text, path of the image ("" for none)
 TrainRow = dict[str, str]
 EvalRow = dict[str, str | list[str]]
 T = TypeVar("T")
 
 IMAGE = "<|image_1|>"
-PICTURE = f"{IMAGE} Represent the given image."
+REPRESENT = f"{IMAGE} Represent the given image."
 CROP = f"{IMAGE} Represent the given cropped image of the object."
 
 

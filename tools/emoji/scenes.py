@@ -1,4 +1,4 @@
-"""Pictures as the benchmark stores them: single emoji, scenes of two to four on a coloured ground, crops."""
+"""Images as the benchmark stores them: single emoji, scenes of two to four on a coloured ground, crops."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import TypeVar
 from PIL import Image
 
 from .kinds import kind
-from .sources import YELLOW, Concept, Pictures
+from .sources import YELLOW, Concept, Images
 from .split import rng
 
 T = TypeVar("T")
-GROUND = (240, 240, 240)  # of single pictures: light, and white parts still show
+GROUND = (240, 240, 240)  # of single images: light, and white parts still show
 CELL = 48  # a scene is two by two cells, each holds one thing or none
 GROUNDS = {
     "red": (225, 30, 40),
@@ -59,7 +59,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's path, the name of its ground, and what stands on it."""
+    """An image's path, the name of its ground, and what stands on it."""
 
     path: str
     ground: str
@@ -67,10 +67,10 @@ class Scene:
 
 
 class Album:
-    """The pictures that are asked for, encoded once, by their path in the zip."""
+    """The images that are asked for, encoded once, by their path in the zip."""
 
-    def __init__(self, pictures: Pictures) -> None:
-        self._pictures = pictures
+    def __init__(self, images: Images) -> None:
+        self._images = images
         self._files: dict[str, bytes] = {}
 
     def emoji(self, renderer: str, concept: Concept, tone: int = YELLOW) -> str:
@@ -78,9 +78,9 @@ class Album:
         code = concept.codes[tone]
         path = f"{renderer}/{code}.webp"
         if path not in self._files:
-            picture = Image.new("RGBA", (64, 64), (*GROUND, 255))
-            picture.alpha_composite(self._pictures.get(renderer, code))
-            self._add(path, picture)
+            image = Image.new("RGBA", (64, 64), (*GROUND, 255))
+            image.alpha_composite(self._images.get(renderer, code))
+            self._add(path, image)
         return path
 
     def scene(
@@ -95,24 +95,24 @@ class Album:
             random: draws the places, the sizes and a slight change of the ground.
         """
         colour = tuple(min(255, max(0, value + random.randint(-8, 8))) for value in GROUNDS[ground])
-        picture = Image.new("RGBA", (2 * CELL, 2 * CELL), (*colour, 255))
+        image = Image.new("RGBA", (2 * CELL, 2 * CELL), (*colour, 255))
         placed = []
         for cell, (renderer, concept) in zip(random.sample(range(4), len(things)), things):
             left, top = CELL * (cell % 2), CELL * (cell // 2)
             size = random.randint(34, 44)
             at = (left + random.randint(2, CELL - 2 - size), top + random.randint(2, CELL - 2 - size))
-            emoji = self._pictures.get(renderer, concept.code).resize((size, size), Image.Resampling.LANCZOS)
-            picture.alpha_composite(emoji, at)
+            emoji = self._images.get(renderer, concept.code).resize((size, size), Image.Resampling.LANCZOS)
+            image.alpha_composite(emoji, at)
             placed.append((concept, (left, top, left + CELL, top + CELL)))
-        self._add(f"{name}.webp", picture)
+        self._add(f"{name}.webp", image)
         kept = []
         for number, (concept, box) in enumerate(placed):
-            self._add(f"{name}-{number}.webp", picture.crop(box))
+            self._add(f"{name}-{number}.webp", image.crop(box))
             kept.append(Thing(concept, f"{name}-{number}.webp"))
         return Scene(f"{name}.webp", ground, tuple(kept))
 
     def write(self, path: Path, names: Collection[str]) -> None:
-        """These pictures as a zip: stored, sorted, one fixed time, so that equal input gives equal bytes."""
+        """These images as a zip: stored, sorted, one fixed time, so that equal input gives equal bytes."""
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             for name in sorted(names):
                 info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
@@ -120,9 +120,9 @@ class Album:
                 info.external_attr = 0o644 << 16
                 archive.writestr(info, self._files[name])
 
-    def _add(self, path: str, picture: Image.Image) -> None:
+    def _add(self, path: str, image: Image.Image) -> None:
         buffer = io.BytesIO()
-        picture.convert("RGB").save(buffer, "WEBP", quality=80, method=6)
+        image.convert("RGB").save(buffer, "WEBP", quality=80, method=6)
         self._files[path] = buffer.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""The subsets of single pictures: training rows and evaluation rows of classification, VQA and retrieval."""
+"""The subsets of single images: training rows and evaluation rows of classification, VQA and retrieval."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from .kinds import kind, person, skin
 from .rows import (
     IMAGE,
-    PICTURE,
+    REPRESENT,
     EvalRow,
     Side,
     TrainRow,
@@ -25,7 +25,7 @@ QUERIES = 300
 RETRIEVAL_CANDIDATES = 100
 RENDERER_CANDIDATES = 50
 COMPOSED_CANDIDATES = 20
-Shown = tuple[str, Concept, int]  # renderer, concept, tone: one picture
+Shown = tuple[str, Concept, int]  # renderer, concept, tone: one image
 Answer = Callable[[Concept, int], "str | None"]
 
 # text of the query, and the answer to it from concept and tone
@@ -49,7 +49,7 @@ RECOLOUR = f"{IMAGE} Given an image, find the same emoji with the described chan
 
 
 class SingleSubsets:
-    """Builds the rows from who may be trained on (``split``) and the pictures (``album``)."""
+    """Builds the rows from who may be trained on (``split``) and the images (``album``)."""
 
     def __init__(self, split: Split, album: Album) -> None:
         self.split, self.album = split, album
@@ -65,16 +65,16 @@ class SingleSubsets:
         self.answers["skin_tone"] = {skin(c, t) for c in split.toned for t in c.codes}
 
     def train(self) -> dict[str, list[TrainRow]]:
-        """All training subsets of single pictures."""
+        """All training subsets of single images."""
         toned = {c.code for c in self.split.toned}
         base = [shown for shown in self.base if shown in self.known]
         skins = [s for s in self.base + self.tones if s in self.known and s[1].code in toned]
-        pictures = {"person": base + [s for s in skins if s[2] != YELLOW], "skin_tone": skins}
+        images = {"person": base + [s for s in skins if s[2] != YELLOW], "skin_tone": skins}
         rows = {}
         for name, (text, ask) in CHOICES.items():
             rows[name] = [
                 train_row((text, self._path(shown)), (answer, ""))
-                for shown in pictures.get(name, base)
+                for shown in images.get(name, base)
                 if (answer := ask(shown[1], shown[2]))
             ]
         rows["caption"] = [train_row((CAPTION, self._path(s)), (caption(s[1]), "")) for s in base]
@@ -86,7 +86,7 @@ class SingleSubsets:
         return rows
 
     def evaluation(self) -> dict[str, list[EvalRow]]:
-        """All evaluation subsets of single pictures."""
+        """All evaluation subsets of single images."""
         split = self.split
         held_out: list[Shown] = [("twemoji", c, YELLOW) for c in split.held_out]
         fluent: list[Shown] = [("fluent", c, YELLOW) for c in split.held_out]
@@ -120,7 +120,7 @@ class SingleSubsets:
         return self.album.emoji(*shown)
 
     def _side(self, shown: Shown) -> Side:
-        return PICTURE, self._path(shown)
+        return REPRESENT, self._path(shown)
 
     def _train_renderer(self) -> list[TrainRow]:
         rows = []
@@ -141,35 +141,35 @@ class SingleSubsets:
                 rows.append(train_row(query, self._side(target), self._side(wrong)))
         return rows
 
-    def _choice(self, name: str, pictures: Sequence[Shown], suffix: str = "") -> list[EvalRow]:
+    def _choice(self, name: str, images: Sequence[Shown], suffix: str = "") -> list[EvalRow]:
         text, ask = CHOICES[name]
-        asked = [(shown, answer) for shown in pictures if (answer := ask(shown[1], shown[2]))]
+        asked = [(shown, answer) for shown in images if (answer := ask(shown[1], shown[2]))]
         chosen = balanced(asked, lambda item: item[1], QUERIES, rng(name + suffix))
         return choice_rows(
             [((text, self._path(shown)), answer) for shown, answer in chosen], self.answers[name]
         )
 
-    def _captions(self, name: str, pictures: list[Shown]) -> list[EvalRow]:
+    def _captions(self, name: str, images: list[Shown]) -> list[EvalRow]:
         random = rng(name)
         rows = []
-        for shown in random.sample(pictures, min(QUERIES, len(pictures))):
-            others = [caption(s[1]) for s in pictures if s[1] != shown[1]]
+        for shown in random.sample(images, min(QUERIES, len(images))):
+            others = [caption(s[1]) for s in images if s[1] != shown[1]]
             chosen = random.sample(others, RETRIEVAL_CANDIDATES - 1)
             rows.append(
                 eval_row((CAPTION, self._path(shown)), (caption(shown[1]), ""), [(o, "") for o in chosen])
             )
         return rows
 
-    def _keywords(self, name: str, pictures: list[Shown]) -> list[EvalRow]:
+    def _keywords(self, name: str, images: list[Shown]) -> list[EvalRow]:
         random = rng(name)
         rows = []
-        asked = [s for s in pictures if len(s[1].tags) > 1]
+        asked = [s for s in images if len(s[1].tags) > 1]
         for shown in random.sample(asked, min(QUERIES, len(asked))):
             words = set(keywords(shown[1]).split(", "))
             # what half of the keywords fit as well could be called right, too
             others = [
                 s
-                for s in pictures
+                for s in images
                 if s != shown and 2 * len(words & {*s[1].tags, s[1].label, *s[1].label.split()}) < len(words)
             ]
             chosen = random.sample(others, RETRIEVAL_CANDIDATES - 1)
@@ -191,7 +191,7 @@ class SingleSubsets:
         return rows
 
     def _held_out_tones(self) -> list[EvalRow]:
-        """The other renderer's picture of a tone held out in both, among the same tone of other concepts."""
+        """The other renderer's image of a tone held out in both, among the same tone of other concepts."""
         random = rng("renderer")
         both = [(c, t) for c in self.split.toned for t in TONES if not self.split.trains_on("noto", c, t)]
         rows = []
@@ -209,14 +209,14 @@ class SingleSubsets:
             )
         return rows
 
-    def _recolour(self, name: str, pictures: list[Shown]) -> list[EvalRow]:
+    def _recolour(self, name: str, images: list[Shown]) -> list[EvalRow]:
         """Distractors: the same one in all other tones, and the wanted tone on others."""
         random = rng(name)
-        changes = [(s, t) for s in pictures for t in pictures if s[1] == t[1] and s != t]
+        changes = [(s, t) for s in images for t in images if s[1] == t[1] and s != t]
         rows = []
         for query, target in balanced(changes, lambda item: item[1][2], QUERIES, random):
-            own = [s for s in pictures if s[1] == target[1] and s != target]
-            same = [s for s in pictures if s[1] != target[1] and s[2] == target[2]]
+            own = [s for s in images if s[1] == target[1] and s != target]
+            same = [s for s in images if s[1] != target[1] and s[2] == target[2]]
             others = [*own, *random.sample(same, COMPOSED_CANDIDATES - 1 - len(own))]
             text = RECOLOUR + change(target)
             rows.append(

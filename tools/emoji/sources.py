@@ -1,7 +1,7 @@
 """The four npm packages the benchmark is made of: fetching, checking, and reading what may be used.
 
-Licence trap: the picture packages also carry other vendors' pictures as fallbacks for what their own renderer
-lacks. A picture is read only if the package's ``emoji.json`` says that the renderer itself drew it. Flags are
+Licence trap: the image packages also carry other vendors' images as fallbacks for what their own renderer
+lacks. An image is read only if the package's ``emoji.json`` says that the renderer itself drew it. Flags are
 left out: Microsoft's Fluent set has no country flags, and the package does not document their origin.
 """
 
@@ -40,7 +40,7 @@ PACKAGES = {
 }
 RENDERERS = ("noto", "twemoji", "fluent")
 TONES = {1: "light", 2: "medium-light", 3: "medium", 4: "medium-dark", 5: "dark"}
-YELLOW = 0  # the tone of a picture without a skin tone modifier
+YELLOW = 0  # the tone of an image without a skin tone modifier
 GROUPS_LEFT_OUT = ("component", "flags")
 # words that tell variants of one concept apart: all variants are seen in training, or none
 VARIANT_WORDS = frozenset(
@@ -50,7 +50,7 @@ VARIANT_WORDS = frozenset(
 
 @dataclass(frozen=True)
 class Concept:
-    """One emoji: its Unicode sequence, its English names, and its pictures' codes by skin tone (0: none)."""
+    """One emoji: its Unicode sequence, its English names, and its images' codes by skin tone (0: none)."""
 
     code: str
     label: str
@@ -66,8 +66,8 @@ class Concept:
         return " ".join(word for word in words if word not in VARIANT_WORDS) or "person"
 
 
-class Pictures:
-    """Transparent pictures by (renderer, code), decoded on demand."""
+class Images:
+    """Transparent images by (renderer, code), decoded on demand."""
 
     def __init__(self, files: dict[str, dict[str, bytes]]) -> None:
         self._files = files
@@ -77,12 +77,12 @@ class Pictures:
         return all(code in self._files[renderer] for renderer in RENDERERS)
 
     def get(self, renderer: str, code: str) -> Image.Image:
-        """The RGBA picture, 64 x 64 pixels."""
-        picture = Image.open(io.BytesIO(self._files[renderer][code])).convert("RGBA")
+        """The RGBA image, 64 x 64 pixels."""
+        image = Image.open(io.BytesIO(self._files[renderer][code])).convert("RGBA")
         # a few Fluent files are 256 x 264: pad to a square rather than squeeze
-        side = max(picture.size)
+        side = max(image.size)
         square = Image.new("RGBA", (side, side))
-        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         return square if side == 64 else square.resize((64, 64), Image.Resampling.LANCZOS)
 
     def digest(self, renderer: str, code: str) -> str:
@@ -111,8 +111,8 @@ def fetch(cache: Path) -> dict[str, Path]:
     return paths
 
 
-def load(cache: Path) -> tuple[list[Concept], Pictures]:
-    """All concepts that the three renderers draw, each with a picture of its own, in Unicode order."""
+def load(cache: Path) -> tuple[list[Concept], Images]:
+    """All concepts that the three renderers draw, each with an image of its own, in Unicode order."""
     google, twitter, fluent, emojibase = (fetch(cache)[package] for package in PACKAGES)
     files = {
         "noto": _datasource(google, "google"),
@@ -122,11 +122,11 @@ def load(cache: Path) -> tuple[list[Concept], Pictures]:
         },
     }
     names = _members(emojibase, "package/", ("en/data.json", "meta/groups.json"))
-    pictures = Pictures(files)
+    images = Images(files)
     concepts = _concepts(
-        json.loads(names["package/en/data.json"]), json.loads(names["package/meta/groups.json"]), pictures
+        json.loads(names["package/en/data.json"]), json.loads(names["package/meta/groups.json"]), images
     )
-    return _without_doubles(concepts, pictures), pictures
+    return _without_doubles(concepts, images), images
 
 
 def _members(path: Path, prefix: str, suffix: str | tuple[str, ...]) -> dict[str, bytes]:
@@ -142,7 +142,7 @@ def _members(path: Path, prefix: str, suffix: str | tuple[str, ...]) -> dict[str
 
 
 def _datasource(path: Path, vendor: str) -> dict[str, bytes]:
-    """The pictures of an emoji-datasource package that ``vendor`` itself drew."""
+    """The images of an emoji-datasource package that ``vendor`` itself drew."""
     found = _members(path, "package/", (".png", "emoji.json"))
     own = {}
     for entry in json.loads(found["package/emoji.json"]):
@@ -158,15 +158,15 @@ def _code(sequence: str) -> str:
     return sequence.lower().replace("-fe0f", "")
 
 
-def _concepts(entries: list[dict[str, Any]], meta: dict[str, Any], pictures: Pictures) -> list[Concept]:
+def _concepts(entries: list[dict[str, Any]], meta: dict[str, Any], images: Images) -> list[Concept]:
     concepts = []
     for entry in sorted((e for e in entries if "group" in e), key=lambda e: e["order"]):
         group, code = meta["groups"][str(entry["group"])], _code(entry["hexcode"])
-        if group in GROUPS_LEFT_OUT or not pictures.has(code):
+        if group in GROUPS_LEFT_OUT or not images.has(code):
             continue
         codes = {YELLOW: code}
         for skin in entry.get("skins", ()):
-            if isinstance(skin["tone"], int) and pictures.has(_code(skin["hexcode"])):
+            if isinstance(skin["tone"], int) and images.has(_code(skin["hexcode"])):
                 codes[skin["tone"]] = _code(skin["hexcode"])
         concepts.append(
             Concept(
@@ -181,14 +181,14 @@ def _concepts(entries: list[dict[str, Any]], meta: dict[str, Any], pictures: Pic
     return concepts
 
 
-def _without_doubles(concepts: list[Concept], pictures: Pictures) -> list[Concept]:
+def _without_doubles(concepts: list[Concept], images: Images) -> list[Concept]:
     """Drop what a renderer draws exactly as an earlier concept: two answers would be right."""
     drawn: set[tuple[str, str]] = set()
     kept = []
     for concept in concepts:
         codes = {}
         for tone, code in sorted(concept.codes.items()):
-            marks = {(renderer, pictures.digest(renderer, code)) for renderer in RENDERERS}
+            marks = {(renderer, images.digest(renderer, code)) for renderer in RENDERERS}
             if not marks & drawn:
                 drawn |= marks
                 codes[tone] = code

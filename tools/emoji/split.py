@@ -1,7 +1,7 @@
-"""Which pictures may be trained on: by concept, by renderer, by skin tone.
+"""Which images may be trained on: by concept, by renderer, by skin tone.
 
 * About a fifth of the concepts (whole families) is never trained on, in any renderer.
-* Of the others, every Noto picture is for training, and most Twemoji pictures; the rest is held out.
+* Of the others, every Noto image is for training, and most Twemoji images; the rest is held out.
 * Of the concepts with skin tones, two tones each are held out in both renderers.
 * Fluent is never trained on.
 """
@@ -16,10 +16,10 @@ from .sources import TONES, YELLOW, Concept
 
 SEED = 42
 UNSEEN_SHARE = 0.2
-HELD_OUT_SHARE = 0.24  # of the seen concepts' Twemoji pictures
+HELD_OUT_SHARE = 0.24  # of the seen concepts' Twemoji images
 TONED_HELD_OUT_SHARE = 0.35
 HELD_OUT_TONES = 2
-SCENE_THINGS = 120  # concepts that stand in scenes; half of them with their Twemoji picture held out
+SCENE_THINGS = 120  # concepts that stand in scenes; half of them with their Twemoji image held out
 SCENE_GROUPS = ("animals-nature", "food-drink", "travel-places", "activities", "objects")
 
 
@@ -57,7 +57,7 @@ class Split:
         self.held_out = [c for c in self.seen if c.code in self._held_out]
 
     def trains_on(self, renderer: str, concept: Concept, tone: int = YELLOW) -> bool:
-        """Whether this picture of a seen concept is for training."""
+        """Whether this image of a seen concept is for training."""
         if renderer == "fluent" or tone in self._held_out_tones.get(concept.code, ()):
             return False
         return renderer == "noto" or concept.code not in self._held_out

@@ -4,7 +4,7 @@
    whole batches for one subset a batch, or anything in between. Every subset gets a number of blocks: its
    share of the epoch, rounded so that the sum is exact.
 2. The blocks are shuffled, which decides the subset of each place of each batch.
-3. Every subset fills its places with its rows in shuffled passes, so that no row comes twice before all rows
+3. Every subset fills its places with its rows in shuffled passes, so that no row repeats before all rows
    of its subset have come once. In proportion to the sizes there is one pass: an epoch without repeats.
 """
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from fanoise_lightning.data.batches.stand_ins import StandIns
+from fanoise_lightning.data.batches.replacements import Replacements
 from fanoise_lightning.sample import Collate, Pair, Sample
 
 __all__ = ["Read", "Refusal", "SkipRefused", "refusals"]
@@ -20,12 +20,12 @@ class Read(NamedTuple):
     Args:
         pairs: in the order of the batch.
         skipped: a line about each row that was skipped.
-        stand_ins: where to draw rows that replace others.
+        replacements: where to draw rows that replace others.
     """
 
     pairs: list[Pair]
     skipped: list[str]
-    stand_ins: StandIns | None = None
+    replacements: Replacements | None = None
 
 
 class PairData(Protocol):

@@ -11,8 +11,8 @@ from torch.utils.data import Dataset
 
 from fanoise_lightning.data.batches.mixing import Batch
 from fanoise_lightning.data.batches.refusals import Read, Refusal
+from fanoise_lightning.data.batches.replacements import Replacements, repeat
 from fanoise_lightning.data.batches.skipped import SkipLimit, Skipped
-from fanoise_lightning.data.batches.stand_ins import StandIns, repeat
 from fanoise_lightning.data.images.decode import ImageError
 from fanoise_lightning.data.images.store import ImageStore
 from fanoise_lightning.data.rows.records import TrainRows
@@ -80,8 +80,8 @@ class TrainDataset(Dataset):
         """The pairs of a batch, and a line about each row that was skipped."""
         skipped: list[str] = []
         pairs = [self._open(subset, row, skipped) for subset, row in batch.rows]
-        stand_ins = StandIns(batch, [len(rows) for rows in self.subsets])
-        return self._fill(pairs, [subset for subset, _ in batch.rows], Read([], skipped, stand_ins), None)
+        replacements = Replacements(batch, [len(rows) for rows in self.subsets])
+        return self._fill(pairs, [subset for subset, _ in batch.rows], Read([], skipped, replacements), None)
 
     def replace(self, read: Read, refused: Mapping[int, str], refusal: Refusal) -> Read:
         """Replace the pairs that an encoder `refused`.
@@ -102,14 +102,16 @@ class TrainDataset(Dataset):
         self, pairs: list[Pair | None], subsets: list[int], read: Read, refusal: Refusal | None
     ) -> Read:
         """Draw rows for the gaps."""
-        assert read.stand_ins is not None
+        assert read.replacements is not None
         for place, subset in enumerate(subsets):
             if pairs[place] is None:
-                drawn = (self._open(subset, row, read.skipped, refusal) for row in read.stand_ins.of(subset))
+                drawn = (
+                    self._open(subset, row, read.skipped, refusal) for row in read.replacements.of(subset)
+                )
                 pairs[place] = next((replace(pair, mask_pairs=True) for pair in drawn if pair), None)
         names = [self.subsets[subset].name for subset in subsets]
         if missing := set(names) - {pair.subset for pair in pairs if pair is not None}:
-            left = " that no other process has in its batch" if len(read.stand_ins.batch.others) else ""
+            left = " that no other process has in its batch" if len(read.replacements.batch.others) else ""
             raise ImageError(
                 f"subset `{min(missing)}`: not one row{left} has images that can be used; the last: "
                 f"{read.skipped[-1]}"

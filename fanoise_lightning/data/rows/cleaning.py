@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from fanoise_lightning.data.rows.columns import TEXT, where
 from fanoise_lightning.data.rows.paths import LEAVES_ROOT
 from fanoise_lightning.data.rows.references import References, spell_paths
-from fanoise_lightning.sample import IMAGE_PLACE
+from fanoise_lightning.sample import IMAGE_PLACEHOLDER
 
 __all__ = ["Cleaner", "empty_subset", "skipped_rows", "stray_placeholders"]
 
-PLACEHOLDER = rf"{IMAGE_PLACE.pattern}\s*"
+PLACEHOLDER = rf"{IMAGE_PLACEHOLDER.pattern}\s*"
 
 
 class Cleaner:

@@ -23,13 +23,13 @@ def check_columns(names: Sequence[str], columns: Columns, file: str | Path) -> N
     """Compare the names in a parquet file with the `columns` that are wanted.
 
     Raises:
-        ValueError: for a column that is missing, or comes twice.
+        ValueError: for a column that is missing or appears twice.
     """
     for name, kind in columns.items():
         if name not in names and not kind.startswith("optional"):
             raise ValueError(f"`{file}`: column `{name}` is missing; the file has {', '.join(names)}")
         if names.count(name) > 1:
-            raise ValueError(f"`{file}`: column `{name}` comes {names.count(name)} times; keep one")
+            raise ValueError(f"`{file}`: column `{name}` appears {names.count(name)} times; keep one")
 
 
 def where(table: pa.Table, index: int) -> str:

@@ -51,7 +51,7 @@ def find_subsets(folder: Path) -> dict[str, Path]:
     files. Hidden files are ignored, and anything else with a warning.
 
     Raises:
-        ValueError: if a subset comes in two forms.
+        ValueError: if a subset appears in two forms.
     """
     found: dict[str, Path] = {}
     others: list[str] = []

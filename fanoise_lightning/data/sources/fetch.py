@@ -88,7 +88,7 @@ def fetch_archives(source: HubRepository, configs: Sequence[str]) -> FolderRepos
 
 
 def plan_rows(source: Repository, local: FolderRepository | None, configs: Sequence[str], split: str) -> Plan:
-    """Plan which files of rows to download, and with them the card, which says how many rows there are.
+    """Plan which files of rows to download, and with them the card, which lists the number of rows.
 
     Args:
         source: the repository to download from; asked only if rows are missing.

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class HubError(OSError):
-    """The hub could not be read. The message says what was asked for, what went wrong, and what to do."""
+    """The hub could not be read. The message contains the request, what went wrong, and what to do."""
 
 
 def attempt(action: Callable[[], T], what: str) -> T:

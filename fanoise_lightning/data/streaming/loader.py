@@ -19,8 +19,8 @@ from fanoise_lightning._checks import check_at_least
 from fanoise_lightning.data.batches.loader import ResumableLoader
 from fanoise_lightning.data.batches.mixing import BatchSubsets, MixingSampler
 from fanoise_lightning.data.batches.refusals import Read, Refusal
+from fanoise_lightning.data.batches.replacements import repeat
 from fanoise_lightning.data.batches.skipped import SkipLimit, Skipped
-from fanoise_lightning.data.batches.stand_ins import repeat
 from fanoise_lightning.data.batches.training import open_pair
 from fanoise_lightning.data.images.decode import ImageError
 from fanoise_lightning.data.images.store import ImageStore

@@ -190,7 +190,7 @@ def _read_grids(
     if num_images != len(counts):
         raise ValueError(
             f"the texts hold the tokens of {len(counts)} images, but pixel_values holds {num_images}: "
-            "give the image of each <|image_i|> marker, and no other."
+            "give the image of each <|image_i|> placeholder, and no other."
         )
     if num_images == 0:
         return []

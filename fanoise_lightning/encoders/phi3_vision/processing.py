@@ -1,4 +1,4 @@
-"""The processor of Phi-3.5-vision: texts with ``<|image_1|>`` markers and images in, model inputs out."""
+"""The processor of Phi-3.5-vision: from texts with ``<|image_1|>`` placeholders and images to inputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from fanoise_lightning.encoders.phi3_vision.image_processing import Phi3VImageProcessor
-from fanoise_lightning.sample import IMAGE_PLACE
+from fanoise_lightning.sample import IMAGE_PLACEHOLDER
 
 __all__ = ["Phi3VProcessor"]
 
@@ -29,8 +29,8 @@ class Phi3VProcessor(ProcessorMixin):
     """Joins the image processor and the tokenizer of Phi-3.5-vision.
 
     ``<|image_i|>`` in a text stands for the i-th image of its row, counted from 1, and becomes as many ids
-    -i as the image has tokens. The pieces of text before, between and after the markers are tokenized one by
-    one, each with the tokenizer's special tokens, even an empty one, as the model was trained.
+    -i as the image has tokens. The pieces of text around the placeholders are tokenized one
+    by one, each with the tokenizer's special tokens, even an empty one, as the model was trained.
 
     Args:
         image_processor: a ``Phi3VImageProcessor``.
@@ -64,7 +64,7 @@ class Phi3VProcessor(ProcessorMixin):
         Args:
             text: one text or B texts.
             images: the images: B entries, each None, an image or a list of the row's images in the order of
-                their numbers; or a flat list of all images, dealt out to the rows by their markers.
+                their numbers; or a flat list of all images, dealt out to the rows by their placeholders.
             **kwargs: ``padding`` (True by default), ``padding_side``, ``max_length``, ``truncation``,
                 ``num_crops``, ``return_tensors`` ("pt" by default), and whatever else the tokenizer takes.
                 Truncation never cuts a row with images.
@@ -75,20 +75,20 @@ class Phi3VProcessor(ProcessorMixin):
 
         Raises:
             TypeError: if texts or images are something else.
-            ValueError: if markers and images do not match (the message names the row), if a row has neither
-                text nor image, or if ``num_crops`` is not a positive integer.
+            ValueError: if placeholders and images do not match (the message names the row), if a row has
+                neither text nor image, or if ``num_crops`` is not a positive integer.
         """
         texts: list[str] = list(text) if isinstance(text, list | tuple) else [text]  # type: ignore[list-item]
         if not texts:
-            raise ValueError("there is no text; expected one per row, if only the markers of its images.")
+            raise ValueError("there is no text; expected one per row, at least its images' placeholders.")
         for row, item in enumerate(texts):
             if not isinstance(item, str):
                 kind = type(item).__name__
                 raise TypeError(f"text {row} is a {kind}; call processor(text=..., images=...).")
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
-        markers = [[int(number) for number in IMAGE_PLACE.findall(item)] for item in texts]
-        dealt = _deal_images(images, markers)
-        _check_markers(markers, dealt)
+        placeholders = [[int(number) for number in IMAGE_PLACEHOLDER.findall(item)] for item in texts]
+        dealt = _deal_images(images, placeholders)
+        _check_placeholders(placeholders, dealt)
 
         flat = [image for row in dealt for image in row]
         vision: dict[str, Any] = {}
@@ -96,21 +96,21 @@ class Phi3VProcessor(ProcessorMixin):
         if flat:
             vision = dict(self.image_processor(flat, **merged["images_kwargs"]))
             num_tokens = [int(count) for count in vision.pop("num_img_tokens")]
-        ids = self._input_ids(texts, markers, num_tokens, merged["text_kwargs"])
+        ids = self._input_ids(texts, placeholders, num_tokens, merged["text_kwargs"])
         return BatchFeature({**self._pad(ids, merged["text_kwargs"]), **vision})
 
     def _input_ids(
-        self, texts: list[str], markers: list[list[int]], num_tokens: list[int], options: dict[str, Any]
+        self, texts: list[str], placeholders: list[list[int]], num_tokens: list[int], options: dict[str, Any]
     ) -> list[list[int]]:
-        """The ids of each row, with those of each image, ``num_tokens`` row by row, in its marker's place."""
+        """The ids of each row; those of an image, ``num_tokens`` row by row, replace its placeholder."""
         limits = {key: options[key] for key in ("truncation", "max_length") if key in options}
-        plain = iter(self._tokenize([t for t, row in zip(texts, markers) if not row], options, **limits))
-        # splitting leaves the markers' numbers between the pieces
-        pieces = [IMAGE_PLACE.split(t)[::2] for t, row in zip(texts, markers) if row]
+        plain = iter(self._tokenize([t for t, row in zip(texts, placeholders) if not row], options, **limits))
+        # splitting leaves the placeholders' numbers between the pieces
+        pieces = [IMAGE_PLACEHOLDER.split(t)[::2] for t, row in zip(texts, placeholders) if row]
         chunks = iter(self._tokenize([piece for row in pieces for piece in row], options))
 
         rows, first = [], 0
-        for row, numbers in enumerate(markers):
+        for row, numbers in enumerate(placeholders):
             ids = list(next(chunks) if numbers else next(plain))
             for number in numbers:
                 ids += [-number] * num_tokens[first + number - 1] + next(chunks)
@@ -132,22 +132,22 @@ class Phi3VProcessor(ProcessorMixin):
         return dict(self.tokenizer.pad(data, **{key: options[key] for key in keys if key in options}))
 
 
-def _deal_images(images: Images, markers: list[list[int]]) -> list[list[Any]]:
+def _deal_images(images: Images, placeholders: list[list[int]]) -> list[list[Any]]:
     """The images of each row."""
     if images is None:
-        return [[] for _ in markers]
+        return [[] for _ in placeholders]
     items = [images] if isinstance(images, Image.Image) else list(images)
     if any(not isinstance(item, Image.Image) for item in items):  # one entry a row
-        if len(items) != len(markers):
+        if len(items) != len(placeholders):
             raise ValueError(
-                f"images has {len(items)} entries for {len(markers)} texts; expected one per text."
+                f"images has {len(items)} entries for {len(placeholders)} texts; expected one per text."
             )
         return [_as_list(item) for item in items]
-    wanted = [len(row) for row in markers]
+    wanted = [len(row) for row in placeholders]
     if sum(wanted) != len(items):
         raise ValueError(
-            f"{len(items)} images for {sum(wanted)} <|image_i|> markers (in each text: {wanted}): "
-            "every image needs one marker, and every marker an image."
+            f"{len(items)} images for {sum(wanted)} <|image_i|> placeholders (in each text: {wanted}): "
+            "every image needs one placeholder, and every placeholder an image."
         )
     rest = iter(items)
     return [[next(rest) for _ in range(count)] for count in wanted]
@@ -159,12 +159,12 @@ def _as_list(item: Any) -> list[Any]:
     return list(item) if isinstance(item, list | tuple) else [item]
 
 
-def _check_markers(markers: list[list[int]], images: list[list[Any]]) -> None:
+def _check_placeholders(placeholders: list[list[int]], images: list[list[Any]]) -> None:
     """Check that each row names each of its images once."""
-    for row, (numbers, given) in enumerate(zip(markers, images)):
-        names = ", ".join(f"<|image_{number}|>" for number in numbers) or "no marker"
+    for row, (numbers, given) in enumerate(zip(placeholders, images)):
+        names = ", ".join(f"<|image_{number}|>" for number in numbers) or "no placeholder"
         if len(set(numbers)) < len(numbers):
-            raise ValueError(f"row {row} has {names}: a marker may appear only once; pass the image twice.")
+            raise ValueError(f"row {row} has {names}: each may appear only once; pass the image twice.")
         if len(numbers) != len(given):
             raise ValueError(f"row {row} has {len(given)} images and {names}: each needs the other.")
         if sorted(numbers) != list(range(1, len(numbers) + 1)):

@@ -136,7 +136,7 @@ def test_a_query_without_a_wrong_candidate_is_left_out_and_named(tmp_path: Path)
         "4 of 8 validation queries have no candidate but right answers and themselves (the first: 'all', "
         "subset `val`, " in told
     )
-    assert "line 5); they are left out" in told
+    assert "line 5); they are skipped" in told
     assert {text for text, _ in texts_and_images(data, "queries", True)} == {f"q{n}" for n in range(4)}
     assert data.eval_sets[0].subset.floors["chance"] == 0.25
 

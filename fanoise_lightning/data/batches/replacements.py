@@ -14,10 +14,10 @@ from fanoise_lightning.data.batches.mixing import Batch
 from fanoise_lightning.sample import Pair
 from fanoise_lightning.seeds import derive_seed
 
-__all__ = ["StandIns", "repeat", "walk"]
+__all__ = ["Replacements", "repeat", "walk"]
 
 
-class StandIns:
+class Replacements:
     """Rows that replace those of a batch that cannot be used.
 
     Only rows that no process has in its part of the global batch are drawn. All processes walk through them
@@ -63,8 +63,8 @@ def walk(size: int, *key: int) -> Iterator[int]:
 def repeat(pairs: Sequence[Pair | None], subsets: Sequence[object]) -> list[Pair]:
     """Fill the gaps in a batch with pairs of the batch, of the same subset if there are any.
 
-    The pair with the fewest uses comes first. Pairs that come twice get ``mask_pairs``, so that they are not
-    each other's negatives.
+    The pair with the fewest uses comes first. Pairs that appear twice get ``mask_pairs``: they are not each
+    other's negatives.
 
     Args:
         pairs: of a batch, ``None`` in a gap; at least one is there.

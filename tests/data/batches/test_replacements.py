@@ -19,8 +19,8 @@ from streams import from_shards
 from fanoise_lightning.data import MMEBDataModule
 from fanoise_lightning.data.batches.mixing import Batch, MixingSampler
 from fanoise_lightning.data.batches.refusals import SkipRefused
+from fanoise_lightning.data.batches.replacements import repeat, walk
 from fanoise_lightning.data.batches.skipped import SkipLimit, SkipLog, TooManySkippedError
-from fanoise_lightning.data.batches.stand_ins import repeat, walk
 from fanoise_lightning.data.batches.training import PairCollate, TrainDataset
 from fanoise_lightning.data.images.decode import ImageError
 from fanoise_lightning.data.images.roots import ImageRoot
