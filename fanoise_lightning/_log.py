@@ -19,7 +19,7 @@ _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 _logger = logging.getLogger("fanoise_lightning")
 
 
-class _UntilConfigured(logging.StreamHandler):  # type: ignore[type-arg]
+class _UntilConfigured(logging.StreamHandler):
     """Prints to stderr as long as the root logger has no handler, which would print the line again."""
 
     def emit(self, record: logging.LogRecord) -> None:
