@@ -24,10 +24,11 @@ from fanoise_lightning.callbacks import FANoise
 class EveryOther(FANoise):
     """The noise, in even steps alone."""
 
-    def _add_noise(self, loss: Any, args: Any, kwargs: Any) -> Any:
-        if self._trainer is not None and self._trainer.fit_loop.total_batch_idx % 2:
-            return None
-        return super()._add_noise(loss, args, kwargs)
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        super().on_train_batch_start(trainer, *args)
+        self._source.end()
+        if trainer.fit_loop.total_batch_idx % 2 == 0:
+            self._source.begin(trainer, (0, 0, 0))
 
 
 class Stopwatch(Callback):

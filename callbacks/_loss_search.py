@@ -52,15 +52,9 @@ def find_loss(pl_module: nn.Module, target: str | None = None) -> tuple[str, nn.
         ValueError: unless there is exactly one such module; the message lists the candidates and shows the
             one-line fix.
     """
-    owner = type(pl_module).__name__
-    children = ", ".join(f"{n!r} ({type(m).__name__})" for n, m in pl_module.named_children()) or "none"
     if target is not None:
-        try:
-            return target, pl_module.get_submodule(target)
-        except AttributeError:
-            raise ValueError(
-                f"target={target!r} names no module of {owner}; its children are: {children}"
-            ) from None
+        return find_module(pl_module, target)
+    owner, children = type(pl_module).__name__, _children(pl_module)
     taps = [(name, module) for name, module in pl_module.named_modules() if isinstance(module, FeatureTap)]
     candidates: list[tuple[str, Any]] = [*(taps or _losses(pl_module))]
     if len(candidates) == 1:
@@ -70,6 +64,27 @@ def find_loss(pl_module: nn.Module, target: str | None = None) -> tuple[str, nn.
         raise ValueError(f"{owner} has several loss modules: {listed}.\n{REMEDY}")
     raise ValueError(
         f"{owner} has no child that looks like a contrastive loss (children: {children}).\n{REMEDY}"
+    )
+
+
+def find_module(pl_module: nn.Module, target: str) -> tuple[str, nn.Module]:
+    """A path and the module that it names.
+
+    Raises:
+        ValueError: if it names none; the message lists the children.
+    """
+    try:
+        return target, pl_module.get_submodule(target)
+    except AttributeError:
+        raise ValueError(
+            f"target={target!r} names no module of {type(pl_module).__name__}; its children are: "
+            f"{_children(pl_module)}"
+        ) from None
+
+
+def _children(module: nn.Module) -> str:
+    return (
+        ", ".join(f"{name!r} ({type(child).__name__})" for name, child in module.named_children()) or "none"
     )
 
 

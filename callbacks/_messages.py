@@ -13,11 +13,9 @@ from fanoise_lightning._log import report
 from fanoise_lightning.noise import row_norm
 
 
-def tell_what_gets_noise(path: str, law: str, names: dict[str, list[str]], clean: list[str]) -> None:
-    """Print the loss module, its arguments that get noise, by side, and those that stay clean."""
-    listed = " and ".join(f"`{'`, `'.join(arguments)}` ({side})" for side, arguments in names.items())
-    rest = f"; `{'`, `'.join(clean)}` stay clean" if clean else ""
-    report(f"FANoise: {law}, on {listed} of '{path}'{rest}")
+def tell_what_gets_noise(noise: str, where: str) -> None:
+    """Print which noise goes where."""
+    report(f"FANoise: {noise}, on {where}")
 
 
 def warn_of_row_norms(features: dict[str, Tensor], noise: dict[str, Tensor], alpha: float) -> None:
@@ -28,14 +26,14 @@ def warn_of_row_norms(features: dict[str, Tensor], noise: dict[str, Tensor], alp
             angle = math.degrees(math.atan(float(row_norm(noise[side])) / norm))
             rank_zero_warn(
                 f"FANoise: alpha is meant for rows of unit length, but the {side} features have a root mean "
-                f"square row norm of {norm:.3g}: alpha={alpha} turns them by {angle:.2g} degrees. Pass "
-                "FANoise(relative=True), or normalise the features before the loss"
+                f"square row norm of {norm:.3g}: alpha={alpha:g} turns them by {angle:.2g} degrees. Pass "
+                "FANoise(relative=True), or normalise the features"
             )
             return
 
 
 def warn_of_no_noise(path: str, batches: str) -> None:
-    """Warn that the loss module was not called."""
+    """Warn that the module was not called."""
     rank_zero_warn(
         f"FANoise added no noise in {batches}: '{path}' was not called with gradients. Name the module that "
         'is called, FANoise(target="path.to.loss")'

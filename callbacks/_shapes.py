@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from fanoise_lightning.distributed import all_reduce_sum, exchange, gather, world_size
+from fanoise_lightning.laws import Scaling, law_name
 from fanoise_lightning.noise import (
     Energy,
     NoiseShape,
-    Scaling,
     law_total,
     moment_shape,
     moment_total,
@@ -114,13 +114,13 @@ class ShapeMemory:
     def state_dict(self) -> dict[str, Any]:
         """The plain data and tensors that a resumed run needs to draw the same noise."""
         return {
-            "law": (self.scaling, self.energy),
+            "law": (law_name(self.scaling), self.energy),
             "shapes": {key: (shape.dim, shape.factors) for key, shape in self._shapes.items()},
             "moments": dict(self._moments),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from ``state_dict``: averages hold for any law, shapes only for their own."""
-        if tuple(state_dict["law"]) == (self.scaling, self.energy):
+        if tuple(state_dict["law"]) == (law_name(self.scaling), self.energy):
             self._shapes = {key: NoiseShape(*shape) for key, shape in state_dict["shapes"].items()}
         self._moments = dict(state_dict["moments"])

@@ -1,59 +1,128 @@
-"""The noise of one call of the loss: shaped, seeded, and zero if the features are broken."""
+"""The noise of one call: shaped, seeded, counted, and zero if the features are broken."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
+from fanoise_lightning._lightning import in_backward, should_log
 from fanoise_lightning.callbacks._features import SIDES
+from fanoise_lightning.callbacks._messages import tell_what_gets_noise, warn_of_row_norms
 from fanoise_lightning.callbacks._shapes import ShapeMemory
+from fanoise_lightning.laws import law_name
 from fanoise_lightning.noise import row_norm
 from fanoise_lightning.seeds import derive_seed
 from fanoise_lightning.spectrum import effective_rank, singular_values
 
 
 class NoiseSource:
-    """Draws noise, and counts the calls that had to go without.
+    """Draws the noise of a fit.
 
     Args:
         shapes: gives the shape of the noise.
+        alpha: the noise level at an optimiser step, from 0.
         relative: multiply the noise level by the root mean square row norm of the features.
+        full: the level after a warm-up, for messages; ``None`` if there is no such level.
+
+    Attributes:
+        skipped: how many calls got no noise, on the device: reading it waits.
+        draws: how many calls got noise, or were skipped.
+        logged: the statistics of the latest draw at a step that is logged; empty if there is none.
+        rows: the number of rows of that draw.
     """
 
-    def __init__(self, shapes: ShapeMemory, relative: bool = False) -> None:
+    def __init__(
+        self,
+        shapes: ShapeMemory,
+        alpha: Callable[[int], float],
+        relative: bool = False,
+        full: float | None = None,
+    ) -> None:
         self.shapes = shapes
+        self.alpha = alpha
         self.relative = relative
-        self.skipped: Tensor | int = 0  # on the device: reading it waits
+        self.full = full
+        self.skipped: Tensor | int = 0
+        self.draws = self.rows = 0
+        self.logged: dict[str, Tensor] = {}
+        self._trainer: Trainer | None = None
+        self._key: tuple[int, ...] = ()
+        self._announced = False
 
-    def draw(
-        self, features: dict[str, Tensor], alpha: float, step: int, call: int, key: tuple[int, ...]
-    ) -> dict[str, Tensor]:
-        """Noise for every side, or zeros for all sides if any is broken; decided on the device.
+    def begin(self, trainer: Trainer, key: tuple[int, ...]) -> None:
+        """Start to draw.
 
         Args:
-            features: side to (B, D).
-            alpha: the noise level.
-            step: the number of the batch in the fit.
-            call: the number of the call of the loss in the batch.
-            key: further parts of the noise's seed: the run's seed, the rank, the number of the callback.
+            trainer: of the fit.
+            key: parts of the seed of all noise: the run's seed, the rank, the number of the callback.
         """
+        self._trainer, self._key = trainer, key
+
+    def end(self) -> None:
+        """Draw no more, and let the trainer go."""
+        self._trainer = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_trainer": None}
+
+    def in_training(self) -> bool:
+        """Whether a training step is running."""
+        trainer = self._trainer
+        return trainer is not None and bool(trainer.training) and not trainer.sanity_checking
+
+    def skip(self) -> None:
+        """Count a call that has no features."""
+        self.skipped = self.skipped + 1
+
+    def draw(self, features: dict[str, Tensor], number: int, call: int = 0) -> dict[str, Tensor]:
+        """Noise for every part, or zeros for all if any is broken; decided on the device.
+
+        Args:
+            features: part to (B, D); a part is a side, or the one place inside the model.
+            number: of the batch in the fit, or a random one.
+            call: the number of the call of the loss in the batch.
+        """
+        assert self._trainer is not None
+        alpha = self.alpha(self._trainer.global_step)
         noise: dict[str, Tensor] = {}
         broken = torch.zeros((), dtype=torch.bool, device=next(iter(features.values())).device)
-        for side, x in features.items():
+        for part, x in features.items():
             try:
                 if x.numel() == 0:
                     raise torch.linalg.LinAlgError("no features")
-                shape = self.shapes.shape(side, x, step, call)
+                shape = self.shapes.shape(part, x, number, call)
             except torch.linalg.LinAlgError:
-                broken, noise[side] = torch.ones_like(broken), torch.zeros_like(x)
+                broken, noise[part] = torch.ones_like(broken), torch.zeros_like(x)
                 continue
-            seed = derive_seed(*key, step, call, SIDES.index(side))
-            generator = torch.Generator(x.device).manual_seed(seed)
+            place = SIDES.index(part) if part in SIDES else len(SIDES)
+            generator = torch.Generator(x.device).manual_seed(derive_seed(*self._key, number, call, place))
             level = alpha * row_norm(x) if self.relative else alpha
-            noise[side] = shape.sample(x, level, generator)
-            broken = broken | ~(noise[side].isfinite().all() & x.isfinite().all() & x.any())
-        self.skipped = broken + self.skipped
-        return {side: torch.where(broken, torch.zeros_like(x), x) for side, x in noise.items()}
+            noise[part] = shape.sample(x, level, generator)
+            broken = broken | ~(noise[part].isfinite().all() & x.isfinite().all() & x.any())
+        noise = {part: torch.where(broken, torch.zeros_like(x), x) for part, x in noise.items()}
+        if not in_backward():  # a pass that repeats another
+            self.skipped = broken + self.skipped
+            self.draws += 1
+            if should_log(self._trainer):
+                self.logged = statistics(features, noise)
+                self.rows = len(next(iter(features.values())))
+        return noise
+
+    def announce(self, features: dict[str, Tensor], noise: dict[str, Tensor], where: str) -> None:
+        """Print once what gets noise, and warn if its rows are far from unit length."""
+        # without noise the batch is broken, or alpha still 0
+        if self._announced or self._trainer is None or not any(x.any() for x in noise.values()):
+            return
+        self._announced = True
+        now = self.alpha(self._trainer.global_step)
+        alpha = now if self.full is None else self.full
+        tell_what_gets_noise(f"{law_name(self.shapes.scaling)} noise, alpha={alpha:g}", where)
+        if not self.relative:
+            warn_of_row_norms(features, {part: x * (alpha / now) for part, x in noise.items()}, alpha)
 
 
 def add_noise(features: Tensor, noise: Tensor, renormalize: bool) -> Tensor:

@@ -7,25 +7,18 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fanoise_lightning._checks import check_at_least, check_choice
-from fanoise_lightning._lightning import should_log
-from fanoise_lightning.callbacks._features import SIDES, FeatureFinder
-from fanoise_lightning.callbacks._hooks import hook_before
-from fanoise_lightning.callbacks._loss_search import find_loss
-from fanoise_lightning.callbacks._messages import (
-    tell_what_gets_noise,
-    warn_of_no_noise,
-    warn_of_row_norms,
-    warn_of_skipped,
-)
-from fanoise_lightning.callbacks._repeats import Draw, Repeats, trains
+from fanoise_lightning.callbacks._features import SIDES
+from fanoise_lightning.callbacks._loss_search import find_loss, find_module
+from fanoise_lightning.callbacks._messages import warn_of_no_noise, warn_of_skipped
 from fanoise_lightning.callbacks._shapes import Scope, ShapeMemory
-from fanoise_lightning.callbacks._source import NoiseSource, add_noise, statistics
-from fanoise_lightning.distributed import check_equal
-from fanoise_lightning.noise import Energy, Scaling, check_alpha
+from fanoise_lightning.callbacks._sites import InnerSite, LossSite, Where, check_inner
+from fanoise_lightning.callbacks._source import NoiseSource
+from fanoise_lightning.callbacks.alpha import Alpha, alpha_at
+from fanoise_lightning.laws import Scaling, check_scaling
+from fanoise_lightning.noise import Energy, check_alpha
 from fanoise_lightning.seeds import run_seed
 
 __all__ = ["FANoise"]
@@ -37,7 +30,8 @@ class FANoise(Callback):
     In each training batch, the features (B, D) of each side are decomposed where they enter the loss module,
     and Gaussian noise that follows their singular values is added, see
     :func:`~fanoise_lightning.feature_noise`. No gradient flows through the noise. Validation, the sanity
-    check, test, predict and calls without gradients get clean features.
+    check, test, predict and calls without gradients get clean features. With ``where="input"`` or
+    ``"output"``, the noise enters at a module inside the model instead.
 
     A call of the loss that repeats an earlier one, for activation checkpointing or in an optimiser's closure,
     gets the same noise again. Runs of the tuner (``lr_find``, ``scale_batch_size``) have no noise: Lightning
@@ -51,16 +45,22 @@ class FANoise(Callback):
     - ``fanoise/skipped_batches``: the number of batches that were left without noise
 
     Args:
-        alpha: the noise level, at least 0; the paper trains with 0.1. It assumes rows of unit length: under
-            ``energy="constant"`` the root mean square norm of a noise row is alpha, under ``"paper"``
-            alpha * sqrt(R / D * mean(S_i^2)), where S_i is the noise's scale in direction i of
+        alpha: the noise level, at least 0, or a function from the number of optimiser steps done to it, such
+            as :class:`~fanoise_lightning.LinearAlpha`; the paper trains with 0.1. It assumes rows of unit
+            length: under ``energy="constant"`` the root mean square norm of a noise row is alpha, under
+            ``"paper"`` alpha * sqrt(R / D * mean(S_i^2)), where S_i is the noise's scale in direction i of
             R = min(B, D). With 0 the callback does nothing.
         scaling: how the noise in a direction follows its singular value s: ``"uniform"`` is the same in every
-            direction, ``"linear"`` is proportional to s, ``"sublinear"`` to sqrt(s).
+            direction, ``"linear"`` is proportional to s, ``"sublinear"`` to sqrt(s). Or a function from the
+            singular values (R,), largest first, to a weight for each, at least 0.
         target: the dotted path of the loss module, such as ``"criterion"``. By default the only
             :class:`~fanoise_lightning.FeatureTap`, or else the only child that looks like a contrastive loss.
+        where: ``"loss"``, or ``"input"`` or ``"output"`` of the module `target`: its first floating tensor,
+            (B, D) or (B, N, D) with rows over all N tokens. Each call is decomposed alone, such as each chunk
+            of GradCache. Noise is added in training without gradients too.
         sides: the features that get noise: ``"query"``, the first feature matrix in the call of the loss,
-            ``"target"``, the second, or both. For a loss of embeddings and labels pass ``["query"]``.
+            ``"target"``, the second, or both. For a loss of embeddings and labels pass ``["query"]``. Inside
+            the model, the side that :class:`~fanoise_lightning.ContrastiveModule` is embedding.
         energy: the amount of noise: ``"paper"`` is the published formula, ``"constant"`` rescales the noise
             to E||noise row||^2 = alpha^2, to compare scaling laws at the same amount.
         relative: multiply alpha by the root mean square row norm of the features, for a loss that normalises
@@ -97,9 +97,10 @@ class FANoise(Callback):
 
     def __init__(
         self,
-        alpha: float = 0.1,
+        alpha: Alpha = 0.1,
         scaling: Scaling = "sublinear",
         target: str | None = None,
+        where: Where = "loss",
         sides: Sequence[str] = SIDES,
         energy: Energy = "paper",
         relative: bool = False,
@@ -111,8 +112,10 @@ class FANoise(Callback):
         scope: Scope = "local",
         seed: int | None = None,
     ) -> None:
-        check_alpha(alpha)
-        check_choice("scaling", scaling, Scaling)
+        if not callable(alpha):
+            check_alpha(alpha)
+        check_scaling(scaling)
+        check_choice("where", where, Where)
         check_choice("energy", energy, Energy)
         check_choice("scope", scope, Scope)
         if isinstance(sides, str) or not sides or not set(sides) <= set(SIDES):
@@ -123,9 +126,16 @@ class FANoise(Callback):
         check_at_least("warmup_steps", warmup_steps, 0)
         if seed is not None:
             check_at_least("seed", seed, 0)
+        if momentum and callable(scaling):
+            raise ValueError(
+                "`momentum` averages second moments, whose scale a `scaling` function cannot rely on"
+            )
+        if where != "loss":
+            check_inner(where, target, negatives, momentum, every_n_steps, scope)
         self.alpha = alpha
         self.scaling: Scaling = scaling
         self.target = target
+        self.where: Where = where
         self.sides = tuple(side for side in SIDES if side in sides)
         self.energy: Energy = energy
         self.relative = relative
@@ -138,25 +148,22 @@ class FANoise(Callback):
         self.seed = seed
 
         self._number: int | None = None  # among the trainer's instances
-        self._trainer: Trainer | None = None
         self._handle: RemovableHandle | None = None
-        self._repeats = Repeats()
-        self._finder: Any = None
+        self._site: LossSite | InnerSite | None = None
         self._forget()
 
     def _forget(self) -> None:
         """Reset all state of an earlier fit."""
         self._resolved_seed = self.seed
         shapes = ShapeMemory(self.scaling, self.energy, self.momentum, self.every_n_steps, self.scope)
-        self._source = NoiseSource(shapes, self.relative)
-        self._batches = self._draws = 0
-        self._told = self._warned_of_skipped = False
-        self._logged: dict[str, Tensor] = {}
+        full = None if callable(self.alpha) else self.alpha
+        self._source = NoiseSource(shapes, self._level, self.relative, full)
+        self._batches = 0
+        self._warned_of_skipped = False
 
     def __getstate__(self) -> dict[str, Any]:
         # a module may hold its callback: a copy must not copy the trainer too, nor share the repeats
-        running = {"_trainer": None, "_handle": None, "_repeats": Repeats(), "_finder": None}
-        return {**self.__dict__, **running}
+        return {**self.__dict__, "_handle": None, "_site": None}
 
     @property
     def state_key(self) -> str:
@@ -178,32 +185,47 @@ class FANoise(Callback):
             self._resolved_seed = int(trainer.strategy.broadcast(run_seed()))
         if self.alpha == 0:
             return
-        self._path, loss = find_loss(pl_module, self.target)
-        self._finder = FeatureFinder(loss)
-        self._trainer = trainer
-        self._handle = hook_before(loss, self._add_noise)
-        self._repeats.watch(trainer.optimizers)
+        self._source.begin(trainer, (self._resolved_seed, trainer.global_rank, self._number or 0))
+        self._site = self._find_site(trainer, pl_module)
+        self._handle = self._site.attach()
+
+    def _find_site(self, trainer: Trainer, pl_module: LightningModule) -> LossSite | InnerSite:
+        if self.where != "loss":
+            path, module = find_module(pl_module, str(self.target))
+            return InnerSite(path, module, pl_module, self.where, self._source, self.sides, self.renormalize)
+        path, loss = find_loss(pl_module, self.target)
+        site = LossSite(
+            path,
+            loss,
+            self._source,
+            self.sides,
+            self.negatives,
+            self.renormalize,
+            is_global=self.scope == "global",
+            batch=lambda: trainer.fit_loop.total_batch_idx,
+        )
+        site.repeats.watch(trainer.optimizers)
+        return site
 
     def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        self._repeats.new_batch()
-        self._logged = {}
+        self._new_batch()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._handle is None:
+        if self._site is None:
             return
         self._batches += 1
-        if self._batches == 1 and not self._draws and outputs is not None:
-            warn_of_no_noise(self._path, "the first training batch")
-        if self._logged:
+        if self._batches == 1 and not self._source.draws and outputs is not None:
+            warn_of_no_noise(self._site.path, "the first training batch")
+        if self._source.logged:
             self._log(pl_module)
-        self._repeats.new_batch()
+        self._new_batch()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._warn_of_skipped()
-        if self._batches > 1 and not self._draws:
-            warn_of_no_noise(self._path, f"any of {self._batches} training batches")
+        self._warn_of_skipped(trainer)
+        if self._site is not None and self._batches > 1 and not self._source.draws:
+            warn_of_no_noise(self._site.path, f"any of {self._batches} training batches")
         self._remove_hooks()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -222,84 +244,33 @@ class FANoise(Callback):
         self._source.skipped = state_dict["skipped"]
         self._source.shapes.load_state_dict(state_dict)
 
-    # The noise
+    def _level(self, step: int) -> float:
+        """The noise level at an optimiser step, from 0."""
+        return alpha_at(self.alpha, step) * min(1.0, (step + 1) / max(self.warmup_steps, 1))
 
-    def _add_noise(
-        self, loss: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        trainer = self._trainer
-        if trainer is None or not trainer.training or trainer.sanity_checking or not trains():
-            return None
-        call = self._finder.find(args, kwargs)
-        if call is None:
-            return None
-        parts = {side: x if self.negatives else x[:1] for side, x in call.features().items()}
-        if not set(self.sides) <= set(parts):
-            if not self._told or self.scope == "global":  # the other ranks would wait for this one
-                raise self._finder.error(call, self.sides)
-            self._source.skipped = self._source.skipped + 1  # never end a run that has been working
-            return None
-        features = {side: _joined(parts[side]) for side in self.sides}
-        given = [x.detach() for side in self.sides for x in parts[side]]
-        draw = self._repeats.find(features, given)
-        if draw is None:
-            if self.scope == "global":
-                sizes = [size for side in self.sides for size in parts[side][0].shape]
-                check_equal(tuple(sizes), "shapes of features")
-            draw = self._draw(trainer, features, given)
-            if not self._told and any(x.any() for x in draw.noise.values()):  # else the batch is broken
-                names = {side: call.names()[side][: len(parts[side])] for side in self.sides}
-                self._tell(names, self._finder.clean(call), draw)
-        noise = {side: x.split([len(part) for part in parts[side]]) for side, x in draw.noise.items()}
-        noisy = {
-            side: [add_noise(x, z, self.renormalize) for x, z in zip(parts[side], noise[side])]
-            for side in noise
-        }
-        return call.replaced(noisy)
-
-    def _draw(self, trainer: Trainer, features: dict[str, Tensor], given: list[Tensor]) -> Draw:
-        step, call = trainer.fit_loop.total_batch_idx, len(self._repeats.drawn)
-        key = (self._resolved_seed or 0, trainer.global_rank, self._number or 0)
-        noise = self._source.draw(features, self.alpha * self._level(trainer), step, call, key)
-        draw = Draw(features, noise, given)
-        self._repeats.drawn.append(draw)
-        self._draws += 1
-        if should_log(trainer):
-            self._logged = statistics(features, noise)
-            self._rows = len(given[0])
-        return draw
-
-    def _tell(self, names: dict[str, list[str]], clean: list[str], draw: Draw) -> None:
-        self._told = True
-        tell_what_gets_noise(self._path, f"{self.scaling} noise, alpha={self.alpha}", names, clean)
-        if not self.relative and self._trainer is not None:
-            level = self._level(self._trainer)
-            warn_of_row_norms(draw.features, {side: x / level for side, x in draw.noise.items()}, self.alpha)
-
-    def _level(self, trainer: Trainer) -> float:
-        """The part of alpha that the warm-up has reached, 0 to 1."""
-        return min(1.0, (trainer.global_step + 1) / max(self.warmup_steps, 1))
+    def _new_batch(self) -> None:
+        self._source.logged = {}
+        if isinstance(self._site, LossSite):
+            self._site.repeats.new_batch()
 
     def _remove_hooks(self) -> None:
         if self._handle is not None:
             self._handle.remove()
-        self._handle = self._trainer = None
-        self._repeats.unwatch()
+        if isinstance(self._site, LossSite):
+            self._site.repeats.unwatch()
+        self._handle = self._site = None
+        self._source.end()
 
     def _log(self, pl_module: LightningModule) -> None:
         prefix = f"fanoise-{self._number}" if self._number else "fanoise"
-        metrics = {f"{prefix}/{name}": value for name, value in self._logged.items()}
+        metrics = {f"{prefix}/{name}": value for name, value in self._source.logged.items()}
         metrics[f"{prefix}/skipped_batches"] = torch.as_tensor(self._source.skipped).float()
-        pl_module.log_dict(metrics, on_step=True, on_epoch=False, batch_size=self._rows)
-        self._logged = {}
-        self._warn_of_skipped()
+        pl_module.log_dict(metrics, on_step=True, on_epoch=False, batch_size=self._source.rows)
+        self._source.logged = {}
+        self._warn_of_skipped(pl_module.trainer)
 
-    def _warn_of_skipped(self) -> None:
+    def _warn_of_skipped(self, trainer: Trainer) -> None:
         skipped = int(self._source.skipped)
         if skipped and not self._warned_of_skipped:
             self._warned_of_skipped = True
-            warn_of_skipped(skipped, self._trainer)
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).detach()
+            warn_of_skipped(skipped, trainer)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         EmbeddingWriter,
         ExactResume,
         FANoise,
+        LinearAlpha,
         ScoreboardWriter,
         SpectrumMonitor,
     )
@@ -41,6 +42,7 @@ __all__ = [
     "FANoise",
     "FeatureTap",
     "InfoNCE",
+    "LinearAlpha",
     "LinearWarmup",
     "MMEBDataModule",
     "OpenClipEncoder",

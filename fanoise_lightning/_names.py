@@ -14,6 +14,7 @@ HOME = {
     "FANoise": "callbacks",
     "FeatureTap": "losses",
     "InfoNCE": "losses",
+    "LinearAlpha": "callbacks",
     "LinearWarmup": "training.schedules",
     "MMEBDataModule": "data",
     "OpenClipEncoder": "encoders",

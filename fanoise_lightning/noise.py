@@ -32,19 +32,21 @@ import torch
 from torch import Tensor
 
 from fanoise_lightning._checks import check_choice
+from fanoise_lightning.laws import Law, Scaling, check_scaling, law_weights
 from fanoise_lightning.spectrum import (
     as_matrix,
+    exact_svd,
     frobenius_norm,
     full_precision,
     half_power,
     moment_root,
+    moment_spectrum,
     moment_sums,
     power_sums,
 )
 
 __all__ = ["Energy", "Scaling", "feature_noise"]
 
-Scaling = Literal["uniform", "linear", "sublinear"]
 Energy = Literal["paper", "constant"]
 
 _POWER = {"linear": 1.0, "sublinear": 0.5}
@@ -95,7 +97,7 @@ class NoiseShape:
 
 def noise_shape(features: Tensor, scaling: Scaling = "sublinear", energy: Energy = "paper") -> NoiseShape:
     """The shape of the noise for the features of one side, (B, D); see :func:`feature_noise`."""
-    check_choice("scaling", scaling, Scaling)
+    check_scaling(scaling)
     check_choice("energy", energy, Energy)
     with full_precision(features):
         x = as_matrix(features)
@@ -105,6 +107,8 @@ def noise_shape(features: Tensor, scaling: Scaling = "sublinear", energy: Energy
         if scaling == "linear":
             total = dim if energy == "constant" else law_total(x, scaling)
             return _scaled((x,), frobenius_norm(x), total)
+        if not isinstance(scaling, str):
+            return _law_shape(scaling, *exact_svd(x), None if energy == "paper" else dim, x.dtype)
         factors, root_sum, nuclear_norm = half_power(x)
         total = dim if energy == "constant" else _total(min(rows, dim), root_sum, nuclear_norm)
         return _scaled(factors, nuclear_norm.sqrt(), total)
@@ -132,11 +136,14 @@ def moment_shape(
     Raises:
         torch.linalg.LinAlgError: on the CPU, if the moment is not finite. Elsewhere the shape is NaN.
     """
-    check_choice("scaling", scaling, Scaling)
+    check_scaling(scaling)
     dim = len(moment)
     if scaling == "uniform":
         return NoiseShape(dim)
     with full_precision(moment):
+        if not isinstance(scaling, str):
+            values, vectors = (part[: rank or dim] for part in moment_spectrum(moment))
+            return _law_shape(scaling, vectors.T, values, vectors, total, dtype or moment.dtype)
         factor, power_sum, square = moment_root(moment, _POWER[scaling])
         if total is None:
             total = _total(rank or dim, power_sum, square)
@@ -154,19 +161,26 @@ def law_total(features: Tensor, scaling: Scaling) -> Tensor:
         >>> law_total(torch.diag(torch.tensor([3.0, 1.0])), "linear")  # s / mean(s) = 1.5 and 0.5
         tensor(2.5000)
     """
-    check_choice("scaling", scaling, Scaling)
+    check_scaling(scaling)
     with full_precision(features):
         x = as_matrix(features)
         if scaling == "uniform":
             return x.new_full((), x.shape[1])
+        if not isinstance(scaling, str):
+            weights = law_weights(scaling, exact_svd(x)[1])
+            return _total(min(x.shape), weights.sum(), weights.square().sum()).to(x.dtype)
         return _total(min(x.shape), *power_sums(x, _POWER[scaling])).to(x.dtype)
 
 
 def moment_total(moment: Tensor, rank: int, scaling: Scaling) -> Tensor:
     """The :func:`law_total` of a batch with the second moment X^T X (D, D) and R = ``rank`` = min(B, D)."""
-    check_choice("scaling", scaling, Scaling)
+    check_scaling(scaling)
     if scaling == "uniform":
         return moment.new_full((), len(moment))
+    if not isinstance(scaling, str):
+        raise ValueError(
+            "a scaling law that is a function needs the singular values of a batch, not of an average"
+        )
     with full_precision(moment):
         return _total(rank, *moment_sums(moment, _POWER[scaling])).to(moment.dtype)
 
@@ -176,6 +190,21 @@ def row_norm(features: Tensor) -> Tensor:
     with full_precision(features):
         x = as_matrix(features)
         return frobenius_norm(x) / math.sqrt(len(x))
+
+
+def _law_shape(
+    law: Law, left: Tensor, values: Tensor, right: Tensor, total: float | Tensor | None, dtype: torch.dtype
+) -> NoiseShape:
+    """The shape for a law that is a function, from U (B, R), s (R,), V^T (R, D); `total` None is its own.
+
+    The factor is U diag(w) V^T, not diag(w) V^T: the signs of singular vectors depend on rounding, and after
+    a change of 1e-16 the same random numbers would give different noise. In the product the signs cancel.
+    """
+    weights = law_weights(law, values)
+    square = weights.square().sum()
+    if total is None:
+        total = _total(len(values), weights.sum(), square)
+    return _scaled((((left * weights) @ right).to(dtype),), square.sqrt().to(dtype), total)
 
 
 def _total(rank: int, power_sum: Tensor, square: Tensor) -> Tensor:
@@ -206,7 +235,8 @@ def feature_noise(
             float64 for such features.
         alpha: the noise level; under ``energy="constant"`` the root mean square norm of a noise row.
         scaling: how the noise in a direction follows its singular value s: ``"uniform"`` is the same in all
-            directions, ``"linear"`` is proportional to s, ``"sublinear"`` to sqrt(s).
+            directions, ``"linear"`` is proportional to s, ``"sublinear"`` to sqrt(s). Or a function from the
+            singular values (R,), R = min(B, D), to a weight for each, at least 0.
         energy: ``"paper"`` is the published formula, whose energy grows with the spread of the spectrum and
             with B / D; ``"constant"`` rescales it to E||noise row||^2 = alpha^2 for every law and shape.
         relative: multiply alpha by the root mean square norm of the rows. The paper's alpha is absolute, for
@@ -217,7 +247,8 @@ def feature_noise(
         Noise (B, D) of the features' dtype and device, to be added to them.
 
     Raises:
-        ValueError: if alpha is negative or not finite, if ``scaling`` or ``energy`` is unknown, or if
+        ValueError: if alpha is negative or not finite, if ``scaling`` or ``energy`` is unknown, if a function
+            returns something other than weights, or if
             ``features`` is not a non-empty floating point matrix. On the CPU, if the features are all zero
             or not finite too; elsewhere that check would wait for the device, and the noise is NaN.
 

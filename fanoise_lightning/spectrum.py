@@ -224,6 +224,25 @@ def moment_root(moment: Tensor, power: float) -> tuple[Tensor, Tensor, Tensor]:
     return fourth_root, root_sum, nuclear_norm
 
 
+def exact_svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U (B, R), s (R,) and V^T (R, D) of x (B, D), in float64; if B > D, V (D, R) in place of U.
+
+    Raises:
+        torch.linalg.LinAlgError: on the CPU, if x is not finite.
+    """
+    x = _on_double(x)
+    if x.device.type == "cpu" and not x.isfinite().all():
+        raise torch.linalg.LinAlgError("the features are not finite: they have no singular values")
+    left, values, right = torch.linalg.svd(x, full_matrices=False)
+    return (left if x.shape[0] <= x.shape[1] else right.T), values, right
+
+
+def moment_spectrum(moment: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values (D,), largest first, and right singular vectors (D, D), from a second moment X^T X."""
+    squares, vectors = _eigen(_on_double(moment))
+    return squares.flip(0).sqrt(), vectors.flip(1).T
+
+
 def _by_products(x: Tensor) -> bool:
     return x.device.type != "cpu"
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 CONFIG = """\
 [mypy]
 follow_imports = skip
-[mypy-fanoise_lightning,fanoise_lightning.callbacks.*,fanoise_lightning.noise]
+[mypy-fanoise_lightning,fanoise_lightning.callbacks.*,fanoise_lightning.noise,fanoise_lightning.laws]
 follow_imports = silent
 [mypy-lightning.pytorch,lightning.pytorch.callbacks,lightning.pytorch.callbacks.callback]
 follow_imports = silent
@@ -26,7 +26,7 @@ USE = """\
 import fanoise_lightning
 from fanoise_lightning.callbacks import FANoise, SpectrumMonitor
 
-FANoise(alpha=0.2, scaling="linear").alpha.is_integer()
+FANoise(alpha=0.2, scaling="linear").relative.bit_length()
 FANoise(alpha="loud")
 FANoise(scaling="cubic")
 FANoise(no_such_argument=1)

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fanoise_lightning.encoders.base import Encoder
 from fanoise_lightning.sample import Sample
+from fanoise_lightning.sides import embedding_side
 from fanoise_lightning.training.grad_cache import embed_in_chunks
 from fanoise_lightning.training.lockstep import is_sharded, same_calls, same_parts
 
@@ -47,13 +48,19 @@ def embed_sides(embed: Embed, encoder: Encoder, sides: list[Any], chunk_size: Ch
             "MMEBDataModule or PairDataModule, or collate as "
             "fanoise_lightning.data.batches.training.PairCollate does"
         )
-    own = len(sides)
+    own, names = len(sides), ("query", "target", "target")  # hard negatives are keys like the targets
     if is_sharded(encoder):
         sides = same_calls(encoder, sides)
+
+    def embed_named(chunk: tuple[str, dict[str, Tensor]]) -> Tensor:
+        with embedding_side(chunk[0]):
+            return embed(chunk[1])
+
+    sides = [[(name, chunk) for chunk in chunks] for name, chunks in zip(names, sides, strict=False)]
     if chunk_size is None:
-        embedded = [embed(inputs) for (inputs,) in sides]
+        embedded = [embed_named(side) for (side,) in sides]
     else:
-        embedded = embed_in_chunks(embed, sides, list(encoder.parameters()))
+        embedded = embed_in_chunks(embed_named, sides, list(encoder.parameters()))
     if len(embedded) > own:  # only other ranks have this side: no rows here, but part of the graph
         embedded = [*embedded[: own - 1], torch.cat(embedded[own - 1 :])]
     return embedded

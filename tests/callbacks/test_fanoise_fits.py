@@ -41,7 +41,7 @@ def test_a_second_fit_may_have_another_width():
     callback = FANoise(momentum=0.9, every_n_steps=2)
     fit(PlainModule(), [callback])
     fit(Wide(), [callback])
-    assert callback._draws == 6
+    assert callback._source.draws == 6
 
 
 def test_a_validation_does_not_forget_the_fit(tmp_path):
@@ -103,7 +103,7 @@ def test_a_loss_that_is_used_from_a_later_step_on_gets_noise(recwarn):
 
     module, callback = WarmUp(Recorder()), FANoise(alpha=1.0)
     fit(module, [callback])
-    assert callback._draws == 3
+    assert callback._source.draws == 3
     messages = [str(w.message) for w in recwarn if "added no noise" in str(w.message)]
     assert len(messages) == 1
     assert "in the first training batch" in messages[0]
@@ -140,7 +140,7 @@ def test_a_loss_in_what_was_compiled_and_called_before_the_fit_gets_noise(compil
     module, callback = Outer(), FANoise(alpha=1.0, target="inner.criterion")
     module.compute_loss(Pairs()[:8])
     fit(module, [callback], max_steps=2)
-    assert callback._draws == 2
+    assert callback._source.draws == 2
 
 
 # When it logs
@@ -230,7 +230,7 @@ def test_a_run_without_logging(tmp_path, make, options):
     callbacks = [FANoise(), SpectrumMonitor(path=tmp_path)]
     trainer = Trainer(max_steps=3, accelerator="cpu", callbacks=callbacks, **options)
     trainer.fit(make(), DataLoader(Pairs(), batch_size=8))
-    assert callbacks[0]._draws == 3
+    assert callbacks[0]._source.draws == 3
     assert "fanoise/effective_rank" not in trainer.callback_metrics
     assert not list(tmp_path.iterdir())
 

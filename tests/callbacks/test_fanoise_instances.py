@@ -124,4 +124,4 @@ def test_the_same_tensors_get_the_same_noise():
     fit(module, [callback], max_steps=2)
     assert torch.equal(module.criterion.calls[0][0], module.criterion.calls[1][0])
     assert not torch.allclose(module.criterion.calls[0][0], module.criterion.calls[2][0], atol=1e-3)
-    assert callback._draws == 2
+    assert callback._source.draws == 2

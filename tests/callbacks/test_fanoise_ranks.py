@@ -9,12 +9,18 @@ from processes import run_on_ranks
 from torch import Tensor
 
 from fanoise_lightning.callbacks import FANoise
-from fanoise_lightning.callbacks._features import FeatureFinder
 from fanoise_lightning.callbacks._shapes import ShapeMemory
+from fanoise_lightning.callbacks._sites import LossSite
 from fanoise_lightning.callbacks._source import NoiseSource
 from fanoise_lightning.noise import NoiseShape
 
-TRAINING = {"training": True, "sanity_checking": False}  # as much of a trainer as is read before a draw
+# as much of a trainer as is read by a draw
+TRAINING = {
+    "training": True,
+    "sanity_checking": False,
+    "global_step": 0,
+    "_logger_connector": SimpleNamespace(should_update_logs=False),
+}
 
 
 def features(rank: int, rows: int, seed: int = 0) -> Tensor:
@@ -95,8 +101,9 @@ def test_the_local_shape_is_that_of_the_rank():
 
 
 def draw(rank: int, query: Tensor, target: Tensor) -> tuple[dict[str, Tensor], int]:
-    source = NoiseSource(ShapeMemory("sublinear", "paper", 0.0, 1, "global"))
-    noise = source.draw({"query": query, "target": target}, 0.5, step=0, call=0, key=(1, rank, 0))
+    source = NoiseSource(ShapeMemory("sublinear", "paper", 0.0, 1, "global"), lambda step: 0.5)
+    source.begin(SimpleNamespace(**TRAINING), key=(1, rank, 0))
+    noise = source.draw({"query": query, "target": target}, number=0)
     return noise, int(source.skipped)
 
 
@@ -137,9 +144,10 @@ def test_ranks_may_have_different_numbers_of_hard_negatives(rows):
 def test_unequal_batches_are_an_error_on_every_rank_and_no_hang():
     def fit_unequal(rank: int) -> str:
         callback, loss = FANoise(scope="global"), Recorder()
-        callback._finder, callback._trainer = FeatureFinder(loss), SimpleNamespace(**TRAINING)
+        callback._source.begin(SimpleNamespace(**TRAINING), key=(1, rank, 0))
+        site = LossSite("loss", loss, callback._source, ("query", "target"), True, False, True, lambda: 0)
         with pytest.raises(ValueError, match="must be the same on every rank") as error:
-            callback._add_noise(loss, (features(rank, 4 + rank), features(rank, 4 + rank)), {})
+            site._before(loss, (features(rank, 4 + rank), features(rank, 4 + rank)), {})
         return str(error.value)
 
     for message in run_on_ranks(fit_unequal, 2, timeout=20):

@@ -47,7 +47,7 @@ def test_a_checkpointed_loss_has_the_loss_and_the_gradients_of_a_plain_one(reent
         fit(module, [callback], max_steps=2)
     assert checkpointed.losses == pytest.approx(plain.losses, rel=1e-5)
     torch.testing.assert_close(checkpointed.net.weight, plain.net.weight, rtol=1e-4, atol=1e-6)
-    assert callbacks[1]._draws == callbacks[0]._draws  # counted once
+    assert callbacks[1]._source.draws == callbacks[0]._source.draws  # counted once
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -223,7 +223,7 @@ def test_an_optimiser_without_hooks_of_torch_is_no_trouble():
 
     callback = FANoise()
     fit(Ducked(), [callback], max_steps=2)
-    assert callback._draws == 2
+    assert callback._source.draws == 2
 
 
 def test_a_closure_with_another_batch_is_an_error():
