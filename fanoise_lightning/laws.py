@@ -44,8 +44,9 @@ def law_name(scaling: Scaling) -> str:
     if isinstance(scaling, str):
         return scaling
     named = scaling if hasattr(scaling, "__qualname__") else type(scaling)
-    module = getattr(named, "__module__", None) or "torch"
-    return f"{module}.{getattr(named, '__qualname__', named)}"
+    if named.__module__ is None:  # a function of torch's core
+        return f"torch.{named.__name__}"
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def law_weights(law: Law, values: Tensor) -> Tensor:
