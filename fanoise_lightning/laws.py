@@ -43,10 +43,8 @@ def law_name(scaling: Scaling) -> str:
     """
     if isinstance(scaling, str):
         return scaling
-    named = scaling if hasattr(scaling, "__qualname__") else type(scaling)
-    if named.__module__ is None:  # a function of torch's core
-        return f"torch.{named.__name__}"
-    return f"{named.__module__}.{named.__qualname__}"
+    named = scaling if hasattr(scaling, "__name__") else type(scaling)
+    return f"{named.__module__}.{named.__name__}"
 
 
 def law_weights(law: Law, values: Tensor) -> Tensor:
