@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from fanoise_lightning._version import __version__
 from fanoise_lightning.callbacks._files import output_folder, refuse_a_used_folder, write_json
 
 if TYPE_CHECKING:
@@ -20,9 +23,16 @@ class ScoreboardWriter(Callback):
     Validation writes ``scores.json`` and test writes ``test_scores.json``, overwriting the previous one::
 
         {"step": 400, "epoch": 3,
+         "run": {"seed": 42, "version": "0.2.0", "data": "9f..."},  # the data: a fingerprint
+         "metrics": {"train/loss": 0.7, ...},                # the latest that were logged in training
          "scoreboard": {...},                                # Scoreboard.to_dict: fractions, 0 to 1
          "published": {"backbone": "Qwen2-VL-2B", "VLM2Vec": {"subsets": {...}, "means": {...}}, ...},
          "history": [{"step": 200, "epoch": 1, "means": {"retrieval": 0.21, "IND": 0.3, ...}}, ...]}
+
+    Paired comparisons of runs need what each query scored, in the order of the subset. That is written to
+    ``outcomes.json`` and ``test_outcomes.json``, where 0.5 is a tie of two and null a skipped query::
+
+        {"step": 400, "outcomes": {"CIRR": [1, 0, 0.5, null, ...], ...}}
 
     The history has every validation of the run, even if it was resumed, the latest last. The sanity check
     prints and writes nothing; ``fast_dev_run`` writes nothing.
@@ -88,11 +98,43 @@ class ScoreboardWriter(Callback):
         # Not print(): the module prints around a live progress bar.
         pl_module.print(_render(board, f"{stage}, step {trainer.global_step}", self._references))
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            values = {**_when(trainer), "scoreboard": board.to_dict()}
+            run = {"seed": _seed(), "version": __version__, "data": _data_digest(trainer, stage)}
+            latest = {"run": run, "metrics": _metrics(trainer)}
+            values = {**_when(trainer), **latest, "scoreboard": board.to_dict()}
             if self._references:
                 others = {name: board.beside(scores) for name, scores in self._references.items()}
                 values["published"] = {"backbone": self.published, **others}
+            outcomes = {subset.name: subset.outcomes for subset in board.subsets}
+            if all(known is not None for known in outcomes.values()):
+                lists = {subset: list(map(_plain, known.tolist())) for subset, known in outcomes.items()}
+                file = folder / name.replace("scores", "outcomes")
+                write_json(file, {"step": trainer.global_step, "outcomes": lists})
             write_json(folder / name, {**values, **extra}, indent=1)
+
+
+def _plain(outcome: float) -> float | None:
+    if math.isnan(outcome):
+        return None
+    return int(outcome) if outcome in (0, 1) else outcome
+
+
+def _seed() -> int | None:
+    seed = os.environ.get("PL_GLOBAL_SEED")  # where seed_everything leaves it
+    return None if seed is None else int(seed)
+
+
+def _data_digest(trainer: Trainer, stage: str) -> str | None:
+    loader: Any = trainer.test_dataloaders if stage == "test" else trainer.val_dataloaders
+    return getattr(getattr(loader, "dataset", None), "digest", None)
+
+
+def _metrics(trainer: Trainer) -> dict[str, float]:
+    values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return {
+        name: value
+        for name, value in values.items()
+        if math.isfinite(value) and not name.startswith(("val/", "test/"))
+    }
 
 
 def _when(trainer: Trainer) -> dict[str, int]:

@@ -1,10 +1,9 @@
-"""The command line: ``fanoise fit | validate | test | predict --config recipe.yaml | data --root folder``."""
+"""The command line of a trainer: ``fanoise fit | validate | test | predict --config recipe.yaml``."""
 
 from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from fanoise_lightning._lightning import CheckpointMerger
 from fanoise_lightning.callbacks import FANoise, ScoreboardWriter, SpectrumMonitor
 from fanoise_lightning.callbacks._files import output_folder, refuse_a_used_folder
-from fanoise_lightning.data.sources import download
 from fanoise_lightning.module import ContrastiveModule
 from fanoise_lightning.training.checkpoints import AtomicCheckpointIO, read_hyperparameters
 from fanoise_lightning.training.trust import (
@@ -29,7 +27,7 @@ from fanoise_lightning.training.trust import (
     own_arguments,
 )
 
-__all__ = ["FANoiseCLI", "main"]
+__all__ = ["FANoiseCLI"]
 
 
 class FANoiseCLI(CheckpointMerger, LightningCLI):
@@ -139,20 +137,3 @@ def _set_aside(path: Path) -> None:
     if path.is_file():
         names = (path.with_suffix(f".{number}.csv") for number in itertools.count(1))
         path.rename(next(name for name in names if not name.exists()))
-
-
-def main(args: Sequence[str] | None = None) -> None:
-    """The ``fanoise`` command.
-
-    Args:
-        args: the command line; by default ``sys.argv[1:]``.
-    """
-    given = sys.argv[1:] if args is None else list(args)
-    if given[:1] == ["data"]:  # LightningCLI's subcommands are methods of the trainer
-        download.main(given[1:])
-    else:
-        FANoiseCLI(args=None if args is None else given)
-
-
-if __name__ == "__main__":
-    main()

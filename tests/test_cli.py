@@ -12,7 +12,8 @@ import yaml
 from safetensors.torch import load_file
 
 from fanoise_lightning import ContrastiveModule
-from fanoise_lightning.cli import FANoiseCLI, main
+from fanoise_lightning.__main__ import main
+from fanoise_lightning.cli import FANoiseCLI
 from fanoise_lightning.training.checkpoints import AtomicCheckpointIO
 
 CONFIGS = sorted((Path(__file__).parents[1] / "examples" / "configs").glob("*.yaml"))

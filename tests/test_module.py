@@ -21,8 +21,8 @@ from fanoise_lightning import (
     OpenClipEncoder,
     Sample,
 )
+from fanoise_lightning.__main__ import main
 from fanoise_lightning.callbacks import FANoise
-from fanoise_lightning.cli import main
 
 SUBSETS = ["renderer", "subgroup"]
 

@@ -11,7 +11,14 @@ from torchmetrics.utilities import rank_zero_warn
 from fanoise_lightning.evaluation.embedding_table import Embeddings, EmbeddingTable
 from fanoise_lightning.evaluation.ties import TIE, share_won
 
-__all__ = ["PrecisionAtOne", "SubsetResult", "precision_at_one", "score_subset"]
+__all__ = [
+    "PrecisionAtOne",
+    "SubsetResult",
+    "precision_at_one",
+    "query_outcomes",
+    "score_subset",
+    "subset_result",
+]
 
 
 class SubsetResult(NamedTuple):
@@ -73,10 +80,10 @@ def precision_at_one(scores: Tensor, mask: Tensor | None = None, name: str = "",
     return share_won(scores.masked_fill(~mask, -torch.inf), ground_truth, atol)
 
 
-def score_subset(
+def query_outcomes(
     embeddings: Embeddings, queries: Tensor, candidates: Tensor, name: str = "", warn: bool = True
-) -> SubsetResult:
-    """Precision@1 of a subset.
+) -> Tensor:
+    """Whether each query of a subset finds its ground truth.
 
     A query is skipped if its own item or its ground truth never arrived; other candidates that never arrived
     are ignored. A candidate that is listed twice counts once.
@@ -88,15 +95,13 @@ def score_subset(
         name: the subset, for messages.
         warn: whether to warn of items that never arrived.
 
+    Returns:
+        (Q,) float32 on the CPU: 1 where the ground truth won, 0 where it lost, 1 / (number tied) where it
+        tied, NaN where the query was skipped.
+
     Raises:
         ValueError: if there is no query, a query or a ground truth is missing (negative), the shapes do not
             fit, or a score is not finite.
-
-    Example:
-        >>> table = EmbeddingTable(num_items=3)
-        >>> table.update(torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), index=torch.tensor([0, 1, 2]))
-        >>> score_subset(table.compute(), queries=torch.tensor([0]), candidates=torch.tensor([[1, 2]]))
-        SubsetResult(precision=1.0, num_queries=1, num_ties=0, num_skipped=0)
     """
     _check_subset(queries, candidates, name)
     device = embeddings.rows.device
@@ -106,14 +111,33 @@ def score_subset(
     arrived = embeddings.position >= 0
     is_candidate = (candidates >= 0) & arrived[candidates]  # (Q, C); -1 is padding, whatever it indexes
     kept = arrived[queries] & is_candidate[:, 0]
-    num_queries = int(kept.sum())
-    num_skipped = len(kept) - num_queries
-    if num_queries == 0:
-        return SubsetResult(float("nan"), num_queries=0, num_ties=0, num_skipped=num_skipped)
-    scores = embeddings.cosines(queries[kept], candidates[kept])
-    outcomes = precision_at_one(scores, is_candidate[kept], name)
-    ties = (outcomes > 0) & (outcomes < 1)
-    return SubsetResult(float(outcomes.cpu().double().mean()), num_queries, int(ties.sum()), num_skipped)
+    outcomes = torch.full((len(queries),), torch.nan, device=device)
+    if kept.any():
+        scores = embeddings.cosines(queries[kept], candidates[kept])
+        outcomes[kept] = precision_at_one(scores, is_candidate[kept], name).to(outcomes)
+    return outcomes.cpu()
+
+
+def score_subset(
+    embeddings: Embeddings, queries: Tensor, candidates: Tensor, name: str = "", warn: bool = True
+) -> SubsetResult:
+    """Precision@1 of a subset; arguments and errors are those of :func:`query_outcomes`.
+
+    Example:
+        >>> table = EmbeddingTable(num_items=3)
+        >>> table.update(torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), index=torch.tensor([0, 1, 2]))
+        >>> score_subset(table.compute(), queries=torch.tensor([0]), candidates=torch.tensor([[1, 2]]))
+        SubsetResult(precision=1.0, num_queries=1, num_ties=0, num_skipped=0)
+    """
+    return subset_result(query_outcomes(embeddings, queries, candidates, name, warn))
+
+
+def subset_result(outcomes: Tensor) -> SubsetResult:
+    """The result of a subset from the outcomes of its queries, (Q,); see :func:`query_outcomes`."""
+    scored = outcomes[~outcomes.isnan()].double()
+    ties = (scored > 0) & (scored < 1)
+    precision = float(scored.mean()) if len(scored) else float("nan")
+    return SubsetResult(precision, len(scored), int(ties.sum()), len(outcomes) - len(scored))
 
 
 class PrecisionAtOne(EmbeddingTable):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fanoise_lightning.evaluation.embedding_table import EmbeddingTable
-from fanoise_lightning.evaluation.precision_at_one import score_subset
+from fanoise_lightning.evaluation.precision_at_one import query_outcomes
 from fanoise_lightning.evaluation.scoreboard import Scoreboard
 from fanoise_lightning.evaluation.scores import SubsetScore
 from fanoise_lightning.subset import Subset
@@ -102,6 +102,6 @@ class SuiteScorer:
         scores = []
         for part, numbers in zip(self.suite.subsets, self.suite.numbers, strict=True):
             own = embeddings.select(numbers)
-            result = score_subset(own, part.queries, part.candidates, part.subset.name)
-            scores.append(SubsetScore.of(part.subset, result))
+            outcomes = query_outcomes(own, part.queries, part.candidates, part.subset.name)
+            scores.append(SubsetScore.of(part.subset, outcomes))
         return Scoreboard(scores)

@@ -8,10 +8,11 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from fanoise_lightning.evaluation.intervals import mean_interval, wilson_interval
+from fanoise_lightning.evaluation.precision_at_one import subset_result
 from fanoise_lightning.subset import Subset
 
 if TYPE_CHECKING:
-    from fanoise_lightning.evaluation.precision_at_one import SubsetResult
+    from torch import Tensor
 
 __all__ = ["MeanScore", "ReferenceScores", "SubsetScore", "group_by_mean", "mean_score"]
 
@@ -40,6 +41,7 @@ class SubsetScore:
         num_ties: how many of them have a ground truth that tied with others for the best score.
         num_skipped: how many queries could not be scored.
         floors: what is reached without a model: name (``"chance"``, ``"constant"``, ``"blind"``) to fraction.
+        outcomes: what each query scored, (Q,): 0 to 1, NaN for a skipped one; ``None`` if that is unknown.
     """
 
     name: str
@@ -50,16 +52,25 @@ class SubsetScore:
     num_ties: int = 0
     num_skipped: int = 0
     floors: Mapping[str, float] = field(default_factory=dict)
+    outcomes: Tensor | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(cls, subset: Subset, result: SubsetResult) -> SubsetScore:
+    def of(cls, subset: Subset, outcomes: Tensor) -> SubsetScore:
         """The score of a subset.
 
         Args:
             subset: its name, meta-task, distribution and floors.
-            result: that of :class:`~fanoise_lightning.evaluation.precision_at_one.PrecisionAtOne`.
+            outcomes: (Q,), see :func:`~fanoise_lightning.evaluation.precision_at_one.query_outcomes`.
         """
-        return cls(subset.name, subset.meta_task, subset.distribution, *result, floors=dict(subset.floors))
+        result = subset_result(outcomes)
+        return cls(
+            subset.name,
+            subset.meta_task,
+            subset.distribution,
+            *result,
+            floors=dict(subset.floors),
+            outcomes=outcomes,
+        )
 
     @property
     def num_subsets(self) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fanoise_lightning.cli import main
+from fanoise_lightning.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 KILL = ROOT / "benchmarks" / "kill.py"

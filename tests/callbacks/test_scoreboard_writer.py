@@ -12,14 +12,14 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from fanoise_lightning._version import __version__
 from fanoise_lightning.callbacks.scoreboard_writer import ScoreboardWriter
 from fanoise_lightning.evaluation.mmeb import CATALOG
-from fanoise_lightning.evaluation.precision_at_one import SubsetResult
 from fanoise_lightning.evaluation.scoreboard import Scoreboard
 from fanoise_lightning.evaluation.scores import SubsetScore
 
 MEANS_OF_CIRR = ("retrieval", "IND", "overall", "mean_of_meta_tasks")
-RESULT = SubsetResult(precision=0.5, num_queries=100, num_ties=0, num_skipped=0)
+OUTCOMES = torch.tensor([1.0, 0.0] * 50)
 
 
 class Scored(LightningModule):
@@ -203,10 +203,36 @@ def test_published_scores_stand_beside_ours(tmp_path: Path, capsys: pytest.Captu
     assert row[-3:] == ["46.8", "-", "100"]
 
 
+def test_the_run_and_what_each_query_scored_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Each(Scored):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            self.log("train/loss", 0.25)
+            return super().training_step(batch, batch_idx)
+
+        def on_validation_epoch_end(self) -> None:
+            self.log("val/other", 0.5)
+            outcomes = torch.tensor([1, 0, 0.5, torch.nan])
+            self.scoreboard = Scoreboard([SubsetScore.of(CATALOG["CIRR"].subset, outcomes)])
+
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    trainer(tmp_path, ScoreboardWriter()).fit(Each(), loader(), loader())
+    assert read(tmp_path / "outcomes.json") == {"step": 4, "outcomes": {"CIRR": [1, 0, 0.5, None]}}
+    written = read(tmp_path / "scores.json")
+    assert written["run"] == {"seed": 7, "version": __version__, "data": None}
+    assert written["metrics"] == {"train/loss": 0.25}
+
+
+def test_a_scoreboard_without_outcomes_writes_none(tmp_path: Path) -> None:
+    trainer(tmp_path, ScoreboardWriter()).fit(Scored(), loader(), loader())
+    assert not (tmp_path / "outcomes.json").exists()
+
+
 def test_published_means_stand_beside_a_whole_evaluation(tmp_path: Path) -> None:
     class Whole(Scored):
         def on_validation_epoch_end(self) -> None:
-            self.scoreboard = Scoreboard([SubsetScore.of(e.subset, RESULT) for e in CATALOG.values()])
+            self.scoreboard = Scoreboard([SubsetScore.of(e.subset, OUTCOMES) for e in CATALOG.values()])
 
     trainer(tmp_path, ScoreboardWriter(published="Phi-3.5-V")).validate(Whole(), loader(), verbose=False)
     written = read(tmp_path / "scores.json")["published"]

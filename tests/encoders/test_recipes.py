@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from fanoise_lightning.cli import main
+from fanoise_lightning.__main__ import main
 from fanoise_lightning.evaluation.mmeb import CATALOG
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs"

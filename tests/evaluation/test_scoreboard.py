@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from fanoise_lightning.evaluation.intervals import mean_interval, wilson_interval
-from fanoise_lightning.evaluation.precision_at_one import SubsetResult
 from fanoise_lightning.evaluation.scoreboard import Scoreboard
 from fanoise_lightning.evaluation.scores import ReferenceScores, SubsetScore
 from fanoise_lightning.subset import Subset
@@ -179,10 +179,12 @@ def test_two_subsets_of_one_name_are_refused() -> None:
         small(name="a", meta_task="vqa", distribution="OOD", precision=0.5, num_queries=10)
 
 
-def test_a_score_is_made_of_a_subset_and_a_result() -> None:
+def test_a_score_is_made_of_a_subset_and_the_outcomes_of_its_queries() -> None:
     subset = Subset("a", "vqa", "IND", {"chance": 0.1})
-    score = SubsetScore.of(subset, SubsetResult(0.25, num_queries=4, num_ties=1, num_skipped=2))
-    assert score == SubsetScore("a", "vqa", "IND", 0.25, 4, 1, 2, {"chance": 0.1})
+    score = SubsetScore.of(subset, torch.tensor([1, 0, torch.nan, 0.5, 0, torch.nan]))
+    assert score == SubsetScore("a", "vqa", "IND", 0.375, 4, 1, 2, {"chance": 0.1})
+    none = SubsetScore.of(subset, torch.tensor([torch.nan]))
+    assert (none.num_queries, none.num_skipped) == (0, 1)
 
 
 def test_the_table_shows_percentages_by_meta_task() -> None:

@@ -26,7 +26,8 @@ from fanoise_lightning import (
     TwoTowerEncoder,
     VisionLanguageEncoder,
 )
-from fanoise_lightning.cli import FANoiseCLI, main
+from fanoise_lightning.__main__ import main
+from fanoise_lightning.cli import FANoiseCLI
 from fanoise_lightning.training.describe import describe, public_path, with_public_paths
 from fanoise_lightning.training.trust import Described, check_arguments
 

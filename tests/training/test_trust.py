@@ -27,7 +27,7 @@ CLASSES = [
     "torch.nn.modules.module.os.system",  # re-exported: the modules that a module imports
     "torch.nn.modules.module.warnings.catch_warnings",
     "fanoise_lightning.module.inspect.Signature",
-    "fanoise_lightning.cli.main",
+    "fanoise_lightning.__main__.main",
     "fanoise_lightning.cli.FANoiseCLI",
     "fanoise_lightning.cli.Trainer",
     "fanoise_lightning.nowhere.Loss",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -86,6 +87,18 @@ class EvalSuite(Dataset):
         """The index and its sample, or a line about the image that cannot be used."""
         number, item = self._home[index].tolist()
         return index, self.subsets[number][item][1]
+
+    @property
+    def digest(self) -> str:
+        """A fingerprint of all queries and candidates: equal for suites that ask the same, in hex."""
+        digest = sha256()
+        for part in self.subsets:
+            head = (part.subset.name, tuple(part.candidates.shape), len(part))
+            digest.update(repr(head).encode())
+            digest.update(part.queries.numpy().tobytes() + part.candidates.numpy().tobytes())
+            for reference in part.items.to_list():
+                digest.update(repr(tuple(reference)).encode())
+        return digest.hexdigest()
 
     @property
     def sizes(self) -> dict[str, int]:

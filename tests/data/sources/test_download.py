@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from fake_hub import FakeHub, Fault, use
 
-from fanoise_lightning.cli import main
+from fanoise_lightning.__main__ import main
 from fanoise_lightning.data import MMEBDataModule
 from fanoise_lightning.data.sources.download import download
 

@@ -1,0 +1,66 @@
+"""``fanoise compare RUNS... --baseline ARM``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.markdown import Markdown
+
+from fanoise_lightning.callbacks._files import whole_file, write_json
+from fanoise_lightning.figures.forest import draw_forest
+from fanoise_lightning.study.comparison import compare
+from fanoise_lightning.study.plan import parse_seeds
+from fanoise_lightning.study.report import as_dict, forest_rows, markdown
+
+__all__ = ["main"]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The ``fanoise compare`` command.
+
+    Args:
+        args: the command line; by default ``sys.argv[2:]``.
+
+    Raises:
+        SystemExit: with the message of what cannot be compared.
+    """
+    parser = ArgumentParser("fanoise compare", description="Compare arms with a baseline, paired by seed.")
+    parser.add_argument("runs", type=str, nargs="+", help="Folders of runs, or folders that contain them.")
+    parser.add_argument("--baseline", type=str, required=True, help="An arm, or a pattern such as 'none*'.")
+    parser.add_argument(
+        "--by", type=str, default="overall", help="The mean that decides: overall, IND, OOD ..."
+    )
+    parser.add_argument("--select", type=str | None, default=None, help="Seeds to choose with, such as 0-3.")
+    parser.add_argument("--confirm", type=str | None, default=None, help="Seeds to confirm with: 4-11.")
+    parser.add_argument("--common_seeds", type=bool, default=False, help="Compare on the seeds in common.")
+    parser.add_argument("--any_version", type=bool, default=False, help="Compare runs of any versions.")
+    parser.add_argument(
+        "--output", type=str | None, default=None, help="A folder for Markdown, JSON, figure."
+    )
+    given = parser.parse_args(sys.argv[2:] if args is None else args)
+    try:
+        comparison = compare(
+            given.runs,
+            given.baseline,
+            by=given.by,
+            select=parse_seeds(given.select) if given.select else (),
+            confirm=parse_seeds(given.confirm) if given.confirm else (),
+            common_seeds=given.common_seeds,
+            any_version=given.any_version,
+        )
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"fanoise compare: {error}") from error
+    text = markdown(comparison)
+    Console().print(Markdown(text))
+    if given.output is not None:
+        folder = Path(given.output)
+        write_json(folder / "comparison.json", as_dict(comparison), indent=1)
+        with whole_file(folder / "comparison.md") as file:
+            file.write_text(text, encoding="utf-8")
+        figure, _ = draw_forest(forest_rows(comparison), f"{comparison.by}, against {comparison.baseline!r}")
+        with whole_file(folder / "comparison.png") as file:
+            figure.savefig(file, format="png", dpi=150)

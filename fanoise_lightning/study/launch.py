@@ -1,0 +1,161 @@
+"""Runs a study: one process a run, some at a time on this machine, or each as a job of a cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fanoise_lightning.study.plan import Run, Study
+from fanoise_lightning.study.resolve import fingerprints
+from fanoise_lightning.study.run import FAILED, FINISHED, LOG, PLAN, is_finished
+
+__all__ = ["run_study"]
+
+_BAR = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+
+
+def run_study(
+    study: Study, folder: str | Path, workers: int | None = None, cluster: Mapping[str, Any] | None = None
+) -> dict[Path, str]:
+    """Run what is missing of a study.
+
+    Every run has a folder, ``[regime/]arm/seed-N``, with what ``fanoise fit`` writes, its output in
+    ``log.txt``, and ``finished.json`` at its end. Finished runs are kept; failed ones are run again.
+
+    Args:
+        study: what to run.
+        folder: where the runs are kept.
+        workers: how many runs at a time on this machine; by default one per GPU, or one.
+        cluster: submit each run as a job through submitit, with these parameters, such as
+            ``{"cluster": "slurm", "slurm_partition": "gpu", "timeout_min": 60}``.
+
+    Returns:
+        The folders of the runs that failed, with what went wrong. The others are not affected.
+
+    Raises:
+        ValueError: if an arm cannot be run, see :func:`~fanoise_lightning.study.resolve.fingerprints`; if the
+            folder holds finished runs of another configuration.
+        ImportError: if ``cluster`` is given and submitit is not installed.
+    """
+    folder = Path(folder)
+    configs = fingerprints(study)
+    runs = list(study.runs())
+    todo = [folder / run.folder for run in runs if _prepare(run, folder, configs[run.regime, run.arm])]
+    with Progress(*_BAR) as progress:
+        bar = progress.add_task("runs", total=len(runs), completed=len(runs) - len(todo))
+        results = _on_cluster(todo, folder, cluster) if cluster else _here(todo, workers)
+        failed = {}
+        for path, error in results:
+            progress.advance(bar)
+            if error:
+                failed[path] = error
+                progress.console.print(f"[red]failed[/]: {path}: {error}", highlight=False)
+    return failed
+
+
+def _prepare(run: Run, folder: Path, config: str) -> bool:
+    """Write the plan of a run; whether it is still to be run."""
+    path = folder / run.folder
+    logger = {"save_dir": str(path), "name": "", "version": ""}
+    options = [
+        "fit",
+        "--trainer.enable_progress_bar=false",
+        *run.options,
+        "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
+        *(f"--trainer.logger.{name}={value}" for name, value in logger.items()),
+    ]
+    if is_finished(path):
+        known = json.loads((path / PLAN).read_text(encoding="utf-8")).get("config")
+        if known != config:
+            raise ValueError(
+                f"{path} holds a finished run of another configuration: choose another folder, or remove "
+                f"it to run {run} again"
+            )
+        return False
+    path.mkdir(parents=True, exist_ok=True)
+    plan = {"regime": run.regime, "arm": run.arm, "seed": run.seed, "config": config, "options": options}
+    unfinished = path / f"{PLAN}.tmp"
+    unfinished.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(path / PLAN)
+    return True
+
+
+def _here(folders: Sequence[Path], workers: int | None) -> Iterator[tuple[Path, str]]:
+    """Run some at a time; yields each folder with its error, "" for none, as they end."""
+    gpus = torch.cuda.device_count()
+    workers = workers or max(gpus, 1)
+    slots: SimpleQueue[dict[str, str]] = SimpleQueue()
+    for number in range(workers):
+        threads = str(max((os.cpu_count() or 1) // workers, 1))
+        own_gpu = {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus > 1 and workers > 1 else {}
+        slots.put({"OMP_NUM_THREADS": threads, **own_gpu, **os.environ, **own_gpu})
+    running: set[subprocess.Popen[bytes]] = set()
+
+    def work(folder: Path) -> str:
+        environment = slots.get()
+        try:
+            return _run(folder, environment, running.add, running.discard)
+        finally:
+            slots.put(environment)
+
+    with ThreadPoolExecutor(workers) as pool:
+        jobs = {pool.submit(work, folder): folder for folder in folders}
+        try:
+            for job in as_completed(jobs):
+                yield jobs[job], job.result()
+        finally:  # an interrupt leaves no process behind
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in [*running]:
+                process.terminate()
+
+
+def _on_cluster(
+    folders: Sequence[Path], folder: Path, parameters: Mapping[str, Any]
+) -> Iterable[tuple[Path, str]]:
+    try:
+        import submitit
+    except ImportError as error:
+        raise ImportError("a study on a cluster needs submitit: pip install submitit") from error
+    parameters = dict(parameters)
+    executor = submitit.AutoExecutor(folder / "jobs", cluster=parameters.pop("cluster", None))
+    executor.update_parameters(**parameters)
+    with executor.batch():
+        jobs = {executor.submit(_run, path): path for path in folders}
+    for job in submitit.helpers.as_completed(list(jobs)):
+        failure = job.exception()
+        yield jobs[job], str(failure) if failure else job.result()
+
+
+def _run(
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    started: Callable[[subprocess.Popen[bytes]], None] = lambda process: None,
+    ended: Callable[[subprocess.Popen[bytes]], None] = lambda process: None,
+) -> str:
+    """Run one folder in a process of its own; what went wrong, "" for nothing."""
+    (folder / FAILED).unlink(missing_ok=True)
+    with (folder / LOG).open("wb") as log:
+        command = [sys.executable, "-m", "fanoise_lightning.study.run", str(folder)]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        started(process)
+        try:
+            code = process.wait()
+        finally:
+            ended(process)
+    if (folder / FINISHED).exists():
+        return ""
+    if not (folder / FAILED).exists():  # killed, or dead before it could say why
+        (folder / FAILED).write_text(
+            json.dumps({"error": f"exit code {code}, see {LOG}"}) + "\n", encoding="utf-8"
+        )
+    return str(json.loads((folder / FAILED).read_text(encoding="utf-8"))["error"])

@@ -1,0 +1,83 @@
+"""One run of a study, in a process of its own: ``python -m fanoise_lightning.study.run FOLDER``.
+
+The folder holds ``run.json``, the plan. The run adds what ``fanoise fit`` writes, and ``finished.json`` or
+``failed.json`` at its end. A run that was killed leaves neither, and is started again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from lightning.pytorch.utilities import rank_zero_only
+
+from fanoise_lightning.cli import FANoiseCLI
+
+__all__ = ["is_finished", "main"]
+
+PLAN, FINISHED, FAILED, LOG, LOCK = "run.json", "finished.json", "failed.json", "log.txt", "run.lock"
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in this folder has come to its end."""
+    return (folder / FINISHED).exists()
+
+
+def main(folder: Path) -> None:
+    """Run what ``run.json`` in the folder describes.
+
+    Two processes never work in one folder: the second waits for the first, which may belong to a study that
+    was killed, and leaves a finished run alone.
+
+    Raises:
+        Exception: what ended the run, which ``failed.json`` holds too.
+    """
+    options = json.loads((folder / PLAN).read_text(encoding="utf-8"))["options"]
+    if getattr(rank_zero_only, "rank", 0):  # started by the process that holds the lock
+        FANoiseCLI(options)
+        return
+    with FileLock(folder / LOCK):
+        if is_finished(folder):
+            return
+        _clear(folder)
+        start = time.monotonic()
+        try:
+            FANoiseCLI(options)
+            if not (folder / "scores.json").exists():
+                raise RuntimeError(
+                    "the run ended without a validation, and so without scores: see `val_check_interval`"
+                )
+        except (Exception, SystemExit) as error:
+            _write(
+                folder / FAILED,
+                {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()},
+            )
+            raise
+        _write(folder / FINISHED, {"seconds": round(time.monotonic() - start, 3)})
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an attempt before this one left."""
+    for path in folder.iterdir():
+        if path.name in (PLAN, LOG, LOCK):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

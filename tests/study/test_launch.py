@@ -1,0 +1,129 @@
+"""Studies that run, fail in part, and are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fanoise_lightning.__main__ import main
+from fanoise_lightning.study.launch import run_study
+from fanoise_lightning.study.plan import Study
+
+RECIPE = Path(__file__).parents[2] / "examples" / "configs" / "emoji.yaml"
+STUDY = """
+config: {recipe}
+seeds: [3]
+baseline: none
+arms:
+  broken: {{model.encoder.init_args.model: absent.json}}
+  none: {{noise.alpha: 0}}
+  noise: {{noise.alpha: 0.5}}
+regimes:
+  short:
+    model.encoder.init_args.model: {model}
+    data.init_args.batch_size: 8
+    data.init_args.num_workers: 0
+    data.init_args.train_subsets: [keywords]
+    data.init_args.eval_subsets: [keywords]
+    trainer.max_steps: 3
+    trainer.val_check_interval: 3
+    trainer.log_every_n_steps: 1
+    trainer.callbacks: []
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path, tiny_clip: str) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY.format(recipe=RECIPE, model=tiny_clip))
+    return path
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """What a study found, without how fast it was."""
+    found: dict[str, Any] = {}
+    for file in sorted(folder.rglob("*.json")):
+        if file.name in ("scores.json", "outcomes.json", "spectrum.json"):
+            value = json.loads(file.read_text())
+            if file.name == "scores.json":
+                del value["metrics"]["train/pairs_per_second"]
+            found[str(file.relative_to(folder))] = value
+    return found
+
+
+def start(study: Path, folder: Path) -> subprocess.Popen[bytes]:
+    command = [
+        sys.executable,
+        "-m",
+        "fanoise_lightning",
+        "study",
+        str(study),
+        f"--folder={folder}",
+        "--workers=2",
+    ]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def unfinished(folder: Path) -> Iterator[Path]:
+    return (run.parent for run in folder.rglob("run.json") if not (run.parent / "finished.json").exists())
+
+
+@pytest.mark.slow
+def test_a_study_names_what_failed_and_one_that_was_killed_ends_as_one_that_was_not(study, tmp_path):
+    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
+    failed = run_study(Study.load(study), unbroken, workers=2)
+    assert list(failed) == [unbroken / "short" / "broken" / "seed-3"]
+    assert "absent.json" in failed[unbroken / "short" / "broken" / "seed-3"]
+    expected = results(unbroken)
+    assert {Path(name).parts[1] for name in expected} == {"none", "noise"}
+
+    first = start(study, killed)
+    while not list(killed.rglob("log.txt")):
+        time.sleep(0.1)
+    time.sleep(4)  # a run is somewhere in its beginning; it outlives the study that started it
+    os.kill(first.pid, signal.SIGKILL)
+    run_study(Study.load(study), killed, workers=2)
+    assert results(killed) == expected
+    assert [run.parent.name for run in unfinished(killed)] == ["broken"]
+
+    # what is finished is kept, unless the study has changed
+    stamps = {file: file.stat().st_mtime_ns for file in killed.rglob("finished.json")}
+    whole = Study.load(study)
+    kept = {name: arm for name, arm in whole.arms.items() if name != "broken"}
+    assert run_study(Study(whole.configs, kept, [3], "none", whole.regimes), killed) == {}
+    assert stamps == {file: file.stat().st_mtime_ns for file in killed.rglob("finished.json")}
+    changed = {**kept, "noise": {"noise.alpha": 0.25}}
+    with pytest.raises(ValueError, match="holds a finished run of another configuration"):
+        run_study(Study(whole.configs, changed, [3], "none", whole.regimes), killed)
+
+
+def test_the_command_ends_with_an_error_if_a_run_failed(study, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def run(*arguments):
+        asked.append(arguments)
+        return failures
+
+    monkeypatch.setattr("fanoise_lightning.study.study_command.run_study", run)
+    failures = {tmp_path: "out of memory"}
+    with pytest.raises(SystemExit, match="1 of 3 runs failed"):
+        main(["study", str(study), "--folder=runs", "--workers=2", "--cluster={cluster: slurm}"])
+    assert asked[0][1:] == ("runs", 2, {"cluster": "slurm"})
+    failures = {}
+    main(["study", str(study), "--folder=runs"])
+    assert "fanoise compare 'runs/short' --baseline 'none'" in capsys.readouterr().out
+
+
+def test_a_cluster_needs_submitit(study, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ImportError, match="pip install submitit"):
+        run_study(Study.load(study), tmp_path / "runs", cluster={"cluster": "local"})
