@@ -47,7 +47,7 @@ class TwoTowers(LightningModule):
 
 
 def captioned_noise(pairs: int = 512) -> TensorDataset:
-    """Random images, each with eight tokens that tell how bright its parts are."""
+    """Random images, each with eight tokens that encode the brightness of its regions."""
     images = torch.rand(pairs, 3, 16, 16)
     tokens = (F.adaptive_avg_pool2d(images.mean(1), (2, 4)).flatten(1) * 100).long()
     return TensorDataset(images, tokens)
@@ -60,7 +60,7 @@ if __name__ == "__main__":
         log_every_n_steps=4,
         logger=False,
         enable_checkpointing=False,
-        callbacks=[FANoise(alpha=0.1)],  # this line is all
+        callbacks=[FANoise(alpha=0.1)],  # the only change
     )
     trainer.fit(TwoTowers(), DataLoader(captioned_noise(), batch_size=64, shuffle=True))
     print({name: round(float(value), 4) for name, value in trainer.callback_metrics.items()})
