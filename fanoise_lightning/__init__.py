@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     )
     from fanoise_lightning.data import MMEBDataModule, PairDataModule
     from fanoise_lightning.encoders import (
+        CachedFeatures,
         Encoder,
         OpenClipEncoder,
+        PackagedTowers,
         TwoTowerEncoder,
         VisionLanguageEncoder,
     )
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AtomicCheckpointIO",
+    "CachedFeatures",
     "ContrastiveModule",
     "EmbeddingWriter",
     "Encoder",
@@ -46,6 +49,7 @@ __all__ = [
     "LinearWarmup",
     "MMEBDataModule",
     "OpenClipEncoder",
+    "PackagedTowers",
     "Pair",
     "PairDataModule",
     "PrecisionAtOne",

@@ -7,6 +7,7 @@ __all__ = ["HOME"]
 # Resolved on first use: importing the callback must not pay for encoders, data or figures.
 HOME = {
     "AtomicCheckpointIO": "training.checkpoints",
+    "CachedFeatures": "encoders",
     "ContrastiveModule": "module",
     "EmbeddingWriter": "callbacks",
     "Encoder": "encoders",
@@ -18,6 +19,7 @@ HOME = {
     "LinearWarmup": "training.schedules",
     "MMEBDataModule": "data",
     "OpenClipEncoder": "encoders",
+    "PackagedTowers": "encoders",
     "Pair": "sample",
     "PairDataModule": "data",
     "PrecisionAtOne": "evaluation",

@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +18,28 @@ if TYPE_CHECKING:
 
     ImageLike = Image | np.ndarray[Any, Any] | str | os.PathLike[str]
 
-__all__ = ["IMAGE_PLACEHOLDER", "Collate", "Pair", "Sample"]
+__all__ = ["IMAGE_PLACEHOLDER", "Collate", "DeferredImage", "Pair", "Sample", "image_key", "text_key"]
 
 IMAGE_PLACEHOLDER = re.compile(r"<\|image_(\d+)\|>")
 """The place of an image in a text, with its number, from 1."""
+
+
+@dataclass(frozen=True)
+class DeferredImage:
+    """An image that is opened when somebody looks at it.
+
+    Args:
+        key: equal for equal images, in every process and run.
+        open: opens it.
+    """
+
+    key: str
+    open: Callable[[], Image]
+
+    @cached_property
+    def image(self) -> Image:
+        """The image."""
+        return self.open()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +69,13 @@ class Sample:
     """
 
     text: str = ""
-    image: Image | tuple[Image, ...] | None = None
+    image: Image | DeferredImage | tuple[Image | DeferredImage, ...] | None = None
 
     if TYPE_CHECKING:
         # more types are accepted than kept
-        def __init__(self, text: str = "", image: ImageLike | Sequence[ImageLike] | None = None) -> None: ...
+        def __init__(
+            self, text: str = "", image: ImageLike | DeferredImage | Sequence[ImageLike] | None = None
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         _check_text(self.text)
@@ -62,15 +84,53 @@ class Sample:
             object.__setattr__(self, "image", images)
         elif self.image is not None:
             object.__setattr__(self, "image", _to_image(self.image, "`image`"))
-        if not self.text and not self.images:
+        if not self.text and not self._held:
             raise ValueError("`Sample` needs a text, an image or both, got neither")
 
     @property
     def images(self) -> tuple[Image, ...]:
-        """The images: none, one or several."""
+        """The images: none, one or several. A deferred one is opened, which may fail."""
+        return tuple(image.image if isinstance(image, DeferredImage) else image for image in self._held)
+
+    @property
+    def image_keys(self) -> tuple[str, ...]:
+        """A key for each image, see :func:`image_key`. A deferred one is not opened."""
+        return tuple(map(image_key, self._held))
+
+    @property
+    def key(self) -> str:
+        """Equal for samples of the same text and images, in every process and run.
+
+        Example:
+            >>> Sample("red").key == Sample("red").key, Sample("red").key == Sample("blue").key
+            (True, False)
+        """
+        return text_key("\0".join((self.text, *self.image_keys)))
+
+    @property
+    def _held(self) -> tuple[Image | DeferredImage, ...]:
         if self.image is None:
             return ()
         return self.image if isinstance(self.image, tuple) else (self.image,)
+
+
+def text_key(text: str) -> str:
+    """32 hexadecimal digits, equal for equal texts.
+
+    Example:
+        >>> len(text_key("red"))
+        32
+    """
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def image_key(image: Image | DeferredImage) -> str:
+    """A key that is equal for equal images: that of a deferred image, else a hash of the pixels."""
+    if isinstance(image, DeferredImage):
+        return image.key
+    head = f"{image.mode} {image.size} ".encode()
+    palette = b"" if image.palette is None else image.palette.tobytes()
+    return blake2b(head + palette + image.tobytes(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +171,11 @@ def _check_text(text: Any) -> None:
         raise TypeError(f"the `text` of a `Sample` is a string, got {_kind(text)}{hint}")
 
 
-def _to_image(image: Any, name: str) -> Image:
-    """A Pillow image from anything that holds one; `name` is what messages call it."""
+def _to_image(image: Any, name: str) -> Image | DeferredImage:
+    """A Pillow image, or a deferred one, from anything that holds one; `name` is what messages call it."""
     from PIL import Image
 
-    if isinstance(image, Image.Image):
+    if isinstance(image, Image.Image | DeferredImage):
         return image
     if isinstance(image, np.ndarray):
         grey, colours = image.ndim == 2, image.ndim == 3 and image.shape[2] in (3, 4)

@@ -136,7 +136,7 @@ class ContrastiveDataModule(LightningDataModule):
         limit = self._skips.start_log("train", "training rows", {rows.name: len(rows) for rows in subsets})
         self._streams = [stream for stream in subsets if isinstance(stream, TrainStream)]
         if self._streams:
-            store = ImageStore(self.images("train"), decode_size=self.decode_size)
+            store = ImageStore(self.images("train"), (), self.decode_size, self._defers_images)
             return StreamDataset(self._streams, store, limit)
         tables = [rows for rows in subsets if isinstance(rows, TrainRows)]
         return TrainDataset(tables, self._image_store("train", tables), limit)
@@ -146,7 +146,7 @@ class ContrastiveDataModule(LightningDataModule):
     ) -> ImageStore:
         """What opens the images of the subsets, prepared before workers start."""
         embedded = [rows.embedded for rows in subsets if rows.embedded is not None]
-        store = ImageStore(self.images(part), embedded, self.decode_size)
+        store = ImageStore(self.images(part), embedded, self.decode_size, self._defers_images)
         for rows in subsets:
             store.prepare(rows.paths, rows.name)
         return store
@@ -240,9 +240,18 @@ class ContrastiveDataModule(LightningDataModule):
             "worker_init_fn": start_worker,
         }
 
-    def _collate(self) -> Collate:
+    @property
+    def _defers_images(self) -> bool:
+        """Whether the encoder may not need an image: it then opens those that it needs."""
+        return getattr(self._known_collate, "defers_images", False)
+
+    @property
+    def _known_collate(self) -> Collate | None:
         module = self.trainer.lightning_module if self.trainer is not None else None
-        collate = self.collate or getattr(module, "collate", None)
+        return self.collate or getattr(module, "collate", None)
+
+    def _collate(self) -> Collate:
+        collate = self._known_collate
         if collate is None:
             raise ValueError(
                 f"`{type(self).__name__}` does not know how to turn samples into tensors: train a module "

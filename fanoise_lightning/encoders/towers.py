@@ -18,7 +18,7 @@ from fanoise_lightning.encoders.pretrained import PretrainedEncoder
 from fanoise_lightning.pixels import upright_rgb
 from fanoise_lightning.sample import IMAGE_PLACEHOLDER, Sample
 
-__all__ = ["TowerCollate", "TwoTowers"]
+__all__ = ["HAS_IMAGE", "HAS_TEXT", "TowerCollate", "TwoTowers", "add_rows", "text_alone"]
 
 HAS_TEXT, HAS_IMAGE = 1, 2
 
@@ -73,11 +73,7 @@ class TwoTowers(PretrainedEncoder):
         if image_rows is not None:
             with nullcontext() if dummy is None else _fixed_statistics(self):
                 parts.append((image_rows, F.normalize(self.encode_image(**image).float(), dim=1)))
-        first = parts[0][1]
-        out = first.new_zeros(len(kind), first.shape[1])
-        for rows, vectors in parts:
-            out = out.index_add(0, rows, vectors)
-        return out
+        return add_rows(len(kind), parts)
 
     def parts(self, batch: dict[str, Tensor]) -> tuple[bool, ...]:
         """Whether the text tower and the image tower run."""
@@ -110,6 +106,14 @@ class TwoTowers(PretrainedEncoder):
     def report_towers(self, model: str, context_length: int) -> None:
         """Print how many parameters are trained and where texts are cut."""
         self.report(model, f"; texts are cut after {context_length} tokens")
+
+
+def add_rows(count: int, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """The sums (count, D) of vectors, from the rows (n,) and the vectors (n, D) of each part."""
+    out = parts[0][1].new_zeros(count, parts[0][1].shape[1])
+    for rows, vectors in parts:
+        out = out.index_add(0, rows, vectors)
+    return out
 
 
 @contextmanager
@@ -161,8 +165,8 @@ class TowerCollate:
             raise ValueError("there are no samples to collate")
         if any(len(sample.images) > 1 for sample in samples):
             raise ValueError("a two-tower encoder takes one image per sample, got several")
-        texts = {row: text for row, sample in enumerate(samples) if (text := _without_places(sample))}
-        images = {row: self._prepare(sample.images[0]) for row, sample in enumerate(samples) if sample.images}
+        texts = {row: text for row, sample in enumerate(samples) if (text := text_alone(sample))}
+        images = {row: self.prepare(sample.images[0]) for row, sample in enumerate(samples) if sample.images}
         kind = torch.zeros(len(samples), dtype=torch.uint8)
         kind[list(texts)] += HAS_TEXT
         kind[list(images)] += HAS_IMAGE
@@ -177,16 +181,18 @@ class TowerCollate:
             batch["image_rows"] = torch.tensor(list(images))
         return batch
 
-    def _prepare(self, image: Image) -> Image:
+    def prepare(self, image: Image) -> Image:
+        """An image as :meth:`transform` takes it."""
         image = upright_rgb(image)
         return _without_ends(image) if self.center_crop else image
 
 
-def _without_places(sample: Sample) -> str:
+def text_alone(sample: Sample) -> str:
+    """The text of a sample without the place of its image."""
     places = IMAGE_PLACEHOLDER.findall(sample.text)
     if not places:
         return sample.text
-    if not sample.images:
+    if sample.image is None:
         raise ValueError(
             f"the text {short(sample.text)} has a place for an image, but the sample has none: remove the "
             "place, or add the image"

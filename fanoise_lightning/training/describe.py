@@ -27,8 +27,9 @@ def describe(obj: object) -> dict[str, Any] | None:
             of scikit-learn's estimators), or a ``functools.partial`` of a class.
 
     Returns:
-        ``{"class_path": ..., "init_args": {...}}``, as in a Lightning config; ``None`` if an argument is not
-        kept, or is not made of numbers, strings, lists and dicts.
+        ``{"class_path": ..., "init_args": {...}}``, as in a Lightning config, modules among the arguments
+        described likewise; ``None`` if an argument is not kept, or is not made of numbers, strings, lists and
+        dicts.
 
     Example:
         >>> from fanoise_lightning import InfoNCE
@@ -48,10 +49,15 @@ def describe(obj: object) -> dict[str, Any] | None:
         names = list(inspect.signature(cls.__init__).parameters)[1:] if own else []
         if not all(hasattr(obj, name) for name in names):
             return None
-        arguments = {name: getattr(obj, name) for name in names}
+        arguments = {name: _described(getattr(obj, name)) for name in names}
     if "<locals>" in cls.__qualname__ or not _is_plain(arguments):
         return None
     return {"class_path": public_path(f"{cls.__module__}.{cls.__qualname__}"), "init_args": arguments}
+
+
+def _described(value: object) -> object:
+    # a module without a description stays as it is, which is not plain
+    return (describe(value) or value) if isinstance(value, nn.Module) else value
 
 
 def describe_module(parts: Mapping[str, object]) -> dict[str, Any]:

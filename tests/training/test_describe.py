@@ -33,11 +33,13 @@ from fanoise_lightning.training.trust import Described, check_arguments
 
 # Where version 0.1 had its public classes, and where it exported them.
 VERSION_0_1 = {
+    "CachedFeatures": [],
     "ContrastiveModule": ["module"],
     "Encoder": ["encoders.base", "encoders"],
     "FeatureTap": ["losses"],
     "InfoNCE": ["losses"],
     "LinearWarmup": ["schedules"],
+    "PackagedTowers": [],
     "OpenClipEncoder": ["encoders.open_clip", "encoders"],
     "PrecisionAtOne": ["metrics"],
     "SigmoidLoss": ["losses"],

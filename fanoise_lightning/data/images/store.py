@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -12,7 +14,7 @@ from fanoise_lightning.data.images.decode import ImageError, decode, named
 from fanoise_lightning.data.images.roots import ImageRoot
 from fanoise_lightning.data.rows.embedded import EmbeddedImages
 from fanoise_lightning.data.rows.references import Reference
-from fanoise_lightning.sample import Sample
+from fanoise_lightning.sample import DeferredImage, Sample
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,6 +32,7 @@ class ImageStore:
         root: what the paths are relative to; ``None`` if there is none.
         embedded: the images that came as bytes in the rows, under the keys that replace their paths.
         decode_size: see `decode`.
+        deferred: read images, and decode them only when somebody looks at them.
 
     Example:
         >>> ImageStore(ImageRoot("images.zip")).open("train/cat.jpg").mode  # doctest: +SKIP
@@ -39,6 +42,8 @@ class ImageStore:
     root: ImageRoot | None = None
     embedded: Sequence[EmbeddedImages] = ()
     decode_size: int | None = None
+    deferred: bool = False
+    _keys: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def prepare(self, paths: pa.Array, subset: str) -> None:
         """Check that there are images for the `paths` of a subset, and open the archives that they need.
@@ -71,24 +76,41 @@ class ImageStore:
         Raises:
             ImageError: whatever is wrong with it; the message names the image and the cause.
         """
+        data, name = self._read(image)
+        return decode(data, name, self.decode_size)
+
+    def _read(self, image: str | bytes) -> tuple[bytes, str]:
+        """The bytes of an image, and what messages call it."""
         if isinstance(image, bytes):
-            return decode(image, f"of {len(image)} embedded bytes", self.decode_size)
+            return image, f"of {len(image)} embedded bytes"
         for images in self.embedded:
             if (data := images.get(image)) is not None:
-                return decode(data, f"`{image}`", self.decode_size)
+                return data, f"`{image}`"
         name = f"`{image}`" if self.root is None else f"`{image}` in `{self.root.path}`"
         try:
             if self.root is None:
                 raise ImageError("there is no image root")
-            data = self.root.read(image)
+            return self.root.read(image), name
         except (ImageError, OSError) as error:
             raise named(name, error) from error
-        return decode(data, name, self.decode_size)
+
+    def _defer(self, image: str | bytes) -> DeferredImage:
+        """The image by the hash of its file, which is read once."""
+        key = self._keys.get(image) if isinstance(image, str) else None
+        if key is None:
+            data, _ = self._read(image)
+            key = blake2b(data + f" {self.decode_size}".encode(), digest_size=16).hexdigest()
+            if isinstance(image, str):
+                self._keys[image] = key
+        return DeferredImage(key, partial(self.open, image))
 
     def sample(self, reference: Reference) -> Sample:
-        """The text of a reference with its image opened.
+        """The text of a reference with its image opened, or deferred.
 
         Raises:
-            ImageError: see `open`.
+            ImageError: see `open`; for a deferred image, if it cannot be read.
         """
-        return Sample(reference.text, self.open(reference.image) if reference.image != "" else None)
+        if reference.image == "":
+            return Sample(reference.text)
+        image = self._defer(reference.image) if self.deferred else self.open(reference.image)
+        return Sample(reference.text, image)
