@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL.Image import linear_gradient
+from PIL.Image import linear_gradient, merge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -98,7 +98,7 @@ class CachedFeatures(PretrainedEncoder):
     def fingerprint(self) -> str:
         """32 hexadecimal digits of the encoder: its weights, and what it makes of a text and an image."""
         digest = blake2b(type(self.encoder).__name__.encode(), digest_size=16)
-        probe = self.encoder.collate([Sample("a red apple", linear_gradient("L").convert("RGB"))])
+        probe = self.encoder.collate([Sample("a red apple", merge("RGB", [linear_gradient("L")] * 3))])
         for part in (self.encoder.state_dict(), probe):
             for name, value in sorted(part.items()):
                 digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -133,13 +133,13 @@ class CachedFeatures(PretrainedEncoder):
             return known * scale
         with torch.no_grad(), torch.autocast(known.device.type, enabled=False):
             inputs = {name: value for name, value in batch.items() if name not in ("rows", "index")}
-            found = F.normalize(self._run(kind, inputs).float(), dim=1)
+            found = F.normalize(self._encode(kind, inputs).float(), dim=1)
         rows, names = found.cpu().numpy(), [row.tobytes().hex() for row in keys.cpu().numpy()]
         good = np.flatnonzero(np.isfinite(rows).all(1))  # a broken feature must not be kept
         self.collate.stores[kind].add([names[place] for place in good], rows[good])
         return known.index_copy(0, missing, found.to(known)) * scale
 
-    def _run(self, kind: str, inputs: dict[str, Tensor]) -> Tensor:
+    def _encode(self, kind: str, inputs: dict[str, Tensor]) -> Tensor:
         if kind == SAMPLE:
             return self.encoder(**inputs)
         towers = cast(TwoTowers, self.encoder)

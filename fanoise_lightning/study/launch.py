@@ -104,7 +104,7 @@ def _here(folders: Sequence[Path], workers: int | None) -> Iterator[tuple[Path, 
     def work(folder: Path) -> str:
         environment = slots.get()
         try:
-            return _run(folder, environment, running.add, running.discard)
+            return _train(folder, environment, running.add, running.discard)
         finally:
             slots.put(environment)
 
@@ -130,13 +130,13 @@ def _on_cluster(
     executor = submitit.AutoExecutor(folder / "jobs", cluster=parameters.pop("cluster", None))
     executor.update_parameters(**parameters)
     with executor.batch():
-        jobs = {executor.submit(_run, path): path for path in folders}
+        jobs = {executor.submit(_train, path): path for path in folders}
     for job in submitit.helpers.as_completed(list(jobs)):
         failure = job.exception()
         yield jobs[job], str(failure) if failure else job.result()
 
 
-def _run(
+def _train(
     folder: Path,
     environment: Mapping[str, str] | None = None,
     started: Callable[[subprocess.Popen[bytes]], None] = lambda process: None,

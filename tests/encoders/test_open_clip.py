@@ -216,7 +216,7 @@ def test_the_ends_of_a_strip_are_cut_before_it_is_scaled(encoder):
     expected = encoder.collate.preprocess(strip)
     found = encoder.collate([Sample(image=strip)])["pixel_values"][0]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    assert encoder.collate._prepare(make_image(1, 5000)).size == (1, 16)  # whole: 32 x 160,000 pixels
+    assert encoder.collate.prepare(make_image(1, 5000)).size == (1, 16)  # whole: 32 x 160,000 pixels
     for size in [(1, 1), (1, 5000), (5000, 1)]:
         assert embed(encoder, [Sample(image=make_image(*size))]).isfinite().all()
 
