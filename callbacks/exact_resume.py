@@ -21,7 +21,7 @@ _OLD_KEY, _OLD_ENTRIES = "resume", {"run_seed", "gradients"}
 class ExactResume(Callback):
     """Makes a resumed run of any LightningModule equal to one that was never interrupted, bit for bit.
 
-    It adds to a run and its checkpoints what Lightning leaves out:
+    It adds to a run and its checkpoints what Lightning omits:
 
     1. Random numbers. torch's global generators, from which dropout draws, are seeded before each training
        step from (run seed, rank, number of the batch in the run). A resumed run therefore draws what an
@@ -66,7 +66,7 @@ class ExactResume(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # not in `state_dict`, which is not told of the trainer
+        # not in `state_dict`, which does not receive the trainer
         gradients = held_gradients(pl_module) if is_accumulating(trainer) else None
         checkpoint[_KEY] = {"run_seed": self._run_seed, "gradients": gradients}
 

@@ -14,7 +14,7 @@ class PairsPerSecond(Callback):
     """Logs ``train/pairs_per_second`` at the trainer's log interval: over all ranks, since the last log.
 
     Validation does not count: the clock restarts after each, and with each epoch. The module counts its
-    pairs in ``pairs_seen``, since a collated batch need not tell how many it holds. (Lightning's
+    pairs in ``pairs_seen``, since the size of a collated batch may not be known. (Lightning's
     ThroughputMonitor would need it to, and makes the host wait for the device at every batch.)
     """
 

@@ -20,15 +20,16 @@ _logger = logging.getLogger("fanoise_lightning")
 
 
 class _UntilConfigured(logging.StreamHandler):
-    """Prints to stderr as long as the root logger has no handler, which would print the line again."""
+    """Prints to stderr as long as this logger and the root have no other handler, which would print again."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not logging.getLogger().handlers:
+        if [*_logger.handlers, *logging.getLogger().handlers] == [self]:
             super().emit(record)
 
 
 if not _logger.handlers:
     _logger.addHandler(_UntilConfigured())
+# Not left to the root's level: logging.warning(), called by any library, sets up a root that drops INFO.
 if _logger.level == logging.NOTSET:
     _logger.setLevel(logging.INFO)
 

@@ -124,7 +124,7 @@ class FANoiseCLI(CheckpointMerger, LightningCLI):
 
 
 def _models_with_code(config: Any) -> set[str]:
-    """The models whose Python code a config says to run."""
+    """The models with Python code that a config allows to run."""
     if isinstance(config, dict):
         own = {str(config.get("model"))} if config.get("trust_remote_code") else set()
         return own.union(*map(_models_with_code, config.values()))

@@ -143,8 +143,8 @@ class ContrastiveModule(LightningModule):
             weights_only: ``False`` executes any code pickled in the file, even one from a URL.
             allow: further packages, modules or classes that the checkpoint may name, as dotted paths: one or
                 several.
-            trust_remote_code: run the Python code that comes with an encoder's model. What the checkpoint
-                itself says about it is ignored.
+            trust_remote_code: ``True`` runs the Python code that comes with an encoder's model; any other
+                value refuses it, even ``"true"`` or 1. The checkpoint's own setting is ignored.
             kwargs: ``encoder=...`` and other arguments that replace what the checkpoint describes.
 
         Raises:
@@ -153,7 +153,8 @@ class ContrastiveModule(LightningModule):
         """
         arguments = read_arguments(cls, checkpoint_path, hparams_file, weights_only, kwargs, allow)
         safe = weights_only is not False
-        with nullcontext() if trust_remote_code else refuse_remote_code():
+        # not truthiness: "false", from a config or the environment, must not run code
+        with nullcontext() if trust_remote_code is True else refuse_remote_code():
             return super().load_from_checkpoint(
                 checkpoint_path, map_location, None, strict, safe, **arguments
             )

@@ -29,7 +29,7 @@ _TURNS = {
 _SAYS_ORIENTATION = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 _BITS, _PHOTOMETRIC, _LARGEST = 258, 262, 281  # TIFF tags; the last is MaxSampleValue
 _DEEP = 65535  # the largest value of 16 bits
-_SCALED = ("JPEG2000", "PNG", "PPM")  # their specifications say that 16-bit values run from 0 to 65535
+_SCALED = ("JPEG2000", "PNG", "PPM")  # their specifications define 16-bit values from 0 to 65535
 
 
 def open_image(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
@@ -45,8 +45,8 @@ def open_image(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
     try:
         image = Image.open(file, formats=_formats())
     except UnidentifiedImageError as error:  # its own message holds a memory address, which always differs
-        told = f"it is not an image in one of the formats {', '.join(FORMATS)}"
-        raise UnidentifiedImageError(told) from error
+        message = f"it is not an image in one of the formats {', '.join(FORMATS)}"
+        raise UnidentifiedImageError(message) from error
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
@@ -60,7 +60,7 @@ def _formats() -> list[str]:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """The image turned upright by its EXIF orientation, in 8-bit RGB, with transparency laid on white.
+    """The image, upright by its EXIF orientation, in 8-bit RGB, with transparency composited onto white.
 
     An image whose orientation cannot be read counts as upright.
 
@@ -73,7 +73,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
             has no pixels.
     """
     if not image.width or not image.height:
-        raise ValueError(f"an image of {image.width}x{image.height} has no pixels: leave it out")
+        raise ValueError(f"an image of {image.width}x{image.height} has no pixels: remove it")
     depth = _Depth.of(image)  # before its pixels are loaded: afterwards this information is gone
     image = _upright(image)
     if depth is not None:
@@ -110,7 +110,7 @@ class _Depth:
     Args:
         white: the value of white in a grey image; ``None`` if unknown.
         inverted: whether white is 0 instead.
-        presumed: whether all 16 bits are assumed to be used, because the file does not say.
+        presumed: whether all 16 bits are assumed to be used, because the file does not state it.
     """
 
     white: int | None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["IMAGE_PLACEHOLDER", "Collate", "DeferredImage", "Pair", "Sample", "image_key", "text_key"]
 
 IMAGE_PLACEHOLDER = re.compile(r"<\|image_(\d+)\|>")
-"""The place of an image in a text, with its number, from 1."""
+"""The placeholder of an image in a text, with its number, from 1."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def image_key(image: Image | DeferredImage) -> str:
 class Pair:
     """A query with the target that it should find.
 
-    Ids tell which samples are equal: a right answer to a query must not count as its negative.
+    Equal samples have equal ids: a right answer to a query must not count as its negative.
 
     Args:
         query: what is searched with.

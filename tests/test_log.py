@@ -10,6 +10,7 @@ import pytest
 
 REPORT = "from fanoise_lightning._log import report; report('a line')"
 ENCODER = "from fanoise_lightning import OpenClipEncoder as E; E('emoji-resnet')"
+OURS = "import logging; ours = logging.getLogger('fanoise_lightning'); "
 CONFIGURED = "import logging; logging.basicConfig(level='INFO'); "
 
 
@@ -22,7 +23,7 @@ def output(code: str, **environment: str) -> str:
     return ran.stdout + ran.stderr
 
 
-@pytest.mark.parametrize("before", ["", CONFIGURED])
+@pytest.mark.parametrize("before", ["", CONFIGURED, "import logging; logging.warning('sets up the root'); "])
 def test_a_line_is_printed_once(before: str) -> None:
     assert output(before + REPORT).count("a line") == 1
 
@@ -48,7 +49,16 @@ def test_the_global_rank_counts_before_the_local_one() -> None:
     assert output(REPORT, RANK="8", LOCAL_RANK="0") == ""
 
 
-@pytest.mark.parametrize("before", ["", CONFIGURED])
+@pytest.mark.parametrize("before", ["", "import fanoise_lightning._log; "])
+def test_a_handler_of_the_application_prints_it_instead(before: str) -> None:
+    assert output(f"{before}{OURS}ours.addHandler(logging.StreamHandler()); {REPORT}").count("a line") == 1
+
+
+@pytest.mark.parametrize("before", ["", CONFIGURED, "import fanoise_lightning._log; "])
 def test_an_application_can_silence_it(before: str) -> None:
-    silence = "import logging; logging.getLogger('fanoise_lightning').setLevel('WARNING'); "
-    assert output(before + silence + REPORT) == ""
+    assert output(f"{before}{OURS}ours.setLevel('WARNING'); {REPORT}") == ""
+
+
+def test_a_handler_that_drops_lines_silences_it() -> None:
+    handler = "import fanoise_lightning._log; " + OURS + "ours.addHandler(logging.NullHandler()); "
+    assert output(handler + REPORT) == ""

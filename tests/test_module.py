@@ -325,6 +325,13 @@ def remote_checkpoint(tiny_clip, folder):
     return folder / "evil.ckpt"
 
 
+@pytest.mark.parametrize("trust", ["false", "true", 1, None], ids=repr)
+def test_only_true_trusts_remote_code(tiny_clip, tmp_path, trust):
+    path = remote_checkpoint(tiny_clip, tmp_path)
+    with pytest.raises(ValueError, match="asks to run the Python code that comes with"):
+        ContrastiveModule.load_from_checkpoint(path, trust_remote_code=trust)
+
+
 def test_a_checkpoint_cannot_ask_for_remote_code(tiny_clip, tmp_path, monkeypatch):
     path = remote_checkpoint(tiny_clip, tmp_path)
     with pytest.raises(ValueError, match="asks to run the Python code that comes with"):

@@ -39,7 +39,7 @@ MaskSameTarget = Literal["classification", "all", "none"]
 
 
 class ContrastiveDataModule(LightningDataModule):
-    """Pairs to train on and subsets to evaluate on; subclasses say where the rows come from.
+    """Pairs to train on and subsets to evaluate on; subclasses define where the rows come from.
 
     A training batch has ``"query"``, ``"target"`` and, if there are any, ``"negatives"``, each as `collate`
     returns it, and the numbers of `PairCollate`. An evaluation batch is ``{"index": (n,), "inputs": ...}``,
@@ -273,13 +273,13 @@ class ContrastiveDataModule(LightningDataModule):
         return batch
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move all but chunks, of which the module moves each to the device when it embeds it."""
+        """Move all but chunks; the module moves each when it embeds it."""
         chunked = {name: side for name, side in batch.items() if isinstance(side, list)}
         rest = {name: value for name, value in batch.items() if name not in chunked}
         return super().transfer_batch_to_device(rest, device, dataloader_idx) | chunked
 
     def teardown(self, stage: str) -> None:
-        """Report what the last pass skipped: Lightning does not tell a data module when an epoch ends."""
+        """Report what the last pass skipped: a data module has no hook for the end of an epoch."""
         self._skips.report()
 
 

@@ -14,7 +14,7 @@ class Encoder(nn.Module):
     """Turns samples (a text, an image, or both) into embeddings.
 
     A subclass sets two attributes and implements :meth:`forward`. Every constructor argument is kept as an
-    attribute of the same name, so that a checkpoint can say how to build the encoder again.
+    attribute of the same name, so that a checkpoint can describe how to build the encoder again.
 
     An encoder that skips some of its modules for some batches, such as the image tower for a batch of texts,
     implements :meth:`parts` and :meth:`add_row` too. With sharded parameters (FSDP2) every rank must run the

@@ -1,4 +1,4 @@
-"""The options that say at which size a processor takes images."""
+"""The options for the size of a processor's images."""
 
 from __future__ import annotations
 

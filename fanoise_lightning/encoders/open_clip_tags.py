@@ -38,7 +38,7 @@ def create_model(
         options: see :func:`settle`.
 
     Raises:
-        ValueError: if an option has no such value, or :func:`settle` cannot tell it.
+        ValueError: if an option has no such value, or :func:`settle` cannot determine it.
     """
     import open_clip
 

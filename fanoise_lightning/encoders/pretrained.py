@@ -1,4 +1,4 @@
-"""What encoders around pretrained networks share, parts of which may be frozen."""
+"""What encoders around pretrained, partly frozen networks share."""
 
 from __future__ import annotations
 

@@ -15,15 +15,15 @@ __all__ = ["cut", "write_prompt"]
 def write_prompt(sample: Sample, placeholder: str) -> tuple[str, list[Image]]:
     """A sample's text with the family's placeholders, and its images in the order of these placeholders.
 
-    ``<|image_1|>``, ``<|image_2|>``, ... in the text are the places of the images, in any order, each at
-    least once. If a text has no places, the images come first, separated by spaces.
+    ``<|image_1|>``, ``<|image_2|>``, ... in the text are the placeholders of the images, in any order,
+    each at least once. If a text has none, the images come first, separated by spaces.
 
     Args:
         sample: a text, images, or both.
         placeholder: what stands for an image; ``{i}`` is its number, from 1.
 
     Raises:
-        ValueError: if a place has no image or an image has no place.
+        ValueError: if a placeholder has no image or an image has no placeholder.
 
     Example:
         >>> write_prompt(Sample("a cat"), "<image>")
@@ -36,13 +36,13 @@ def write_prompt(sample: Sample, placeholder: str) -> tuple[str, list[Image]]:
         text = " ".join([*(f"<|image_{place}|>" for place in places), *([text] if text else [])])
     elif missing := sorted(set(places) - set(range(1, len(images) + 1))):
         raise ValueError(
-            f"the text {short(text)} has a place <|image_{missing[0]}|>, but the sample has {len(images)} "
-            "image(s): remove it, or add the image"
+            f"the text {short(text)} has a placeholder <|image_{missing[0]}|>, but the sample has "
+            f"{len(images)} image(s): remove it, or add the image"
         )
     elif unplaced := sorted(set(range(1, len(images) + 1)) - set(places)):
         raise ValueError(
-            f"image {unplaced[0]} of {len(images)} has no place in the text {short(text)}, where others "
-            f"have one: add <|image_{unplaced[0]}|>, or remove all places to put the images first"
+            f"image {unplaced[0]} of {len(images)} has no placeholder in the text {short(text)}, where "
+            f"others have one: add <|image_{unplaced[0]}|>, or remove all of them to put the images first"
         )
     # numbered in the order of the text: processors hand out the images in that order
     numbers = iter(range(1, len(places) + 1))

@@ -24,7 +24,7 @@ HAS_TEXT, HAS_IMAGE = 1, 2
 
 _TEXT_INPUTS = ("input_ids", "attention_mask")
 _TEXT_NAMES = (*_TEXT_INPUTS, "text_index", "text_rows")
-_PLACE = re.compile(rf"\s*{IMAGE_PLACEHOLDER.pattern}\s*")
+_SPACED_PLACEHOLDER = re.compile(rf"\s*{IMAGE_PLACEHOLDER.pattern}\s*")
 _LONGEST = 16  # times as long as wide; no photograph is longer
 
 
@@ -158,8 +158,8 @@ class TowerCollate:
         """Collate B samples.
 
         Raises:
-            ValueError: if there are none; or if a sample has several images, a place without an image,
-                several places, or an image whose values are not 8-bit colours.
+            ValueError: if there are none; or if a sample has several images, a placeholder without an
+                image, several placeholders, or an image whose values are not 8-bit colours.
         """
         if not samples:
             raise ValueError("there are no samples to collate")
@@ -188,22 +188,22 @@ class TowerCollate:
 
 
 def text_alone(sample: Sample) -> str:
-    """The text of a sample without the place of its image."""
+    """The text of a sample without its image's placeholder."""
     places = IMAGE_PLACEHOLDER.findall(sample.text)
     if not places:
         return sample.text
     if sample.image is None:
         raise ValueError(
-            f"the text {short(sample.text)} has a place for an image, but the sample has none: remove the "
-            "place, or add the image"
+            f"the text {short(sample.text)} has a placeholder <|image_{places[0]}|>, but the sample has no "
+            "image: remove it, or add the image"
         )
     if places != ["1"]:
         names = ", ".join(f"<|image_{place}|>" for place in places)
         raise ValueError(
             f"the text {short(sample.text)} has {names}, but a two-tower encoder sees the one image of a "
-            "sample once: keep a single <|image_1|>, or no place at all"
+            "sample once: keep a single <|image_1|>, or no placeholder"
         )
-    return _PLACE.sub(" ", sample.text).strip()
+    return _SPACED_PLACEHOLDER.sub(" ", sample.text).strip()
 
 
 def _without_ends(image: Image) -> Image:

@@ -109,11 +109,11 @@ class _ProcessorCollate(TowerCollate):
     def __init__(self, model: str, positions: int, siglip: bool, split_special_tokens: bool) -> None:
         processor = load_processor(model)
         self.tokenizer, self.image_processor = processor.tokenizer, processor.image_processor
-        # positions count from the left, where SigLIP 2's tokenizer pads unless its checkpoint says otherwise
+        # positions count from the left, where SigLIP 2's tokenizer pads unless its checkpoint sets a side
         self.tokenizer.padding_side = "right"
         size = self.image_processor.size or {}
         super().__init__("shortest_edge" in size and getattr(self.image_processor, "do_center_crop", False))
-        # a tokenizer may have a lower limit; one without a limit says 1e30
+        # a tokenizer may have a lower limit; one without a limit has 1e30
         self.context_length = min(positions, self.tokenizer.model_max_length)
         self.siglip = siglip
         self.read = PlainTexts(self.tokenizer) if split_special_tokens else self.tokenizer

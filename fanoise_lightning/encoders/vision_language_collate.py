@@ -136,7 +136,7 @@ class VisionLanguageCollate:
                 if token in sample.text:
                     raise ValueError(
                         f"row {row} of the batch: the text {short(sample.text)} holds {token!r}, which in "
-                        f"{self.family.name} marks the place of an image: write <|image_1|>, or remove it"
+                        f"{self.family.name} is an image's placeholder: write <|image_1|>, or remove it"
                     )
         return _Reader(self.processor, self.placeholder, self.end)
 
@@ -167,7 +167,7 @@ class VisionLanguageCollate:
     def _process(self, prompts: list[str], images: list[Image.Image], reader: _Reader) -> dict[str, Tensor]:
         try:
             batch = reader.processor(text=prompts, images=images or None, padding=True, return_tensors="pt")
-        except Exception as error:  # of any kind, and none says which image it was
+        except Exception as error:  # of any kind, and none names the image
             for image in images:
                 self._check_image(image)
             raise ValueError(f"the processor of {self.family.name} refused the batch: {error}") from error

@@ -209,11 +209,11 @@ def _check_subset(queries: Tensor, candidates: Tensor, name: str) -> None:
             f"{tuple(queries.shape)} and {tuple(candidates.shape)}"
         )
     if candidates.numel() == 0:
-        raise ValueError(f"subset {name!r} has no queries or no candidates: leave it out")
+        raise ValueError(f"subset {name!r} has no queries or no candidates: omit it")
     incomplete = (queries < 0) | (candidates[:, 0] < 0)
     if incomplete.any():
         row = int(incomplete.nonzero()[0])
-        raise ValueError(f"subset {name!r}: row {row} has no query or no ground truth (-1): leave it out")
+        raise ValueError(f"subset {name!r}: row {row} has no query or no ground truth (-1): omit it")
 
 
 def _without_repeats(candidates: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SideSpectrum", "marchenko_pastur_edge", "side_spectrum", "spectrum_figure"]
 
-# Okabe and Ito: told apart by the colour-blind, and in grey.
+# Okabe and Ito: distinct for the colour-blind, and in grey.
 _CLEAN, _NOISY, _NOISE, _EDGE = "#0072B2", "#E69F00", "#888888", "#000000"
 
 

@@ -4,7 +4,7 @@ With several processes, the candidates of a query are the targets and hard negat
 with their gradients, and each rank computes the rows of its own pairs. The mean of the losses over the ranks,
 and of the gradients as DDP takes it, is that of one process with the joined batch.
 
-A loss that is told which queries, targets and hard negatives are the same does not use a right answer, or the
+A loss that knows which queries, targets and hard negatives are the same does not use a right answer, or the
 query itself, as a negative; see :class:`~fanoise_lightning.losses.contrastive_batch.ContrastiveBatch`. The
 ids of queries, targets and hard negatives are from one set. Without ids, every candidate except a query's own
 target is a negative.

@@ -17,11 +17,11 @@ __all__ = ["ContrastiveBatch"]
 
 @dataclass(frozen=True, eq=False)
 class ContrastiveBatch:
-    """The pairs of this rank, the candidates of their queries, and which candidates to leave out.
+    """The pairs of this rank, the candidates of their queries, and which candidates to exclude.
 
     The logits of two ranks with two pairs each; rank 0 has one hard negative, rank 1 none. Queries 1 and 3
     are the same, so are targets 0 and 2, and the hard negative is the same as target 3. ``x`` marks a row's
-    own target (:attr:`own`), ``=`` the other candidates that are right, which :meth:`mask_` leaves out::
+    own target (:attr:`own`), ``=`` the other candidates that are right, which :meth:`mask_` excludes::
 
                         target 0   target 1   target 2   target 3   negative
         rank 0 query 0      x          .          =          .          .
@@ -40,7 +40,7 @@ class ContrastiveBatch:
         target: (B, D), float32, of this rank.
         candidates: (N, D), float32: the targets of all ranks, then the hard negatives of all ranks.
         own: (B,), the candidate that belongs to each row.
-        known: which candidates to leave out; ``None`` if no rank has ids.
+        known: which candidates to exclude; ``None`` if no rank has ids.
         gather: whether there are other ranks to contrast with.
     """
 
@@ -111,7 +111,7 @@ class ContrastiveBatch:
         return ContrastiveBatch(self.target, self.query, queries, self.own, known, self.gather)
 
     def mask_(self, logits: Tensor, rows: slice) -> Tensor:
-        """Set to minus infinity, in place, the query itself and what is right besides its own target.
+        """Set to minus infinity, in place, the query itself and the right answers other than its own target.
 
         Args:
             logits: (b, N), some rows with all candidates.

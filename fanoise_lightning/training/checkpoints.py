@@ -103,8 +103,14 @@ def read_hyperparameters(
         key: the key of the checkpoint's hyperparameters.
 
     Raises:
-        ValueError: if the checkpoint cannot be read, or has hyperparameters in a form that could hide some.
+        ValueError: if there is no path, the checkpoint cannot be read, or it has hyperparameters in a form
+            that could hide some.
     """
+    if path is None or path == "":
+        raise ValueError(
+            f"`checkpoint_path` must be a path, URL or open file, got {path!r}; Lightning's "
+            "`best_model_path` is empty until a checkpoint is saved"
+        )
     if hparams_file is not None:
         return with_public_paths(load_hparams_file(hparams_file))
     start = path.tell() if hasattr(path, "tell") else None

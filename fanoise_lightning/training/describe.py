@@ -36,7 +36,7 @@ def describe(obj: object) -> dict[str, Any] | None:
         >>> describe(InfoNCE(temperature=0.07))["init_args"]["temperature"]
         0.07
     """
-    if isinstance(obj, Described):  # as the checkpoint says that it came from
+    if isinstance(obj, Described):  # the checkpoint's own description, unchanged
         return obj.description
     if isinstance(obj, functools.partial):
         cls, arguments = obj.func, dict(obj.keywords)

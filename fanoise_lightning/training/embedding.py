@@ -45,8 +45,7 @@ def embed_sides(embed: Embed, encoder: Encoder, sides: list[Any], chunk_size: Ch
     elif not all(isinstance(side, list) for side in sides):
         raise TypeError(
             f"with chunk_size={chunk_size}, each side of a batch must be a list of collated chunks: use "
-            "MMEBDataModule or PairDataModule, or collate as "
-            "fanoise_lightning.data.batches.training.PairCollate does"
+            "MMEBDataModule or PairDataModule, or remove `chunk_size`"
         )
     own, names = len(sides), ("query", "target", "target")  # hard negatives are keys like the targets
     if is_sharded(encoder):
@@ -110,7 +109,7 @@ def as_sample(item: Any, index: int) -> Sample:
     Raises:
         TypeError: if it is something else.
         ValueError: if it is empty or cannot be decoded.
-        FileNotFoundError: if it is the path of no file.
+        FileNotFoundError: if it is a path and the file does not exist.
     """
     if isinstance(item, Sample):
         return item
@@ -126,7 +125,7 @@ def as_sample(item: Any, index: int) -> Sample:
 
 
 def _named(value: Any) -> str:
-    return repr(value) if isinstance(value, str) else f"a {type(value).__qualname__}"
+    return repr(value) if isinstance(value, str) else type(value).__qualname__
 
 
 def warn_of_batch_norm(encoder: nn.Module, chunk_size: ChunkSize) -> None:

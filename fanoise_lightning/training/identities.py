@@ -22,7 +22,7 @@ def identities(batch: Mapping[str, Any]) -> Identities:
 def loss_options(loss: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
     """The identities of a batch that are parameters of the loss's forward, by their names there.
 
-    A loss that does not know ``mask_pairs`` is told that the targets of those pairs are like no other.
+    For a loss without ``mask_pairs``, targets of pairs where it is false get -1, the id that equals no other.
     """
     ids = identities(batch)
     loss = getattr(loss, "_orig_mod", loss)  # a compiled module hides its signature

@@ -47,7 +47,7 @@ class Described:
         allow: as in :func:`check_arguments`.
     """
 
-    def __init__(self, name: str, description: Any, allow: Iterable[str]) -> None:
+    def __init__(self, name: str, description: Any, allow: str | Iterable[str] | None) -> None:
         self.name, self.description, self.allow = name, description, allowed_paths(allow)
 
     def __call__(self, argument: Any) -> Any:
@@ -119,16 +119,16 @@ def own_arguments(cls: type, hyperparameters: Mapping[str, Any], given: Iterable
     """The hyperparameters that are arguments of a class; the others are ignored, as in Lightning."""
     parameters = inspect.signature(cls).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    left_out = {INSTANTIATOR, CLASS_PATH, *given}
+    skipped = {INSTANTIATOR, CLASS_PATH, *given}
     return {
         name: value
         for name, value in hyperparameters.items()
-        if name not in left_out and (takes_all or name in parameters)
+        if name not in skipped and (takes_all or name in parameters)
     }
 
 
 def check_arguments(
-    cls: type, arguments: Mapping[str, Any], allow: Iterable[str] = (), objects: bool = False
+    cls: type, arguments: Mapping[str, Any], allow: str | Iterable[str] | None = (), objects: bool = False
 ) -> None:
     """Refuse arguments from a file through which jsonargparse would reach code that is not allowed.
 
@@ -159,7 +159,10 @@ def allowed_paths(allow: str | Iterable[str] | None) -> tuple[str, ...]:
     Raises:
         ValueError: if one is not a dotted path.
     """
-    paths = (allow,) if isinstance(allow, str) else tuple(allow or ())
+    if allow is None:
+        return ()
+    one = isinstance(allow, str | bytes) or not isinstance(allow, Iterable)
+    paths: tuple[Any, ...] = (allow,) if one else tuple(allow)
     for path in paths:
         if not (isinstance(path, str) and all(map(str.isidentifier, path.split(".")))):
             raise ValueError(f"`allow` takes dotted paths of packages, modules or classes, got {path!r}")

@@ -19,7 +19,7 @@ from fanoise_lightning.sample import Sample
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """A stand-in for an encoder's: the number in each text, and the grey of each image (-1 for none)."""
+    """In place of an encoder's: the number in each text, and the grey of each image (-1 for none)."""
     digits = ["".join(filter(str.isdigit, sample.text)) for sample in samples]
     greys = [-1 if sample.image is None else sample.image.getpixel((0, 0))[0] for sample in samples]
     return {"number": torch.tensor([int(number or -1) for number in digits]), "grey": torch.tensor(greys)}

@@ -1,4 +1,4 @@
-"""Streams over numbered rows, in memory."""
+"""Streams over numbered rows, in memory, and loaders of them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-from data_roots import train_row
+from data_roots import collate, train_row
 
+from fanoise_lightning.data.batches.skipped import SkipLimit
+from fanoise_lightning.data.batches.training import PairCollate
+from fanoise_lightning.data.images.store import ImageStore
 from fanoise_lightning.data.rows.columns import with_origin
 from fanoise_lightning.data.rows.records import TrainRows
 from fanoise_lightning.data.rows.shards import CHUNK
 from fanoise_lightning.data.streaming.blocks import Block, Position, StreamBlocks
+from fanoise_lightning.data.streaming.loader import StreamDataset, StreamLoader, StreamSampler
 from fanoise_lightning.data.streaming.reader import StreamReader, TrainStream
 
+LIMIT = SkipLimit("training rows", 10)
 SCHEMA = pa.schema([(name, pa.string()) for name in train_row(0)])
 
 
@@ -75,3 +80,34 @@ def a_pass(source: StreamBlocks, number: int = 0) -> Iterator[Block]:
         if block.start.pass_number > number:
             return
         yield block
+
+
+def make_streams() -> list[TrainStream]:
+    """14 + 9 rows, one shard each of 8 and 6, and 5 and 4."""
+    return [numbered([8, 6], 1000, "a"), numbered([5, 4], 2000, "b")]
+
+
+def make_loader(
+    streams: list[TrainStream], workers: int = 0, store: ImageStore | None = None, **options: Any
+) -> StreamLoader:
+    data = StreamDataset(streams, store or ImageStore(), LIMIT)
+    options = {"batch_size": 4, "seed": 1, "shuffle_block": 5, **options}
+    return StreamLoader(
+        data,
+        sampler=StreamSampler(data, streams, **options),
+        batch_size=None,
+        collate_fn=PairCollate(collate),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+
+
+def epoch(loader: StreamLoader, number: int = 0, stop: int | None = None) -> list[list[int]]:
+    """The numbers of the batches of an epoch, or of its first `stop`."""
+    loader.sampler.set_epoch(number)
+    batches = []
+    for batch in loader:
+        batches.append(batch["query"]["number"].tolist())
+        if len(batches) == stop:
+            break
+    return batches

@@ -293,7 +293,7 @@ def test_what_the_encoder_refuses_is_refused(towers, tmp_path):
     encoder = CachedFeatures(towers, tmp_path)
     with pytest.raises(ValueError, match="takes one image per sample"):
         encoder.collate([Sample("two", [image(0), image(1)])])
-    with pytest.raises(ValueError, match="has a place for an image, but the sample has none"):
+    with pytest.raises(ValueError, match=r"has a placeholder <\|image_1\|>, but the sample has no image"):
         encoder.collate([Sample("<|image_1|> what?")])
     with pytest.raises(ValueError, match="no samples"):
         encoder.collate([])

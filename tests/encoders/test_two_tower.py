@@ -278,7 +278,9 @@ def test_places_of_an_image_are_not_read_as_text(tiny, family):
     )
     torch.testing.assert_close(found[0], found[1])
     torch.testing.assert_close(found[2], embed(encoder, [Sample(image=image)])[0], atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match=r"'<\|image_1\|> what is it' has a place for an image"):
+    with pytest.raises(
+        ValueError, match=r"what is it' has a placeholder <\|image_1\|>, but the sample has no"
+    ):
         encoder.collate([Sample("<|image_1|> what is it")])
 
 
@@ -291,7 +293,7 @@ def test_places_that_a_tower_cannot_fill_are_refused(tiny, text):
         ValueError, match=r"has <\|image_.*sees the one image of a sample once: keep a single"
     ):
         collate([Sample("fine"), Sample(text, SAMPLES[1].image)])
-    assert "pixel_values" not in collate([Sample(" a <|image_x|> b ")])  # no place
+    assert "pixel_values" not in collate([Sample(" a <|image_x|> b ")])  # no placeholder
 
 
 def test_what_trains_and_where_texts_are_cut_is_printed(tiny, caplog):

@@ -150,10 +150,10 @@ def test_no_room_for_a_text_is_an_error():
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        (Sample("<|image_1|> a cat"), r"place <\|image_1\|>, but the sample has 0 image"),
-        (Sample("<|image_2|> a cat", CAT), r"place <\|image_2\|>, but the sample has 1 image"),
-        (Sample("<|image_0|> a cat", CAT), r"place <\|image_0\|>"),
-        (Sample("<|image_1|> a cat", (CAT, DOG)), r"image 2 of 2 has no place .* add <\|image_2\|>"),
+        (Sample("<|image_1|> a cat"), r"placeholder <\|image_1\|>, but the sample has 0 image"),
+        (Sample("<|image_2|> a cat", CAT), r"placeholder <\|image_2\|>, but the sample has 1 image"),
+        (Sample("<|image_0|> a cat", CAT), r"placeholder <\|image_0\|>"),
+        (Sample("<|image_1|> a cat", (CAT, DOG)), r"image 2 of 2 has no placeholder .* add <\|image_2\|>"),
     ],
 )
 def test_a_placeholder_and_an_image_need_each_other(tiny, sample, message):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from evaluation.subsets import expected, subset
+from evaluation.subsets import brute_force, expected, subset
 from lightning.pytorch import LightningModule, Trainer
 from processes import run_on_ranks
 from torch import Tensor, nn
@@ -170,6 +170,36 @@ def test_a_lightning_module_logs_the_metric_itself() -> None:
     assert float(fit.callback_metrics["p1"]) == pytest.approx(EXPECTED)
     assert [result.num_queries for result in module.seen if result] == [40, 40]
     assert fit.validate(module, loader(), verbose=False) == [{"p1": pytest.approx(EXPECTED)}]
+
+
+class OnlyLogs(Logs):
+    """Leaves `compute` and `reset` to Lightning."""
+
+    def on_validation_epoch_end(self) -> None:
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:.*have no embedding:UserWarning")
+def test_the_counts_can_be_read_after_lightning_has_reset_the_metric() -> None:
+    """One item never arrives, and all candidates of one query tie."""
+    module, run, lost = OnlyLogs(), trainer(), int(CANDIDATES[0, 0])
+    tied = next(row for row in CANDIDATES.tolist() if lost not in row and min(row[:2]) >= 0)
+    with torch.no_grad():
+        module.table[[c for c in tied if c >= 0]] = module.table[tied[0]].clone()
+    arriving = DataLoader(TensorDataset(ITEMS[lost != ITEMS]), batch_size=13)
+    logged = run.validate(module, arriving, verbose=False)[0]["p1"]
+    assert not module.p1.update_called  # it has been reset
+
+    table = module.table.tolist()
+    kept = [(q, row) for q, row in zip(QUERIES.tolist(), CANDIDATES.tolist()) if lost not in (q, row[0])]
+    own = [[table[c] for c in row if c not in (-1, lost)] for _, row in kept]
+    outcomes = brute_force([table[q] for q, _ in kept], own)
+    ties = sum(0 < outcome < 1 for outcome in outcomes)
+    assert len(kept) < len(QUERIES)
+    assert ties > 0
+    assert module.p1.result is not None
+    assert module.p1.result[1:] == (len(kept), ties, len(QUERIES) - len(kept))
+    assert module.p1.result.precision == pytest.approx(sum(outcomes) / len(outcomes)) == pytest.approx(logged)
 
 
 @pytest.mark.filterwarnings("ignore:.*have no embedding:UserWarning")

@@ -211,7 +211,10 @@ def test_sharded_parameters_get_the_gradients_of_replicated_ones():
 def test_a_batch_that_is_not_in_chunks_is_an_error_that_says_what_to_do():
     module = ContrastiveModule(ToyEncoder(), chunk_size=4)
     batch = {side: {"x": torch.zeros(8, 8)} for side in ("query", "target")}
-    message = "chunk_size=4, each side of a batch must be a list of collated chunks"
+    message = (
+        "chunk_size=4, each side of a batch must be a list of collated chunks: use MMEBDataModule or "
+        "PairDataModule, or remove `chunk_size`$"
+    )
     with pytest.raises(TypeError, match=message):
         module.training_step(batch, 0)
 

@@ -126,10 +126,18 @@ def test_what_is_allowed_must_be_of_the_kind_that_belongs_there(write_checkpoint
     assert not (their_code / "ran").exists()
 
 
-@pytest.mark.parametrize("allow", [["*"], [""], ["a/b"], [1]])
-def test_a_word_that_is_no_path_is_refused(write_checkpoint, allow):
+@pytest.mark.parametrize("allow", [["*"], [""], "", ["a/b"], [1], [None], 5, True, False, b"os"])
+def test_what_is_not_a_dotted_path_is_refused(write_checkpoint, allow):
     with pytest.raises(ValueError, match="`allow` takes dotted paths"):
         ContrastiveModule.load_from_checkpoint(write_checkpoint(), allow=allow)
+
+
+@pytest.mark.parametrize("path", [None, ""])
+def test_a_checkpoint_that_was_never_saved_is_an_error_that_says_so(path):
+    with pytest.raises(
+        ValueError, match=f"`checkpoint_path` must be .*got {path!r}; .*until a checkpoint is"
+    ):
+        ContrastiveModule.load_from_checkpoint(path)
 
 
 def test_an_object_that_is_passed_needs_no_other_word(write_checkpoint, their_code):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .sources import TONES, YELLOW, Concept
 
-# what one would call the things of a Unicode subgroup; subgroups without a plain word are left out
+# what one would call the things of a Unicode subgroup; subgroups without a plain word are skipped
 _KINDS = {
     "happy face": "face-smiling face-affection face-tongue",
     "unhappy face": "face-concerned face-negative face-unwell",

@@ -1,8 +1,8 @@
 """The four npm packages the benchmark is made of: fetching, checking, and reading what may be used.
 
 Licence trap: the image packages also carry other vendors' images as fallbacks for what their own renderer
-lacks. An image is read only if the package's ``emoji.json`` says that the renderer itself drew it. Flags are
-left out: Microsoft's Fluent set has no country flags, and the package does not document their origin.
+lacks. An image is read only if the package's ``emoji.json`` states that the renderer itself drew it. Flags
+are skipped: Microsoft's Fluent set has no country flags, and the package does not document their origin.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ RENDERERS = ("noto", "twemoji", "fluent")
 TONES = {1: "light", 2: "medium-light", 3: "medium", 4: "medium-dark", 5: "dark"}
 YELLOW = 0  # the tone of an image without a skin tone modifier
 GROUPS_LEFT_OUT = ("component", "flags")
-# words that tell variants of one concept apart: all variants are seen in training, or none
+# words that distinguish variants of one concept: all variants are seen in training, or none
 VARIANT_WORDS = frozenset(
     ("man", "woman", "person", "men", "women", "people", "boy", "girl", "face", "facing", "right", "left")
 )

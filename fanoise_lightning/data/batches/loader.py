@@ -2,7 +2,7 @@
 
 Lightning saves ``state_dict()`` of a loader that has one and hands it back on resume; without one, a resumed
 run sees the first batches of the epoch again. The sampler's order is a function of (seed, epoch, batch), so
-the state is a few integers, and a resumed run computes its place: no batch is read to be thrown away.
+the state is a few integers, and a resumed run computes where it is without reading the batches before.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ResumableLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator, so that workers start at the first batch and not here: Lightning asks for the iterator
-        # before it tells the sampler the epoch.
+        # before it sets the sampler's epoch.
         saved, self._saved = self._saved, None
         epoch, start = self.sampler.epoch, 0
         if saved is not None and saved["epoch"] == epoch:

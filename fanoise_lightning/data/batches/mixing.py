@@ -5,7 +5,7 @@
    share of the epoch, rounded so that the sum is exact.
 2. The blocks are shuffled, which decides the subset of each place of each batch.
 3. Every subset fills its places with its rows in shuffled passes, so that no row repeats before all rows
-   of its subset have come once. In proportion to the sizes there is one pass: an epoch without repeats.
+   of its subset have appeared once. In proportion to the sizes there is one pass: an epoch without repeats.
 """
 
 from __future__ import annotations

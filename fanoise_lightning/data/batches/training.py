@@ -61,8 +61,8 @@ class TrainDataset(Dataset):
 
     A pair with an image that cannot be used is replaced by another row of its subset, drawn at random, so
     that the batches of all processes stay equal in size. No row is drawn that a process has in the same
-    global batch; if no other row can be used, a pair of the process's own batch is repeated. Stand-ins have
-    `mask_pairs` set: right answers are not their negatives.
+    global batch; if no other row can be used, a pair of the process's own batch is repeated. Replacements
+    have `mask_pairs` set: right answers are not their negatives.
 
     Args:
         subsets: the rows of each subset.

@@ -58,8 +58,8 @@ class Archive:
             with zipfile.ZipFile(path) as archive:
                 members = [member for member in archive.infolist() if not member.is_dir()]
         except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
-            # the directory is at the end: a download that was cut off has none
-            raise ValueError(f"`{path}` is not a zip archive, or it ends early ({error})") from error
+            # the directory is at the end: a truncated download has none
+            raise ValueError(f"`{path}` is not a zip archive, or is truncated ({error})") from error
         names = [_name(member) for member in members]
         keys = np.array([_key(folded(name)) for name in names], np.uint64)
         if len(np.unique(keys)) != len({folded(name) for name in names}):

@@ -190,7 +190,7 @@ class ImageRoot:
         names = archive_names(path) if self._is_folder else ("",)
         for name in names:
             if name not in self._archives:
-                # isfile follows links, of which the hub's cache is made
+                # isfile follows links; the hub's cache consists of them
                 files = [name] if os.path.isfile(self.path / name) else _search(self.path, folded(name))
                 self._archives[name] = self._open(self.path / files[0], name) if len(files) == 1 else None
         return [archive for name in names if (archive := self._archives[name]) is not None]

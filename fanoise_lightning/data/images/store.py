@@ -51,7 +51,7 @@ class ImageStore:
         Called before processes are forked, which share what is open.
 
         Raises:
-            FileNotFoundError: if the images are missing; says how to get them.
+            FileNotFoundError: if the images are missing, with how to get them.
             ValueError: if an archive cannot be read.
         """
         if not len(paths):

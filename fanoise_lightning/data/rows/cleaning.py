@@ -1,4 +1,4 @@
-"""The text and path columns of a table, checked and cleaned; and what is said of rows that are empty."""
+"""The text and path columns of a table, checked and cleaned; and the messages about empty rows."""
 
 from __future__ import annotations
 
@@ -113,6 +113,6 @@ def skipped_rows(subset: str, count: str, first: str) -> str:
 
 
 def empty_subset(subset: str, skipped: int, ranks: str = "") -> ValueError:
-    """The error of a subset that has no row, or of which all rows were `skipped`."""
+    """The error of a subset without rows, or with all of them `skipped`."""
     cause = f"in each of its {skipped} rows, a query or target has neither text nor image"
     return ValueError(f"subset `{subset}` is empty: {cause if skipped else 'no rows'}{ranks}")

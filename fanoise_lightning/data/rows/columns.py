@@ -48,6 +48,6 @@ def is_lines(file: str | Path) -> bool:
 
 
 def with_origin(table: pa.Table, file: str | Path, rows: Sequence[int]) -> pa.Table:
-    """A table with the columns ``file`` and ``row``, which tell where its `rows` come from."""
+    """A table with the columns ``file`` and ``row``, the origin of its `rows`."""
     origin = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(rows), np.int32)), pa.array([str(file)]))
     return table.append_column("file", origin).append_column("row", pa.array(rows, pa.int64()))

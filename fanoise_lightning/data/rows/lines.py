@@ -27,7 +27,7 @@ def read_lines(
         file: the file.
         columns: the kind of each column that is wanted.
         size: rows of a table; the last one may have fewer.
-        skip: leave out the first `skip` rows.
+        skip: how many rows to skip at the start.
         limit: stop after `limit` rows; the lines after them are not read.
 
     Raises:
@@ -56,7 +56,7 @@ def open_lines(file: Path) -> Iterator[Iterable[bytes]]:
         with gzip.open(file) as lines:
             yield lines
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"`{file}` cannot be unpacked, or ends early: {error}; fetch it again") from error
+        raise ValueError(f"`{file}` cannot be unpacked, or is truncated: {error}; fetch it again") from error
 
 
 def _parse_lines(lines: Sequence[tuple[int, bytes]], file: Path, columns: Columns) -> pa.Table:

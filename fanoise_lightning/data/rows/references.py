@@ -1,4 +1,4 @@
-"""A row refers to each of its samples by a text and an image path, of which one may be empty.
+"""A row refers to each of its samples by a text and an image path; one of them may be empty.
 
 Both together are the key of a reference: the same caption with another image is another reference.
 """

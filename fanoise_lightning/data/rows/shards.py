@@ -32,7 +32,7 @@ class Rows(Protocol):
     def read(self, shard: int, skip: int = 0, limit: int | None = None) -> Iterator[pa.Table]:
         """At most `limit` rows of a shard after the first `skip`, in tables of at most `CHUNK` rows.
 
-        Columns have the types of the file, see `convert`; ``file`` and ``row`` tell the origin.
+        Columns have the types of the file, see `convert`; ``file`` and ``row`` are the origin.
         """
 
 
@@ -134,7 +134,7 @@ def read_group(
         group: which.
         source: its file, open.
         columns: the kind of each column that is wanted.
-        skip: leave out the first `skip` rows.
+        skip: how many rows to skip at the start.
         limit: stop after `limit` rows.
         pre_buffer: fetch all columns in a few large reads before the first row.
     """

@@ -64,7 +64,7 @@ def find_subsets(folder: Path) -> dict[str, Path]:
             continue
         name = path.name if is_shards else subset_name(path)
         if name in found:
-            raise ValueError(f"subset `{name}` is there twice: `{found[name]}` and `{path}`; remove one")
+            raise ValueError(f"subset `{name}` appears twice: `{found[name]}` and `{path}`; remove one")
         found[name] = path
     if others:
         rank_zero_warn(

@@ -1,6 +1,6 @@
 """Download what some subsets need of a repository on the hub: make a plan, then carry it out.
 
-It takes two steps, because only the rows tell which archives of images they need.
+It takes two steps, because only the rows name the archives of images they need.
 """
 
 from __future__ import annotations

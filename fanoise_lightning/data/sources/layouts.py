@@ -239,7 +239,7 @@ class RepositoryLayout:
         return self._folders[part]
 
     def _names(self, part: Part, chosen: Sequence[str] | None) -> list[str]:
-        """The configs of the chosen subsets, or of all; a folder that lacks some must be told which."""
+        """The configs of the chosen subsets, or of all; for a folder that lacks some they must be chosen."""
         names = train_configs(chosen) if part == "train" else eval_configs(chosen)
         source, split = self.sources[part], self._split(part)
         if chosen is not None or isinstance(source, HubRepository):

@@ -101,7 +101,7 @@ class Repository(ABC):
         """The patterns of the files of each config and split; without a card, each folder is a config.
 
         Raises:
-            ValueError: if the card cannot be read, or does not say where the rows are.
+            ValueError: if the card cannot be read, or does not give the place of the rows.
         """
         configs = self._card.get("configs")
         if not configs:

@@ -111,7 +111,7 @@ def test_reading_leaves_no_file_open(tmp_path: Path) -> None:
 def test_an_archive_that_ends_early_is_an_error_at_once(tmp_path: Path, kept: float) -> None:
     path = write_zip(tmp_path / "x.zip", {str(number): os.urandom(99) for number in range(100)})
     os.truncate(path, int(kept * path.stat().st_size))
-    with pytest.raises(ValueError, match=r"x\.zip` is not a zip archive, or it ends early"):
+    with pytest.raises(ValueError, match=r"x\.zip` is not a zip archive, or is truncated"):
         Archive(path)
 
 

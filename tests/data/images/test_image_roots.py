@@ -128,7 +128,7 @@ def test_a_missing_root_is_an_error(tmp_path: Path) -> None:
 
 def test_a_root_that_is_a_broken_archive_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "broken.zip").write_text("no archive")
-    with pytest.raises(ValueError, match=r"broken\.zip` is not a zip archive, or it ends early"):
+    with pytest.raises(ValueError, match=r"broken\.zip` is not a zip archive, or is truncated"):
         ImageRoot(tmp_path / "broken.zip")
 
 
@@ -253,7 +253,7 @@ def test_an_archive_that_ends_early_is_named_with_the_command(tmp_path: Path, pr
     path = write_archive(tmp_path / "images_zip" / "A-OKVQA.zip", "A-OKVQA/Train/1.png")
     os.truncate(path, path.stat().st_size - 10)
     root = ImageRoot(tmp_path, FETCH)
-    with pytest.raises(ValueError, match=r"A-OKVQA\.zip` is not a zip archive, or it ends early") as error:
+    with pytest.raises(ValueError, match=r"A-OKVQA\.zip` is not a zip archive, or is truncated") as error:
         root.prepare(as_paths(TRAIN), "A-OKVQA") if prepared else ImageStore(root).open(TRAIN)
     assert "remove it and fetch it again: `hf download TIGER-Lab/MMEB-train images_zip/A-OKVQA.zip`" in str(
         error.value

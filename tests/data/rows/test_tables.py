@@ -119,5 +119,5 @@ def test_subsets_are_files_and_folders_of_shards(tmp_path: Path) -> None:
 def test_a_subset_in_two_formats_is_an_error(tmp_path: Path) -> None:
     for name in ("a.parquet", "a.jsonl"):
         write_rows(tmp_path / name, ROWS[:1])
-    with pytest.raises(ValueError, match="`a` is there twice"):
+    with pytest.raises(ValueError, match="`a` appears twice"):
         find_subsets(tmp_path)

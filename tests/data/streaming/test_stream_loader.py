@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import signal
-import threading
-import time
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -14,56 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from data_roots import Recorder, collate, make_root, make_trainer, train_row, write_image
+from data_roots import Recorder, make_root, make_trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from processes import run_on_ranks
-from streams import FakeRows, from_shards, numbered
+from streams import epoch, make_loader, make_streams, numbered
 
 from fanoise_lightning.data import MMEBDataModule
 from fanoise_lightning.data.batches.loader import ResumableLoader
-from fanoise_lightning.data.batches.refusals import Read
-from fanoise_lightning.data.batches.skipped import SkipLimit, TooManySkippedError
-from fanoise_lightning.data.batches.training import PairCollate
-from fanoise_lightning.data.images.roots import ImageRoot
-from fanoise_lightning.data.images.store import ImageStore
-from fanoise_lightning.data.rows.references import Reference, identity
-from fanoise_lightning.data.sources.hub_errors import HubError
-from fanoise_lightning.data.streaming import reader
-from fanoise_lightning.data.streaming.loader import StreamDataset, StreamLoader, StreamSampler
-from fanoise_lightning.data.streaming.reader import StreamRow, TrainStream
-
-LIMIT = SkipLimit("training rows", 10)
-
-
-def make_streams() -> list[TrainStream]:
-    """14 + 9 rows, one shard each of 8 and 6, and 5 and 4."""
-    return [numbered([8, 6], 1000, "a"), numbered([5, 4], 2000, "b")]
-
-
-def make_loader(
-    streams: list[TrainStream], workers: int = 0, store: ImageStore | None = None, **options: Any
-) -> StreamLoader:
-    data = StreamDataset(streams, store or ImageStore(), LIMIT)
-    options = {"batch_size": 4, "seed": 1, "shuffle_block": 5, **options}
-    return StreamLoader(
-        data,
-        sampler=StreamSampler(data, streams, **options),
-        batch_size=None,
-        collate_fn=PairCollate(collate),
-        num_workers=workers,
-        persistent_workers=workers > 0,
-    )
-
-
-def epoch(loader: StreamLoader, number: int = 0, stop: int | None = None) -> list[list[int]]:
-    """The numbers of the batches of an epoch, or of its first `stop`."""
-    loader.sampler.set_epoch(number)
-    batches = []
-    for batch in loader:
-        batches.append(batch["query"]["number"].tolist())
-        if len(batches) == stop:
-            break
-    return batches
+from fanoise_lightning.data.streaming.loader import StreamLoader
+from fanoise_lightning.data.streaming.reader import TrainStream
 
 
 def saved(loader: StreamLoader) -> dict[str, Any]:
@@ -239,153 +194,6 @@ def test_batches_are_mixed_as_of_rows_with_an_index() -> None:
         assert {len({row // 1000 for row in batch}) for batch in batches} == distinct
         if mode == 2:
             assert all(batch[0] // 1000 == batch[1] // 1000 for batch in batches)
-
-
-def stream_row(number: int, subset: int = 0, image: str | bytes = "") -> StreamRow:
-    return StreamRow(
-        subset, "rows.parquet", number, Reference(f"q{number}", image), Reference(f"t{number}", ""), []
-    )
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ImageStore:
-    write_image(tmp_path / "good.png", 7)
-    (tmp_path / "bad.png").write_bytes(b"no image")
-    return ImageStore(ImageRoot(tmp_path))
-
-
-def test_a_broken_pair_is_replaced_by_the_next_of_its_subset(store: ImageStore) -> None:
-    data = StreamDataset([numbered([9], name="a"), numbered([9], name="b")], store, LIMIT)
-    rows = [stream_row(0), stream_row(1, 1), stream_row(2, 0, "bad.png"), stream_row(3, 1), stream_row(4)]
-    pairs, skipped, _ = data[rows]
-    assert [pair.query.text for pair in pairs] == ["q0", "q1", "q4", "q3", "q4"]
-    assert [pair.subset for pair in pairs] == ["a", "b", "a", "b", "a"]
-    assert [pair.mask_pairs for pair in pairs] == [False, False, True, False, True]
-    assert pairs[2].target_id == pairs[4].target_id == identity(Reference("t4", ""))
-    ids = PairCollate(collate, mask=False)(Read(pairs, []))["target_id"].tolist()
-    assert ids == [-1, -1, pairs[2].target_id, -1, pairs[2].target_id]
-    assert len(skipped) == 1
-    assert "subset `a`, `rows.parquet`, row 2: image `bad.png`" in skipped[0]
-
-
-def test_a_broken_pair_alone_of_its_subset_is_replaced_by_another(store: ImageStore) -> None:
-    data = StreamDataset([numbered([9], name="a"), numbered([9], name="b")], store, LIMIT)
-    pairs, _, _ = data[[stream_row(0, 1), stream_row(1, 0, "bad.png"), stream_row(2, 1), stream_row(3, 1)]]
-    assert [pair.query.text for pair in pairs] == ["q0", "q2", "q2", "q3"]
-
-
-def test_too_many_broken_pairs_stop_the_stream(store: ImageStore) -> None:
-    data = StreamDataset([numbered([9])], store, SkipLimit("training rows", 1))
-    with pytest.raises(TooManySkippedError, match="2 training rows cannot be used"):
-        data[[stream_row(n, 0, "bad.png") for n in range(3)]]
-    limit = SkipLimit("training rows", 9, {"a": 1, "b": 2})
-    data = StreamDataset([numbered([9], name="a"), numbered([9], name="b")], store, limit)
-    rows = [stream_row(number, subset, "bad.png") for number, subset in enumerate((0, 1, 1, 0))]
-    assert data[rows[:3]][0] == []
-    with pytest.raises(TooManySkippedError, match=r"2 training rows of subset `a` cannot.*allows 1"):
-        data[rows]
-
-
-def test_images_come_from_the_root_or_the_rows(store: ImageStore, tmp_path: Path) -> None:
-    write_image(tmp_path / "bytes.png", 9)
-    data = StreamDataset([numbered([9])], store, LIMIT)
-    rows = [
-        stream_row(0, 0, "good.png"),
-        stream_row(1, 0, (tmp_path / "bytes.png").read_bytes()),
-        stream_row(2),
-    ]
-    assert PairCollate(collate)(data[rows])["query"]["grey"].tolist() == [7, 9, -1]
-
-
-def test_pairs_of_one_target_have_one_id() -> None:
-    streams = [numbered([9], name="a", mask_same_target=True), numbered([9], name="b")]
-    rows = [stream_row(0), stream_row(0), stream_row(1), stream_row(0, 1)]
-    pairs = StreamDataset(streams, ImageStore(), LIMIT)[rows].pairs
-    ids = [pair.target_id for pair in pairs]
-    assert ids[0] == ids[1] == ids[3] != ids[2] != -1
-    assert [pair.mask_pairs for pair in pairs] == [True, True, True, False]
-
-
-def test_images_that_are_nowhere_are_an_error_at_once(tmp_path: Path) -> None:
-    stream = TrainStream("a", from_shards([[train_row(n, "images/X/1.jpg") for n in range(8)]]), 8)
-    with pytest.raises(FileNotFoundError, match=r"subset `a`.*images/X/1\.jpg"):
-        epoch(make_loader([stream]))
-    with pytest.raises(FileNotFoundError, match="`a`"):
-        epoch(make_loader([stream], store=ImageStore(ImageRoot(tmp_path))))
-
-
-class Killed(StreamDataset):
-    def __getitem__(self, rows: list[StreamRow]) -> Any:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_worker_that_dies_is_an_error() -> None:
-    streams = make_streams()
-    data = Killed(streams, ImageStore(), LIMIT)
-    sampler = StreamSampler(data, streams, batch_size=4, seed=1, shuffle_block=5)
-    loader = StreamLoader(
-        data, sampler=sampler, batch_size=None, collate_fn=PairCollate(collate), num_workers=1
-    )
-    with pytest.raises(RuntimeError, match="worker"):
-        epoch(loader)
-
-
-def broken() -> Any:
-    yield from (train_row(number) for number in range(300))
-    raise HubError("connection lost")
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_stream_that_breaks_is_an_error_in_training(workers: int) -> None:
-    begin = time.monotonic()
-    with pytest.raises(HubError, match="subset `s`: connection lost"):
-        epoch(make_loader([TrainStream("s", FakeRows([broken]), 1000)], workers, shuffle_block=64))
-    assert time.monotonic() - begin < 20
-
-
-def reading(name: str) -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == f"read {name}"]
-
-
-def test_no_thread_outlives_the_iterator() -> None:
-    endless = [numbered([2000], name="kept")]
-    loader = make_loader(endless, shuffle_block=1)
-    iterator = iter(loader)
-    next(iterator)
-    del iterator, loader
-    for thread in reading("kept"):
-        thread.join(5)
-    assert not reading("kept")
-
-
-def slow() -> Any:
-    time.sleep(0.5)
-    yield from (train_row(number) for number in range(100))
-
-
-def test_twenty_streams_are_opened_together() -> None:
-    streams = [TrainStream(f"s{number}", FakeRows([slow]), 100) for number in range(20)]
-    loader = make_loader(streams, batch_size=40)
-    begin = time.monotonic()
-    assert len(epoch(loader, 0, 1)) == 1
-    assert time.monotonic() - begin < 5  # one after the other, they would take 10 s
-
-
-def test_a_stream_that_hangs_does_not_keep_the_process_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    forever = threading.Event()
-
-    def rows() -> Any:
-        yield from (train_row(number) for number in range(64))
-        forever.wait()
-
-    loader = make_loader([TrainStream("hung", FakeRows([rows]), 1000)], shuffle_block=64)
-    assert len(epoch(loader, 0, 3)) == 3
-    assert [thread.daemon for thread in reading("hung")] == [True]
-    monkeypatch.setattr(reader, "EXIT_TIMEOUT", 0.2)
-    begin = time.monotonic()
-    reader._close_readers()  # what the interpreter does at its end
-    assert time.monotonic() - begin < 5
-    forever.set()
 
 
 def test_a_loader_that_is_made_anew_does_not_begin_with_the_same_rows() -> None:
