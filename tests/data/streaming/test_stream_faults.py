@@ -64,17 +64,16 @@ def test_no_thread_outlives_the_iterator() -> None:
     assert not reading("kept")
 
 
-def slow() -> Any:
-    time.sleep(0.5)
-    yield from (train_row(number) for number in range(100))
-
-
 def test_twenty_streams_are_opened_together() -> None:
-    streams = [TrainStream(f"s{number}", FakeRows([slow]), 100) for number in range(20)]
-    loader = make_loader(streams, batch_size=40)
-    begin = time.monotonic()
-    assert len(epoch(loader, 0, 1)) == 1
-    assert time.monotonic() - begin < 5  # one after the other, they would take 10 s
+    everyone = threading.Barrier(20, timeout=60)
+
+    def rows() -> Any:
+        everyone.wait()  # broken, unless all are being opened at one time
+        yield from (train_row(number) for number in range(100))
+
+    streams = [TrainStream(f"s{number}", FakeRows([rows]), 100) for number in range(20)]
+    assert len(epoch(make_loader(streams, batch_size=40), 0, 1)) == 1
+    assert not everyone.broken
 
 
 def test_a_stream_that_hangs_does_not_keep_the_process_alive(monkeypatch: pytest.MonkeyPatch) -> None:
