@@ -108,7 +108,7 @@ def noise_shape(features: Tensor, scaling: Scaling = "sublinear", energy: Energy
             total = dim if energy == "constant" else law_total(x, scaling)
             return _scaled((x,), frobenius_norm(x), total)
         if not isinstance(scaling, str):
-            return _law_shape(scaling, *exact_svd(x), None if energy == "paper" else dim, x.dtype)
+            return _law_shape(scaling, *exact_svd(x), None if energy == "paper" else dim, x)
         factors, root_sum, nuclear_norm = half_power(x)
         total = dim if energy == "constant" else _total(min(rows, dim), root_sum, nuclear_norm)
         return _scaled(factors, nuclear_norm.sqrt(), total)
@@ -143,7 +143,7 @@ def moment_shape(
     with full_precision(moment):
         if not isinstance(scaling, str):
             values, vectors = (part[: rank or dim] for part in moment_spectrum(moment))
-            return _law_shape(scaling, vectors.T, values, vectors, total, dtype or moment.dtype)
+            return _law_shape(scaling, vectors.T, values, vectors, total, moment.to(dtype or moment.dtype))
         factor, power_sum, square = moment_root(moment, _POWER[scaling])
         if total is None:
             total = _total(rank or dim, power_sum, square)
@@ -193,7 +193,7 @@ def row_norm(features: Tensor) -> Tensor:
 
 
 def _law_shape(
-    law: Law, left: Tensor, values: Tensor, right: Tensor, total: float | Tensor | None, dtype: torch.dtype
+    law: Law, left: Tensor, values: Tensor, right: Tensor, total: float | Tensor | None, like: Tensor
 ) -> NoiseShape:
     """The shape for a law that is a function, from U (B, R), s (R,), V^T (R, D); `total` None is its own.
 
@@ -204,7 +204,8 @@ def _law_shape(
     square = weights.square().sum()
     if total is None:
         total = _total(len(values), weights.sum(), square)
-    return _scaled((((left * weights) @ right).to(dtype),), square.sqrt().to(dtype), total)
+    factor = ((left * weights) @ right).to(like)  # MPS decomposes on the CPU
+    return _scaled((factor,), square.sqrt().to(like), torch.as_tensor(total).to(like))
 
 
 def _total(rank: int, power_sum: Tensor, square: Tensor) -> Tensor:

@@ -86,10 +86,15 @@ class FeatureStore:
             OSError: if they cannot be written, as on a full disk. What was there before stays.
         """
         data, names = self._files()
-        data.write(np.ascontiguousarray(rows, np.float32).tobytes())
-        data.flush()  # before the keys: a key without its row would be a wrong feature
-        names.write(_as_bytes(keys).tobytes())
-        names.flush()
+        try:
+            data.write(np.ascontiguousarray(rows, np.float32).tobytes())
+            data.flush()  # before the keys: a key without its row would be a wrong feature
+            names.write(_as_bytes(keys).tobytes())
+            names.flush()
+        except BaseException:
+            # rows and keys may be out of step: nothing may be appended to these files any more
+            self._writer = None
+            raise
 
     def __len__(self) -> int:
         self._read()

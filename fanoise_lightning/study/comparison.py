@@ -154,6 +154,8 @@ def _check_alike(records: Sequence[Record], any_version: bool) -> None:
                 f"{pair} were evaluated on different data, though the subsets have the same names"
             )
         for name, outcomes in record.outcomes.items():
+            if np.isnan(outcomes).all() != np.isnan(first.outcomes[name]).all():
+                raise ValueError(f"{pair}: only one of them scored any query of subset {name!r}")
             if len(outcomes) != len(first.outcomes[name]):
                 counts = f"{len(first.outcomes[name])} and {len(outcomes)}"
                 raise ValueError(f"{pair} have {counts} queries in subset {name!r}")

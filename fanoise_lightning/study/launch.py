@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fanoise_lightning._checks import check_at_least
 from fanoise_lightning.study.plan import Run, Study
 from fanoise_lightning.study.resolve import fingerprints
 from fanoise_lightning.study.run import FAILED, FINISHED, LOG, PLAN, is_finished
@@ -43,11 +44,14 @@ def run_study(
         The folders of the runs that failed, with what went wrong. The others are not affected.
 
     Raises:
-        ValueError: if an arm cannot be run, see :func:`~fanoise_lightning.study.resolve.fingerprints`; if the
-            folder holds finished runs of another configuration.
+        ValueError: if an arm cannot be run, see :func:`~fanoise_lightning.study.resolve.fingerprints`; if
+            ``workers`` is below 1; if a run's folder holds a finished run of another configuration, or files
+            that are not a study's.
         ImportError: if ``cluster`` is given and submitit is not installed.
     """
     folder = Path(folder)
+    if workers is not None:
+        check_at_least("workers", workers, 1)
     configs = fingerprints(study)
     runs = list(study.runs())
     todo = [folder / run.folder for run in runs if _prepare(run, folder, configs[run.regime, run.arm])]
@@ -59,7 +63,7 @@ def run_study(
             progress.advance(bar)
             if error:
                 failed[path] = error
-                progress.console.print(f"[red]failed[/]: {path}: {error}", highlight=False)
+                progress.console.print(f"failed: {path}: {error}", style="red", markup=False)
     return failed
 
 
@@ -82,6 +86,8 @@ def _prepare(run: Run, folder: Path, config: str) -> bool:
                 f"it to run {run} again"
             )
         return False
+    if path.exists() and any(path.iterdir()) and not (path / PLAN).exists():
+        raise ValueError(f"{path} holds files that are not a study's, and {run} would replace them")
     path.mkdir(parents=True, exist_ok=True)
     plan = {"regime": run.regime, "arm": run.arm, "seed": run.seed, "config": config, "options": options}
     unfinished = path / f"{PLAN}.tmp"
@@ -92,13 +98,13 @@ def _prepare(run: Run, folder: Path, config: str) -> bool:
 
 def _here(folders: Sequence[Path], workers: int | None) -> Iterator[tuple[Path, str]]:
     """Run some at a time; yields each folder with its error, "" for none, as they end."""
-    gpus = torch.cuda.device_count()
-    workers = workers or max(gpus, 1)
+    gpus = _gpus()
+    workers = max(len(gpus), 1) if workers is None else workers
     slots: SimpleQueue[dict[str, str]] = SimpleQueue()
     for number in range(workers):
         threads = str(max((os.cpu_count() or 1) // workers, 1))
-        own_gpu = {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus > 1 and workers > 1 else {}
-        slots.put({"OMP_NUM_THREADS": threads, **own_gpu, **os.environ, **own_gpu})
+        own_gpu = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus and workers > 1 else {}
+        slots.put({"OMP_NUM_THREADS": threads, **os.environ, **own_gpu})
     running: set[subprocess.Popen[bytes]] = set()
 
     def work(folder: Path) -> str:
@@ -117,6 +123,13 @@ def _here(folders: Sequence[Path], workers: int | None) -> Iterator[tuple[Path, 
             pool.shutdown(wait=False, cancel_futures=True)
             for process in [*running]:
                 process.terminate()
+
+
+def _gpus() -> list[str]:
+    """What names each GPU in CUDA_VISIBLE_DEVICES, of those that this process sees."""
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return visible.split(",")[:count] if visible else [str(number) for number in range(count)]
 
 
 def _on_cluster(

@@ -20,7 +20,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the command line; by default ``sys.argv[2:]``.
 
     Raises:
-        SystemExit: with status 1 if a run failed.
+        SystemExit: if a run failed, or with the message of what cannot be run.
     """
     parser = ArgumentParser("fanoise study", description="Run every arm of a study under every seed.")
     parser.add_argument("study", type=str, help="The study, a YAML file.")
@@ -34,8 +34,11 @@ def main(args: Sequence[str] | None = None) -> None:
         "--cluster", type=dict | None, default=None, help="Parameters of submitit, to run each run as a job."
     )
     given = parser.parse_args(args if args is not None else sys.argv[2:])
-    study = Study.load(given.study)
-    failed = run_study(study, given.folder, given.workers, given.cluster)
+    try:
+        study = Study.load(given.study)
+        failed = run_study(study, given.folder, given.workers, given.cluster)
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        raise SystemExit(f"fanoise study: {error}") from error
     if failed:
         raise SystemExit(
             f"{len(failed)} of {len(list(study.runs()))} runs failed; run the study again to retry them"

@@ -118,3 +118,37 @@ def test_a_full_disk_is_an_error_and_loses_nothing(tmp_path, monkeypatch):
         store.add([key(1)], row(1))
     check(FeatureStore(tmp_path, DIM), [0], range(2))
     data.close()
+
+
+class Breaks:
+    """A file that writes some of the bytes, or all of them, and then fails."""
+
+    def __init__(self, file, share: float) -> None:
+        self.file, self.share = file, share
+
+    def write(self, part: bytes) -> None:
+        self.file.write(part[: round(self.share * len(part))])
+        self.file.flush()
+        raise KeyboardInterrupt if self.share == 1 else OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+@pytest.mark.parametrize("share", [0, 0.4, 1])
+@pytest.mark.parametrize("broken", ["rows", "keys"])
+def test_what_is_added_after_a_write_that_failed_half_way_is_right(tmp_path, broken, share):
+    store = FeatureStore(tmp_path, DIM)
+    store.add([key(0)], row(0))
+    data, names = store._files()
+    store._writer = (
+        os.getpid(),
+        Breaks(data, share) if broken == "rows" else data,
+        Breaks(names, share) if broken == "keys" else names,
+    )
+    with pytest.raises((OSError, KeyboardInterrupt)):
+        store.add([key(1)], row(1))
+    for number in range(2, 5):
+        store.add([key(number)], row(number))
+    there = [0, 2, 3, 4, *([1] if (broken, share) == ("keys", 1) else [])]
+    check(FeatureStore(tmp_path, DIM), there, range(6))

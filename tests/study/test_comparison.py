@@ -162,6 +162,8 @@ def damaged(root: Path, change: str) -> dict[str, Any]:
         won["step"] = 200
     elif change == "above one":
         won["outcomes"]["far"][0] = 2
+    elif change == "none scored":
+        won["outcomes"]["far"] = [None] * 200
     elif change == "text":
         won["outcomes"]["far"][0] = "won"
     elif change == "twice":
@@ -193,6 +195,7 @@ def damaged(root: Path, change: str) -> dict[str, Any]:
         ("no seed", r"scores\.json: the run has no seed"),
         ("other step", r"of step 300, outcomes\.json of step 200"),
         ("above one", r"outcomes must be numbers from 0 to 1"),
+        ("none scored", r"only one of them scored any query of subset 'far'"),
         ("text", r"are not those of a run"),
         ("twice", r"are both arm 'noise' with seed 1"),
         ("seeds", r"arm 'noise' has the seeds \[0, 2\], the baseline 'none' \[0, 1, 2\]"),

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from fanoise_lightning.__main__ import main
+from fanoise_lightning.study import launch
 from fanoise_lightning.study.launch import run_study
 from fanoise_lightning.study.plan import Study
 
@@ -121,6 +122,43 @@ def test_the_command_ends_with_an_error_if_a_run_failed(study, tmp_path, monkeyp
     failures = {}
     main(["study", str(study), "--folder=runs"])
     assert "fanoise compare 'runs/short' --baseline 'none'" in capsys.readouterr().out
+
+
+def test_files_that_are_not_a_studys_are_not_removed(study, tmp_path):
+    mine = tmp_path / "runs" / "short" / "none" / "seed-3" / "thesis.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("years")
+    with pytest.raises(
+        ValueError, match=r"seed-3 holds files that are not a study's, and arm 'none' .* replace"
+    ):
+        run_study(Study.load(study), tmp_path / "runs")
+    assert mine.read_text() == "years"
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "expected"),
+    [("", 2, ["0", "1"]), ("2,3", 2, ["2", "3"]), ("GPU-a,GPU-b,GPU-c", 2, ["GPU-a", "GPU-b"]), ("", 0, [])],
+)
+def test_a_worker_gets_a_gpu_of_those_that_the_study_may_use(monkeypatch, visible, count, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: count)
+    assert launch._gpus() == expected
+
+
+def test_an_error_with_brackets_is_printed_as_it_is(study, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(launch, "_here", lambda folders, workers: [(folders[0], "no [/such] tag [red]")])
+    assert list(run_study(Study.load(study), tmp_path / "runs").values()) == ["no [/such] tag [red]"]
+    assert "no [/such] tag [red]" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["absent.yaml"], "absent.yaml"), ([], "`workers` must be at least 1, got 0")],
+)
+def test_the_command_names_what_cannot_be_run(study, tmp_path, options, message):
+    path = options or [str(study)]
+    with pytest.raises(SystemExit, match=f"fanoise study: .*{message}"):
+        main(["study", *path, f"--folder={tmp_path / 'runs'}", "--workers=0"])
 
 
 def test_a_cluster_needs_submitit(study, tmp_path, monkeypatch):
