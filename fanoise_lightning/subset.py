@@ -1,4 +1,4 @@
-"""What data and evaluation share about an evaluation subset: its name, meta-task, distribution and floors."""
+"""What data and evaluation share about an evaluation subset: its name, kind, floors and task."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ class Subset:
         meta_task: ``"classification"``, ``"vqa"``, ``"retrieval"`` or ``"grounding"``.
         distribution: ``"IND"`` if the training pairs come from the same source, else ``"OOD"``.
         floors: the precision@1 (0 to 1) of models that understand nothing, by name, such as ``"chance"``.
+        task: the name of what is asked, if one subset of each distribution asks it, such as ``"caption"``;
+            ``None`` if there is no such pair of subsets.
 
     Raises:
         ValueError: if a field has any other value.
@@ -36,6 +38,7 @@ class Subset:
     meta_task: str
     distribution: str
     floors: Mapping[str, float] = field(default_factory=dict, hash=False)
+    task: str | None = None
 
     def __post_init__(self) -> None:
         check_subset_name(self.name)
@@ -46,6 +49,8 @@ class Subset:
         for key, value in self.floors.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise ValueError(f"subset `{self.name}`: floor `{key}` must be in 0..1, got {value!r}")
+        if self.task is not None and (not isinstance(self.task, str) or not self.task):
+            raise ValueError(f"subset `{self.name}`: `task` must be a name or null, got {self.task!r}")
 
 
 def check_subset_name(name: Any) -> None:

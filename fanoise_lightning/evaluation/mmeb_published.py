@@ -79,7 +79,8 @@ BASELINES: Mapping[str, float] = {
 unless fine-tuned."""
 
 _MEMBERS = {
-    mean: [entry.name for entry in entries] for mean, entries in group_by_mean(CATALOG.values()).items()
+    mean: [subset.name for subset in subsets]
+    for mean, subsets in group_by_mean(entry.subset for entry in CATALOG.values()).items()
 }
 
 

@@ -29,7 +29,7 @@ __all__ = ["Scoreboard"]
 
 @dataclass(frozen=True)
 class Scoreboard:
-    """Scores per subset, and their means per meta-task, per distribution and overall.
+    """Scores per subset, and their means per meta-task, per distribution, over shared tasks, and overall.
 
     Subsets without a scored query are shown but count in no mean. A group without scored subsets has no mean.
 
@@ -69,6 +69,16 @@ class Scoreboard:
         return {name: mean_score(self.groups[name]) for name in names}
 
     @cached_property
+    def shared(self) -> dict[str, MeanScore]:
+        """The means over the tasks that both distributions have: ``"IND_shared"`` and ``"OOD_shared"``.
+
+        IND and OOD are over different tasks, some easier than others; the shared means are over the same
+        tasks. Empty if no two subsets share a task.
+        """
+        names = [f"{distribution}_shared" for distribution in self.distributions]
+        return {name: mean_score(self.groups[name]) for name in names if name in self.groups}
+
+    @cached_property
     def overall(self) -> MeanScore | None:
         """The mean over all subsets."""
         return mean_score(self._scored) if self._scored else None
@@ -80,8 +90,8 @@ class Scoreboard:
 
     @cached_property
     def means(self) -> dict[str, MeanScore]:
-        """All means: meta-tasks, ``"IND"``, ``"OOD"``, ``"overall"``, ``"mean_of_meta_tasks"``."""
-        means = {**self.meta_tasks, **self.distributions}
+        """All means: meta-tasks, distributions, shared ones, ``"overall"``, ``"mean_of_meta_tasks"``."""
+        means = {**self.meta_tasks, **self.distributions, **self.shared}
         if self.overall is not None and self.mean_of_meta_tasks is not None:
             means |= {"overall": self.overall, "mean_of_meta_tasks": self.mean_of_meta_tasks}
         return means
@@ -129,9 +139,9 @@ class Scoreboard:
             ``{"metric": "precision_at_1", "confidence": 0.95, "subsets": {...}, "means": {...}}``.
 
             A subset is ``{"meta_task", "distribution", "precision", "interval": [lower, upper],
-            "num_queries", "num_ties", "num_skipped", "floors": {name: fraction}}``; precision and interval
-            are null if no query was scored. A mean (see :attr:`means`) is ``{"precision", "interval",
-            "num_subsets", "floors"}``.
+            "num_queries", "num_ties", "num_skipped", "floors": {name: fraction}}``, and a ``"task"`` if it
+            has one; precision and interval are null if no query was scored. A mean (see :attr:`means`) is
+            ``{"precision", "interval", "num_subsets", "floors"}``.
         """
         return {
             "metric": "precision_at_1",
@@ -212,6 +222,7 @@ def _subset_dict(subset: SubsetScore) -> dict[str, Any]:
         "num_ties": subset.num_ties,
         "num_skipped": subset.num_skipped,
         "floors": dict(subset.floors),
+        **({} if subset.task is None else {"task": subset.task}),
     }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from fanoise_lightning.evaluation.intervals import mean_interval, wilson_interval
 from fanoise_lightning.evaluation.precision_at_one import subset_result
-from fanoise_lightning.subset import Subset
+from fanoise_lightning.subset import DISTRIBUTIONS, Subset
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +23,9 @@ class _HasKind(Protocol):
 
     @property
     def distribution(self) -> str: ...
+
+    @property
+    def task(self) -> str | None: ...
 
 
 _AnySubset = TypeVar("_AnySubset", bound=_HasKind)
@@ -42,6 +45,7 @@ class SubsetScore:
         num_skipped: how many queries could not be scored.
         floors: what is reached without a model: name (``"chance"``, ``"constant"``, ``"blind"``) to fraction.
         outcomes: what each query scored, (Q,): 0 to 1, NaN for a skipped one; ``None`` if that is unknown.
+        task: the name of what is asked, if a subset of the other distribution asks it too.
     """
 
     name: str
@@ -53,13 +57,14 @@ class SubsetScore:
     num_skipped: int = 0
     floors: Mapping[str, float] = field(default_factory=dict)
     outcomes: Tensor | None = field(default=None, repr=False, compare=False)
+    task: str | None = None
 
     @classmethod
     def of(cls, subset: Subset, outcomes: Tensor) -> SubsetScore:
         """The score of a subset.
 
         Args:
-            subset: its name, meta-task, distribution and floors.
+            subset: its name, kind, floors and task.
             outcomes: (Q,), see :func:`~fanoise_lightning.evaluation.precision_at_one.query_outcomes`.
         """
         result = subset_result(outcomes)
@@ -70,6 +75,7 @@ class SubsetScore:
             *result,
             floors=dict(subset.floors),
             outcomes=outcomes,
+            task=subset.task,
         )
 
     @property
@@ -133,10 +139,27 @@ class ReferenceScores:
 
 
 def group_by_mean(subsets: Iterable[_AnySubset]) -> dict[str, list[_AnySubset]]:
-    """The subsets that each mean is over: each meta-task, each distribution and ``"overall"``."""
+    """The subsets that each mean is over.
+
+    They are the mean of each meta-task, of each distribution (``"IND"``, ``"OOD"``), and ``"overall"``; and
+    ``"IND_shared"`` and ``"OOD_shared"``, over the subsets whose task both distributions have, if there are
+    any: IND and OOD by themselves may be over tasks of different difficulty.
+
+    Example:
+        >>> seen, unseen = Subset("a", "vqa", "IND", task="kind"), Subset("b", "vqa", "OOD", task="kind")
+        >>> groups = group_by_mean([seen, Subset("easy", "vqa", "IND"), unseen])
+        >>> {mean: [subset.name for subset in group] for mean, group in groups.items() if "IND" in mean}
+        {'IND': ['a', 'easy'], 'IND_shared': ['a']}
+    """
+    subsets = list(subsets)
+    tasks = [{s.task for s in subsets if s.distribution == distribution} for distribution in DISTRIBUTIONS]
+    shared = set.intersection(*tasks) - {None}
     groups: dict[str, list[_AnySubset]] = {}
     for subset in subsets:
-        for mean in (subset.meta_task, subset.distribution, "overall"):
+        means = [subset.meta_task, subset.distribution, "overall"]
+        if subset.task in shared:
+            means.append(f"{subset.distribution}_shared")
+        for mean in means:
             groups.setdefault(mean, []).append(subset)
     return groups
 

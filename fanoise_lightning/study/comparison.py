@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from statsmodels.stats.multitest import multipletests
 
 from fanoise_lightning._checks import check_names
+from fanoise_lightning.evaluation.scores import group_by_mean
 from fanoise_lightning.study.effects import Effect, effect
 from fanoise_lightning.study.records import Failure, Record, read_runs
 
@@ -30,7 +31,7 @@ class ArmEffects:
     Args:
         arm: its name.
         seeds: what is paired.
-        means: the effect on each meta-task, on IND and OOD, and overall.
+        means: the effect on each meta-task, on IND and OOD, on the tasks that both share, and overall.
         subsets: the effect on each subset.
         p_value: of the mean that decides, corrected for the number of arms (Holm); ``None`` for one seed.
         skipped: how many pairs of outcomes were not compared, because one run skipped the query.
@@ -52,7 +53,7 @@ class Comparison:
 
     Args:
         baseline: the arm that the others are compared with.
-        by: the mean that decides: a meta-task, ``"IND"``, ``"OOD"`` or ``"overall"``.
+        by: the mean that decides, such as ``"overall"`` or ``"OOD_shared"``.
         confidence: of each interval, so that all of them hold together with 95 % (Bonferroni).
         scores: the baseline's score on each mean, over the seeds.
         arms: the others.
@@ -85,7 +86,8 @@ def compare(
         runs: folders of runs, or folders that contain them. An arm is the folder above its runs.
         baseline: the name of an arm, or a pattern such as ``"no noise*"``. Of several that match, the best
             one on the seeds of ``select`` counts.
-        by: the mean that decides: ``"overall"``, ``"IND"``, ``"OOD"`` or a meta-task.
+        by: the mean that decides: ``"overall"``, ``"IND"``, ``"OOD"``, ``"IND_shared"``, ``"OOD_shared"``, or
+            a meta-task.
         select: choose the best baseline and the best other arm on these seeds ...
         confirm: ... and compare only these two, on these other seeds.
         common_seeds: compare arms that lack some seeds on those that they have.
@@ -168,11 +170,8 @@ def _check_alike(records: Sequence[Record], any_version: bool) -> None:
 
 def _groups(record: Record, by: str) -> dict[str, list[str]]:
     """The subsets that each mean is over."""
-    groups: dict[str, list[str]] = {}
-    for name, (meta_task, distribution) in record.kinds.items():
-        if not np.isnan(record.outcomes[name]).all():
-            for mean in (meta_task, distribution, "overall"):
-                groups.setdefault(mean, []).append(name)
+    scored = [kind for name, kind in record.kinds.items() if not np.isnan(record.outcomes[name]).all()]
+    groups = {mean: [subset.name for subset in own] for mean, own in group_by_mean(scored).items()}
     check_names([by], groups, "mean")
     return groups
 

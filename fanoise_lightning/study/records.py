@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fanoise_lightning.subset import Subset
+
 __all__ = ["Failure", "Record", "read_runs"]
 
 SCORES, OUTCOMES, FAILED = "scores.json", "outcomes.json", "failed.json"
@@ -28,7 +30,7 @@ class Record:
         seed: of ``seed_everything``.
         version: of this package.
         data: the fingerprint of the evaluation data; ``None`` if there is none.
-        kinds: subset to its meta-task and distribution.
+        kinds: subset to its meta-task, distribution and task.
         outcomes: subset to what each query scored, (Q,): 0 to 1, NaN for a skipped one.
         metrics: the latest that were logged in training.
     """
@@ -38,7 +40,7 @@ class Record:
     seed: int
     version: str
     data: str | None
-    kinds: dict[str, tuple[str, str]]
+    kinds: dict[str, Subset]
     outcomes: dict[str, NDArray[np.float64]]
     metrics: dict[str, float]
 
@@ -105,7 +107,10 @@ def _read(folder: Path, arm: str) -> Record:
     outcomes = _json(folder / OUTCOMES)
     try:
         run, subsets = scores["run"], scores["scoreboard"]["subsets"]
-        kinds = {name: (str(s["meta_task"]), str(s["distribution"])) for name, s in subsets.items()}
+        kinds = {
+            name: Subset(name, s["meta_task"], s["distribution"], task=s.get("task"))
+            for name, s in subsets.items()
+        }
         seed, step = run["seed"], scores["step"]
         values = {name: _outcomes(name, outcomes["outcomes"][name]) for name in kinds}
     except (KeyError, TypeError, AttributeError, ValueError) as error:

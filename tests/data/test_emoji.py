@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import json
@@ -11,13 +12,20 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
+from rich.console import Console
 
 import fanoise_lightning
+from fanoise_lightning.data.sources.subsets_json import read_subsets
+from fanoise_lightning.evaluation.scoreboard import Scoreboard
+from fanoise_lightning.evaluation.scores import SubsetScore
 from tools.emoji import rows as rows_module
 from tools.emoji import scenes, sources, split
+from tools.emoji import subsets as builder
 
 ROOT = Path(fanoise_lightning.__file__).parent / "data" / "emoji"
 TRAIN_COLUMNS = {"qry", "qry_image_path", "pos_text", "pos_image_path"}
@@ -25,6 +33,8 @@ NEGATIVE_COLUMNS = {"neg_text", "neg_image_path"}
 EVAL_COLUMNS = {"qry_text", "qry_img_path", "tgt_text", "tgt_img_path"}
 # where a task has few natural answers, chance is above 5 %: the card says so
 CHANCE_ABOVE_5_PERCENT = {"group"}
+# a query text up to the name of the object to find
+INSTRUCTION = re.compile(r".*labeled as |.*")
 
 
 def _read(folder):
@@ -218,6 +228,101 @@ def test_blind_floors_are_those_that_were_measured(subsets):
     path = ROOT / "blind.json"
     measured = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     assert {n: s["floors"]["blind"] for n, s in subsets.items() if "blind" in s["floors"]} == measured
+
+
+def test_the_builder_writes_the_file_that_is_shipped(tmp_path):
+    for name in ("eval", "images.zip"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    builder.write_subsets(tmp_path)
+    assert (tmp_path / "subsets.json").read_bytes() == (ROOT / "subsets.json").read_bytes()
+
+
+def test_copy_floors_are_those_of_the_nearest_pixels(subsets, evaluation, archive):
+    """In floating point, by a distance and a reduction of scenes that are torch's."""
+
+    @functools.cache
+    def pixels(path):
+        image = np.array(Image.open(io.BytesIO(archive.read(path))))
+        return torch.from_numpy(image).double().permute(2, 0, 1)
+
+    for name, rows in evaluation.items():
+        if not all(row["qry_img_path"] and all(row["tgt_img_path"]) for row in rows):
+            assert "copy" not in subsets[name]["floors"], name
+            continue
+        right = 0
+        for row in rows:
+            candidates = torch.stack([pixels(path) for path in row["tgt_img_path"]])
+            query = pixels(row["qry_img_path"])
+            query = torch.nn.functional.adaptive_avg_pool2d(query, candidates.shape[-2:])
+            right += torch.cdist(query.reshape(1, -1), candidates.flatten(1)).argmin() == 0
+        assert subsets[name]["floors"]["copy"] == pytest.approx(float(right / len(rows)), abs=1e-4), name
+
+
+def test_only_recolour_has_the_image_of_the_query_among_the_wrong_candidates(subsets, evaluation, archive):
+    look = {name: archive.read(name) for name in archive.namelist()}
+    for name, rows in evaluation.items():
+        own = [
+            look.get(row["qry_img_path"]) in [look.get(p) for p in row["tgt_img_path"] if p] for row in rows
+        ]
+        assert all(own) if name == "recolour" else not any(own), name
+    assert subsets["recolour"]["floors"]["copy"] == 0
+    assert not any(row["qry_img_path"] == row["tgt_img_path"][0] for row in evaluation["recolour"])
+
+
+def test_a_copy_that_ties_with_the_truth_counts_as_its_share():
+    look = {"black": 0, "grey": 100, "light": 200}
+    images = {name: np.full((4, 4, 3), value, np.int32) for name, value in look.items()}
+
+    def row(query, *targets):
+        return {"qry_text": "", "qry_img_path": query, "tgt_text": [""] * 3, "tgt_img_path": list(targets)}
+
+    rows = [
+        row("grey", "black", "light", "light"),  # three are equally near
+        row("light", "black", "grey", "grey"),
+        row("grey", "grey", "black", "light"),
+        row("black", "light", "grey", "black"),
+    ]
+    assert builder.floors(rows, images.__getitem__)["copy"] == pytest.approx(
+        (1 / 3 + 0 + 1 + 0) / 4, abs=1e-4
+    )
+
+
+def test_a_shared_task_asks_the_same_in_both_distributions(subsets, evaluation):
+    """The same question, with as many candidates, and the same answers where they are words."""
+    tasks = {}
+    for name, subset in subsets.items():
+        if "task" in subset:
+            assert subset["distribution"] not in tasks.setdefault(subset["task"], {}), name
+            tasks[subset["task"]][subset["distribution"]] = name
+    assert set(tasks) == {"subgroup", "kind", "skin_tone", "ground", "caption", "renderer", "crop"}
+    for pair in tasks.values():
+        assert set(pair) == {"IND", "OOD"}
+        first, second = evaluation[pair["IND"]], evaluation[pair["OOD"]]
+        asked = [{INSTRUCTION.match(row["qry_text"]).group() for row in rows} for rows in (first, second)]
+        assert asked[0] == asked[1]
+        assert len(asked[0]) == 1
+        assert {len(row["tgt_text"]) for row in first} == {len(row["tgt_text"]) for row in second}
+        assert subsets[pair["IND"]]["meta_task"] == subsets[pair["OOD"]]["meta_task"]
+        if subsets[pair["IND"]]["meta_task"] in ("classification", "vqa"):
+            assert set(first[0]["tgt_text"]) == set(second[0]["tgt_text"])
+
+
+def test_the_scoreboard_has_the_shared_tasks_and_fits_a_terminal():
+    described = read_subsets(ROOT / "subsets.json").values()
+    board = Scoreboard([SubsetScore.of(subset, torch.ones(300)) for subset in described])
+    assert board.means["IND_shared"].num_subsets == board.means["OOD_shared"].num_subsets == 7
+    console = Console(width=300, file=io.StringIO(), record=True)
+    console.print(board.table())
+    assert max(map(len, console.export_text().rstrip().splitlines())) <= 80
+
+
+def test_the_card_has_the_floors_of_the_file(subsets):
+    lines = [line.strip("| ").split(" | ") for line in (ROOT / "README.md").read_text("utf-8").splitlines()]
+    names = ["chance", "constant", "copy", "blind"]
+    card = {line[0]: line[-4:] for line in lines if len(line) == 9 and line[0] in subsets}
+    for name, subset in subsets.items():
+        known = [f"{100 * subset['floors'][n]:.1f}" if n in subset["floors"] else "-" for n in names]
+        assert card[name] == known, name
 
 
 def test_a_candidate_twice_is_an_error():

@@ -180,9 +180,9 @@ def test_two_subsets_of_one_name_are_refused() -> None:
 
 
 def test_a_score_is_made_of_a_subset_and_the_outcomes_of_its_queries() -> None:
-    subset = Subset("a", "vqa", "IND", {"chance": 0.1})
+    subset = Subset("a", "vqa", "IND", {"chance": 0.1}, task="b")
     score = SubsetScore.of(subset, torch.tensor([1, 0, torch.nan, 0.5, 0, torch.nan]))
-    assert score == SubsetScore("a", "vqa", "IND", 0.375, 4, 1, 2, {"chance": 0.1})
+    assert score == SubsetScore("a", "vqa", "IND", 0.375, 4, 1, 2, {"chance": 0.1}, task="b")
     none = SubsetScore.of(subset, torch.tensor([torch.nan]))
     assert (none.num_queries, none.num_skipped) == (0, 1)
 
@@ -200,6 +200,80 @@ def test_ties_and_skipped_queries_have_columns_only_where_there_are_any() -> Non
     assert text(board).splitlines()[2].split()[-2:] == ["n", "ties"]
     board = small(name="d", meta_task="vqa", distribution="OOD", precision=0.5, num_queries=90, num_skipped=7)
     assert text(board).splitlines()[2].split()[-2:] == ["n", "skipped"]
+
+
+# task, distribution, precision, queries: `colour` and `shape` are shared, `smell` and `sound` are not.
+MIXED = [
+    ("colour", "IND", 0.5, 200),
+    ("smell", "IND", 0.1, 100),
+    (None, "IND", 0.3, 100),
+    ("shape", "IND", 0.8, 100),
+    ("sound", "OOD", 0.9, 100),
+    ("shape", "OOD", 0.6, 300),
+    (None, "OOD", 0.7, 100),
+    ("colour", "OOD", 0.25, 100),
+]
+
+
+def mixed(**unscored: str) -> Scoreboard:
+    """The subsets of MIXED, named by task and distribution; `unscored` are those without a scored query."""
+    return Scoreboard(
+        [
+            SubsetScore(
+                f"{task}-{distribution}",
+                "vqa",
+                distribution,
+                math.nan if unscored.get(str(task)) == distribution else precision,
+                0 if unscored.get(str(task)) == distribution else queries,
+                floors={"chance": precision / 10},
+                task=task,
+            )
+            for task, distribution, precision, queries in MIXED
+        ]
+    )
+
+
+def test_shared_means_are_over_the_tasks_of_both_distributions() -> None:
+    means = mixed().means
+    names = ["vqa", "IND", "OOD", "IND_shared", "OOD_shared", "overall", "mean_of_meta_tasks"]
+    assert list(means) == names
+    for distribution in ("IND", "OOD"):
+        rows = {task: (p, n) for task, d, p, n in MIXED if d == distribution}
+        scores = [rows["colour"][0], rows["shape"][0]]
+        found = means[f"{distribution}_shared"]
+        assert found.precision == pytest.approx(sum(scores) / 2)
+        limits = [wilson_interval(*rows["colour"]), wilson_interval(*rows["shape"])]
+        assert found.interval == pytest.approx(mean_interval(scores, limits))
+        assert found.num_subsets == 2
+        assert found.floors == pytest.approx({"chance": sum(scores) / 20})
+
+
+def test_a_task_is_shared_only_if_both_of_its_subsets_were_scored() -> None:
+    means = mixed(shape="OOD").means
+    assert (means["IND_shared"].precision, means["OOD_shared"].precision) == (0.5, 0.25)
+    none = mixed(shape="IND", colour="OOD")
+    assert none.shared == {}
+    assert list(none.means) == ["vqa", "IND", "OOD", "overall", "mean_of_meta_tasks"]
+
+
+def test_shared_means_are_logged_written_and_printed() -> None:
+    board = mixed()
+    assert board.metrics("val")["val/precision_at_1/OOD_shared"] == pytest.approx(0.425)
+    values = json.loads(json.dumps(board.to_dict(), allow_nan=False))
+    assert values["means"]["IND_shared"]["precision"] == pytest.approx(0.65)
+    assert values["subsets"]["shape-OOD"]["task"] == "shape"
+    assert "task" not in values["subsets"]["None-OOD"]
+    lines = [line.split() for line in text(board).splitlines()]
+    assert [line[:3] for line in lines if line[1:2] == ["shared"]] == [
+        ["IND", "shared", "65.0"],
+        ["OOD", "shared", "42.5"],
+    ]
+
+
+def test_a_reference_has_shared_means_too() -> None:
+    scores = {f"{task}-{distribution}": p / 2 for task, distribution, p, _ in MIXED}
+    beside = mixed().beside(ReferenceScores(scores, {}, {}))
+    assert beside["means"]["IND_shared"] == pytest.approx(0.325)
 
 
 REFERENCE = ReferenceScores(

@@ -13,6 +13,7 @@ SUBSETS = {
     "odd": ("vqa", "IND"),
     "far": ("retrieval", "OOD"),
 }
+TASKS = {"plain": "find", "far": "find"}
 
 
 def outcomes(seed: int, gain: float = 0.0, queries: int = 200) -> dict[str, list[Any]]:
@@ -28,6 +29,7 @@ def write_run(folder: Path, seed: int, won: dict[str, list[Any]], **run: Any) ->
     folder.mkdir(parents=True)
     subsets = {
         name: {"meta_task": meta_task, "distribution": distribution, "num_queries": len(won[name])}
+        | ({"task": TASKS[name]} if name in TASKS else {})
         for name, (meta_task, distribution) in SUBSETS.items()
         if name in won
     }

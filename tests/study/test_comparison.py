@@ -41,6 +41,13 @@ def test_a_difference_is_that_of_unweighted_means_paired_by_seed(study, mean):
     assert found.p_value == pytest.approx(test.pvalue)
 
 
+def test_the_tasks_that_both_distributions_share_have_means_of_their_own(study):
+    arm = compare([study], "none", by="OOD_shared").arms[0]
+    assert arm.means["IND_shared"].difference == pytest.approx(arm.subsets["plain"].difference)
+    assert arm.means["OOD_shared"].difference == pytest.approx(arm.subsets["far"].difference)
+    assert arm.means["IND_shared"].difference != pytest.approx(arm.means["IND"].difference)
+
+
 def test_p_values_are_corrected_for_the_number_of_arms(study):
     arms = compare([study], "none").arms
     raw = sorted(arm.means["overall"].p_value for arm in arms)

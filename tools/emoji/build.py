@@ -10,7 +10,6 @@ benchmark's folder in the package unless given. ``blind.json`` there holds the m
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,28 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .composed import SceneSubsets
-from .rows import EvalRow, TrainRow, floors
+from .rows import EvalRow, TrainRow
 from .scenes import Album
 from .single import SingleSubsets
 from .sources import load
 from .split import Split
-
-HERE = Path(__file__).parents[2] / "fanoise_lightning" / "data" / "emoji"
-# name -> meta-task; in-distribution ones first
-META_TASKS = {
-    "subgroup": "classification",
-    "group": "classification",
-    "kind": "vqa",
-    "person": "vqa",
-    "skin_tone": "vqa",
-    "ground": "vqa",
-    "caption": "retrieval",
-    "keywords": "retrieval",
-    "renderer": "retrieval",
-    "recolour": "retrieval",
-    "crop": "grounding",
-}
-OUT_OF_DISTRIBUTION = ("_fluent", "_unseen")
+from .subsets import HERE, write_subsets
 
 
 def build(cache: Path, out: Path) -> None:
@@ -57,8 +40,7 @@ def build(cache: Path, out: Path) -> None:
         for name, rows in subsets.items():
             _write_rows(out / folder / f"{name}.parquet", rows)
     album.write(out / "images.zip", _images(train, evaluation))
-    text = json.dumps(_subsets(evaluation), indent=2) + "\n"
-    (out / "subsets.json").write_text(text, encoding="utf-8")
+    write_subsets(out)
 
 
 def _images(train: Mapping[str, list[TrainRow]], evaluation: Mapping[str, list[EvalRow]]) -> set[str]:
@@ -72,26 +54,6 @@ def _images(train: Mapping[str, list[TrainRow]], evaluation: Mapping[str, list[E
 
 def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     pq.write_table(pa.Table.from_pylist(list(rows)), path, compression="zstd", compression_level=19)
-
-
-def _subsets(evaluation: Mapping[str, Sequence[EvalRow]]) -> list[dict[str, Any]]:
-    blind_file = HERE / "blind.json"
-    blind = json.loads(blind_file.read_text(encoding="utf-8")) if blind_file.exists() else {}
-    subsets = []
-    for name, rows in evaluation.items():
-        base, _, suffix = name.rpartition("_")
-        shifted = f"_{suffix}" in OUT_OF_DISTRIBUTION
-        subset_floors = floors(rows) | ({"blind": blind[name]} if name in blind else {})
-        subsets.append(
-            {
-                "name": name,
-                "meta_task": META_TASKS[base if shifted else name],
-                "distribution": "OOD" if shifted else "IND",
-                "floors": subset_floors,
-            }
-        )
-    order = list(META_TASKS.values())
-    return sorted(subsets, key=lambda s: (s["distribution"], order.index(s["meta_task"])))
 
 
 def main() -> None:

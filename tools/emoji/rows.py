@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
@@ -63,10 +63,3 @@ def balanced(items: Sequence[T], key: Callable[[T], Hashable], count: int, rando
             if pile and len(chosen) < count:
                 chosen.append(pile.pop())
     return chosen
-
-
-def floors(rows: Sequence[EvalRow]) -> dict[str, float]:
-    """Precision@1 (0 to 1) without looking: by chance, and by always giving the best one answer."""
-    chance = sum(1 / len(row["tgt_text"]) for row in rows) / len(rows)
-    truths = Counter((row["tgt_text"][0], row["tgt_img_path"][0]) for row in rows)
-    return {"chance": round(chance, 4), "constant": round(max(truths.values()) / len(rows), 4)}

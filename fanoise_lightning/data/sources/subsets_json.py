@@ -67,6 +67,12 @@ def _read(path: Path) -> dict[str, Subset | str]:
             raise ValueError(f"`{path}`, entry {number}: {error}") from error
         if entry["name"] in subsets:
             raise ValueError(f"`{path}`, entry {number}: subset `{entry['name']}` is listed twice")
+        twin = next((s for s in subsets.values() if _same_task(s, subset)), None)
+        if isinstance(twin, Subset):
+            raise ValueError(
+                f"`{path}`, entry {number}: `{twin.name}` has the task `{twin.task}` and the distribution "
+                f"{twin.distribution} too: a task is shared by one subset of each distribution"
+            )
         subsets[entry["name"]] = subset
     return subsets
 
@@ -79,9 +85,20 @@ def _entry(entry: Any) -> Subset | str:
         raise ValueError(f"`{missing[0]}` is missing in {entry!r}")
     name, meta_task = entry["name"], entry["meta_task"]
     if "distribution" in entry:
-        return Subset(name, meta_task, entry["distribution"], entry.get("floors") or {})
+        return Subset(name, meta_task, entry["distribution"], entry.get("floors") or {}, entry.get("task"))
     check_subset_name(name)
     check_meta_task(name, meta_task)
-    if "floors" in entry:
-        raise ValueError(f"`distribution` is missing in {entry!r}: only evaluation subsets have floors")
+    if "floors" in entry or "task" in entry:
+        raise ValueError(
+            f"`distribution` is missing in {entry!r}: only evaluation subsets have floors and a task"
+        )
     return meta_task
+
+
+def _same_task(one: Subset | str, other: Subset | str) -> bool:
+    return (
+        isinstance(one, Subset)
+        and isinstance(other, Subset)
+        and one.task is not None
+        and (one.task, one.distribution) == (other.task, other.distribution)
+    )

@@ -26,6 +26,12 @@ def test_reads_entries_in_order(tmp_path: Path) -> None:
     assert subsets["boats"].floors == {}
 
 
+def test_a_task_is_read_and_may_be_that_of_one_subset_in_each_distribution(tmp_path: Path) -> None:
+    other = {**GOOD, "name": "toys", "distribution": "IND", "task": "wheels"}
+    path = write(tmp_path / "subsets.json", [{**GOOD, "task": "wheels"}, other, {**GOOD, "name": "boats"}])
+    assert [subset.task for subset in read_subsets(path).values()] == ["wheels", "wheels", None]
+
+
 def test_an_entry_without_a_distribution_is_of_a_training_subset_alone(tmp_path: Path) -> None:
     path = write(tmp_path / "subsets.json", [GOOD, {"name": "boats", "meta_task": "classification"}])
     assert list(read_subsets(path)) == ["cars"]
@@ -49,6 +55,13 @@ def test_an_entry_without_a_distribution_is_of_a_training_subset_alone(tmp_path:
         ([{"name": "a/b", "meta_task": "vqa"}], "`name`"),
         ([{"name": "boats", "meta_task": "chess"}], "`boats`.*`meta_task`.*'chess'"),
         ([{"name": "boats", "meta_task": "vqa", "floors": {}}], "`distribution` is missing"),
+        ([{"name": "boats", "meta_task": "vqa", "task": "b"}], "`distribution` is missing"),
+        ([{**GOOD, "task": 3}], "entry 0.*`cars`.*`task` must be a name or null, got 3"),
+        ([{**GOOD, "task": ""}], "`task` must be a name"),
+        (
+            [{**GOOD, "task": "b"}, {**GOOD, "name": "b"}, {**GOOD, "name": "c", "task": "b"}],
+            "entry 2: `cars` has the task `b` and the distribution OOD too",
+        ),
     ],
 )
 def test_bad_tables_name_file_and_entry(tmp_path: Path, content: Any, message: str) -> None:
