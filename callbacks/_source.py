@@ -102,8 +102,8 @@ class NoiseSource:
             generator = torch.Generator(x.device).manual_seed(derive_seed(*self._key, number, call, place))
             level = alpha * row_norm(x) if self.relative else alpha
             noise[part] = shape.sample(x, level, generator)
-            broken = broken | ~(noise[part].isfinite().all() & x.isfinite().all() & x.any())
-        noise = {part: torch.where(broken, torch.zeros_like(x), x) for part, x in noise.items()}
+            broken = broken | ~(_is_finite(noise[part]) & _is_finite(x) & x.any())
+        noise = _zero_if(broken, noise)
         if not in_backward():  # a pass that repeats another
             self.skipped = broken + self.skipped
             self.draws += 1
@@ -123,6 +123,19 @@ class NoiseSource:
         tell_what_gets_noise(f"{law_name(self.shapes.scaling)} noise, alpha={alpha:g}", where)
         if not self.relative:
             warn_of_row_norms(features, {part: x * (alpha / now) for part, x in noise.items()}, alpha)
+
+
+def _is_finite(x: Tensor) -> Tensor:
+    """Whether all values are finite, 0-d, in one pass: NaN comes through."""
+    low, high = x.detach().aminmax()
+    return low.isfinite() & high.isfinite()
+
+
+def _zero_if(broken: Tensor, noise: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The noise, or zeros; where reading a flag would wait for the device, decided on the device."""
+    if broken.device.type == "cpu" and not broken:
+        return noise
+    return {part: torch.where(broken, torch.zeros_like(x), x) for part, x in noise.items()}
 
 
 def add_noise(features: Tensor, noise: Tensor, renormalize: bool) -> Tensor:

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ IMAGE_PLACEHOLDER = re.compile(r"<\|image_(\d+)\|>")
 
 @dataclass(frozen=True)
 class DeferredImage:
-    """An image that is opened when somebody looks at it.
+    """An image that is opened whenever somebody looks at it, and not kept.
 
     Args:
         key: equal for equal images, in every process and run.
@@ -36,9 +35,9 @@ class DeferredImage:
     key: str
     open: Callable[[], Image]
 
-    @cached_property
+    @property
     def image(self) -> Image:
-        """The image."""
+        """The image, opened anew."""
         return self.open()
 
 

@@ -12,7 +12,7 @@ factor ``Q = U V^T`` of X = U diag(s) V^T, ``H = Q X^T`` is ``U diag(s) U^T``; t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -29,6 +29,7 @@ Method = Literal["gram", "svd"]
 # to 9 eps. In float64 that hides singular values below 8e-8 of the largest.
 _ROUNDING = 32
 _STRIPES = 4
+_ONE_STRIPE = 128  # rows up to which stripes cost more than they save
 
 
 def singular_values(features: Tensor, method: Method = "gram") -> Tensor:
@@ -115,12 +116,17 @@ def effective_rank(values: Tensor) -> Tensor:
 def full_precision(features: Tensor) -> Iterator[None]:
     """No gradient, no autocast, no TF32: squared singular values need every bit of float32."""
     precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    device = features.device.type
+    # each switch costs as much as a small product
+    autocast = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    if precision != "highest":
+        torch.set_float32_matmul_precision("highest")
     try:
-        with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+        with torch.no_grad(), autocast:
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        if precision != "highest":
+            torch.set_float32_matmul_precision(precision)
 
 
 def as_matrix(features: Tensor) -> Tensor:
@@ -261,6 +267,8 @@ def _smaller_gram(x: Tensor) -> Tensor:
     Stripes up to the diagonal take 5/8 of the time of the whole product; what is above them is not valid.
     """
     x = _on_double(x if x.shape[0] <= x.shape[1] else x.T)
+    if len(x) <= _ONE_STRIPE:
+        return x @ x.T
     gram = x.new_zeros(len(x), len(x))
     height = -(-len(x) // _STRIPES)
     for top in range(0, len(x), height):

@@ -189,12 +189,13 @@ class _CachedCollate:
         """Row to key and sample, of the samples that have this kind of feature."""
         if kind == SAMPLE:
             return {row: (sample.key, sample) for row, sample in enumerate(samples)}
-        if any(len(sample.image_keys) > 1 for sample in samples):
-            raise ValueError("a two-tower encoder takes one image per sample, got several")
         if kind == IMAGE:
-            return {row: (s.image_keys[0], s) for row, s in enumerate(samples) if s.image_keys}
+            keys = {row: sample.image_keys for row, sample in enumerate(samples) if sample.image is not None}
+            if any(len(own) > 1 for own in keys.values()):
+                raise ValueError("a two-tower encoder takes one image per sample, got several")
+            return {row: (own[0], samples[row]) for row, own in keys.items() if own}
         texts = {row: text_alone(sample) for row, sample in enumerate(samples)}
-        return {row: (text_key(text), Sample(text)) for row, text in texts.items() if text}
+        return {row: (text_key(text), samples[row]) for row, text in texts.items() if text}
 
     def _collate_kind(
         self, kind: str, store: FeatureStore, own: dict[int, tuple[str, Sample]]
@@ -221,5 +222,5 @@ class _CachedCollate:
             return self.inner(samples)
         towers: TowerCollate = self.inner
         if kind == TEXT:
-            return towers.tokenize([sample.text for sample in samples])
+            return towers.tokenize([text_alone(sample) for sample in samples])
         return towers.transform([towers.prepare(sample.images[0]) for sample in samples])

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,6 +17,7 @@ from fanoise_lightning._checks import check_at_least
 from fanoise_lightning.study.plan import Run, Study
 from fanoise_lightning.study.resolve import fingerprints
 from fanoise_lightning.study.run import FAILED, FINISHED, LOG, PLAN, is_finished
+from fanoise_lightning.study.worker import Worker
 
 __all__ = ["run_study"]
 
@@ -100,29 +99,29 @@ def _here(folders: Sequence[Path], workers: int | None) -> Iterator[tuple[Path, 
     """Run some at a time; yields each folder with its error, "" for none, as they end."""
     gpus = _gpus()
     workers = max(len(gpus), 1) if workers is None else workers
-    slots: SimpleQueue[dict[str, str]] = SimpleQueue()
+    pool, idle = [], SimpleQueue[Worker]()
     for number in range(workers):
         threads = str(max((os.cpu_count() or 1) // workers, 1))
         own_gpu = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus and workers > 1 else {}
-        slots.put({"OMP_NUM_THREADS": threads, **os.environ, **own_gpu})
-    running: set[subprocess.Popen[bytes]] = set()
+        pool.append(Worker({"OMP_NUM_THREADS": threads, **os.environ, **own_gpu}))
+        idle.put(pool[-1])
 
     def work(folder: Path) -> str:
-        environment = slots.get()
+        worker = idle.get()
         try:
-            return _train(folder, environment, running.add, running.discard)
+            return _train(folder, worker)
         finally:
-            slots.put(environment)
+            idle.put(worker)
 
-    with ThreadPoolExecutor(workers) as pool:
-        jobs = {pool.submit(work, folder): folder for folder in folders}
+    with ThreadPoolExecutor(workers) as threads_:
+        jobs = {threads_.submit(work, folder): folder for folder in folders}
         try:
             for job in as_completed(jobs):
                 yield jobs[job], job.result()
         finally:  # an interrupt leaves no process behind
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in [*running]:
-                process.terminate()
+            threads_.shutdown(wait=False, cancel_futures=True)
+            for worker in pool:
+                worker.stop()
 
 
 def _gpus() -> list[str]:
@@ -149,22 +148,10 @@ def _on_cluster(
         yield jobs[job], str(failure) if failure else job.result()
 
 
-def _train(
-    folder: Path,
-    environment: Mapping[str, str] | None = None,
-    started: Callable[[subprocess.Popen[bytes]], None] = lambda process: None,
-    ended: Callable[[subprocess.Popen[bytes]], None] = lambda process: None,
-) -> str:
+def _train(folder: Path, worker: Worker | None = None) -> str:
     """Run one folder in a process of its own; what went wrong, "" for nothing."""
     (folder / FAILED).unlink(missing_ok=True)
-    with (folder / LOG).open("wb") as log:
-        command = [sys.executable, "-m", "fanoise_lightning.study.run", str(folder)]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
-        started(process)
-        try:
-            code = process.wait()
-        finally:
-            ended(process)
+    code = (worker or Worker(os.environ)).run(folder)
     if (folder / FINISHED).exists():
         return ""
     if not (folder / FAILED).exists():  # killed, or dead before it could say why

@@ -2,11 +2,16 @@
 
 The folder holds ``run.json``, the plan. The run adds what ``fanoise fit`` writes, and ``finished.json`` or
 ``failed.json`` at its end. A run that was killed leaves neither, and is started again.
+
+Without a folder, the process reads folders from standard input and forks for each: to import Lightning takes
+longer than a small run.
 """
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import shutil
 import sys
 import time
@@ -19,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from fanoise_lightning.cli import FANoiseCLI
 
-__all__ = ["is_finished", "main"]
+__all__ = ["is_finished", "main", "serve"]
 
 PLAN, FINISHED, FAILED, LOG, LOCK = "run.json", "finished.json", "failed.json", "log.txt", "run.lock"
 
@@ -62,6 +67,26 @@ def main(folder: Path) -> None:
         _write(folder / FINISHED, {"seconds": round(time.monotonic() - start, 3)})
 
 
+def serve() -> None:
+    """Run the folders that standard input names, one JSON string a line, and print the exit code of each.
+
+    Each runs in a fork of this process, which so far has no threads and has not touched a GPU. The fork is
+    what ``python -m fanoise_lightning.study.run FOLDER`` would be, and can start further processes like it.
+    """
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy every imported object
+    while line := sys.stdin.readline():
+        folder = json.loads(line)
+        child = os.fork()
+        if not child:
+            with open(os.devnull, "rb") as nothing, open(Path(folder) / LOG, "wb") as log:
+                for target, source in enumerate((nothing, log, log)):
+                    os.dup2(source.fileno(), target)
+            sys.argv[1:] = [folder]
+            return main(Path(folder))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
 def _clear(folder: Path) -> None:
     """Remove what an attempt before this one left."""
     for path in folder.iterdir():
@@ -80,4 +105,4 @@ def _write(path: Path, value: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1])) if sys.argv[1:] else serve()

@@ -21,6 +21,8 @@ from fanoise_lightning.sample import Collate, Pair, Sample
 
 __all__ = ["PairCollate", "TrainDataset", "open_pair"]
 
+_KEPT = 2**16  # pairs of deferred images that a process keeps: about 1 KB each
+
 
 def open_pair(
     query: Reference,
@@ -62,7 +64,8 @@ class TrainDataset(Dataset):
     A pair with an image that cannot be used is replaced by another row of its subset, drawn at random, so
     that the batches of all processes stay equal in size. No row is drawn that a process has in the same
     global batch; if no other row can be used, a pair of the process's own batch is repeated. Replacements
-    have `mask_pairs` set: right answers are not their negatives.
+    have `mask_pairs` set: right answers are not their negatives. Pairs of deferred images are small, and kept
+    for the next epoch.
 
     Args:
         subsets: the rows of each subset.
@@ -72,6 +75,7 @@ class TrainDataset(Dataset):
 
     def __init__(self, subsets: Sequence[TrainRows], store: ImageStore, limit: SkipLimit) -> None:
         self.subsets, self.store, self.limit = list(subsets), store, limit
+        self._opened: dict[tuple[int, int], Pair] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self.subsets))
@@ -119,18 +123,23 @@ class TrainDataset(Dataset):
         return read._replace(pairs=repeat(pairs, names))
 
     def _open(self, subset: int, row: int, skipped: list[str], refusal: Refusal | None = None) -> Pair | None:
-        rows = self.subsets[subset]
-        query, target, negatives = rows.queries[row], rows.targets[row], rows.negatives(row)
-        masks = rows.mask_same_target
-        try:
-            pair = open_pair(query, target, negatives, self.store, subset=rows.name, mask_pairs=masks)
-        except ImageError as error:
-            self._skip(subset, row, str(error), skipped)
-            return None
+        pair = self._opened.get((subset, row))
+        if pair is None:
+            rows = self.subsets[subset]
+            query, target, negatives = rows.queries[row], rows.targets[row], rows.negatives(row)
+            masks = rows.mask_same_target
+            try:
+                pair = open_pair(query, target, negatives, self.store, subset=rows.name, mask_pairs=masks)
+            except ImageError as error:
+                self._skip(subset, row, str(error), skipped)
+                return None
+            pair = replace(pair, origin=(subset, row))
+            if self.store.deferred and len(self._opened) < _KEPT:
+                self._opened[subset, row] = pair
         if refusal is not None and (why := refusal(pair)):
             self._skip(subset, row, why, skipped)
             return None
-        return replace(pair, origin=(subset, row))
+        return pair
 
     def _skip(self, subset: int, row: int, why: str, skipped: list[str]) -> None:
         rows = self.subsets[subset]
