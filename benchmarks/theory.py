@@ -2,8 +2,8 @@
 
     python benchmarks/theory.py [--rows 1000] [--dim 1536] [--draws 8]
 
-Features (B, D) of known singular values get noise, several times, and so do the keys of a query. Shown are
-means over the draws. It takes about three minutes.
+Features (B, D) of known singular values get noise, several times, and so do the keys of a query. Shown
+are means over the draws. It takes about three minutes.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def tails(rows: int, dim: int, draws: int) -> None:
     """How much of each block of directions is left in the same block of the noisy features."""
     features, right = make_features(power_law(0.7, rows, dim), rows, dim)
     edges = [(round(low * len(right)), round(high * len(right))) for low, high in BLOCKS]
-    print('\nOverlap of blocks of directions, energy="constant"; s_i ~ i^-0.7. Chance: random directions')
+    print('\nOverlap of blocks of directions, energy="constant"; s_i ~ i^-0.7. Chance: any directions')
     print(f"{'':16}" + " ".join(f"{f'{low + 1}-{high}':>9}" for low, high in edges))
     for name, space in (("chance, D", dim), ("chance, R", len(right))):
         print(f"{name:16}" + " ".join(f"{math.sqrt((high - low) / space):9.3f}" for low, high in edges))
