@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fanoise_lightning import InfoNCE
+from fanoise_lightning import InfoNCE, feature_noise
+from fanoise_lightning.noise import noise_shape
 from fanoise_lightning.theory import expected_query_gradient
 
 
@@ -114,6 +115,31 @@ def test_the_pull_does_not_reach_a_query_that_was_normalised():
     assert raw.grad is not None
     assert torch.allclose(raw.grad, other.grad)
     assert not torch.allclose(gradient, (reweighted @ keys - keys[3]) / 0.2)
+
+
+def test_shaped_noise_pulls_along_its_covariance_and_not_along_the_query():
+    """With C in place of delta^2 I: C q for delta^2 q, and q C q^T / tau^2 for sigma^2."""
+    query, keys = problem()
+    temperature, alpha, draws = 0.5, 0.05, 40_000
+    factor = noise_shape(keys, "linear").factors[0]
+    covariance = alpha**2 / keys.shape[1] * factor.T @ factor
+    clean = autograd(query, keys[None], 3, temperature)
+    shifts = []
+    for _ in range(draws // 100):
+        noise = torch.stack([feature_noise(keys, alpha, "linear") for _ in range(100)])
+        gradients = [autograd(query, keys + sign * noise, 3, temperature) for sign in (1, -1)]
+        shifts.append(sum(gradients) / 2 - clean)
+    found = torch.cat(shifts)
+    mean, error = found.mean(0), found.std(0) / math.sqrt(draws)
+
+    p = (keys @ query / temperature).softmax(0)
+    weights = (query @ covariance @ query) / temperature**2 * p * (p.square().sum() - p)
+    pull = covariance @ query / temperature * (p * (1 - p)).sum()
+    expected = (weights @ keys + pull) / temperature
+    assert ((mean - expected) / error).abs().max() < 4
+    tangential = expected - (expected @ query) * query
+    without_pull = weights @ keys / temperature
+    assert (tangential - without_pull + (without_pull @ query) * query).norm() > 20 * error.norm()
 
 
 @pytest.mark.parametrize(
