@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fanoise_lightning import InfoNCE, feature_noise
+from fanoise_lightning import InfoNCE
 from fanoise_lightning.noise import noise_shape
 from fanoise_lightning.theory import expected_query_gradient
 
@@ -30,12 +30,15 @@ def autograd(query: Tensor, keys: Tensor, positive: int, temperature: float) -> 
     return queries.grad
 
 
-def mean_shift(query: Tensor, keys: Tensor, temperature: float, noise_std: float) -> list[Tensor]:
-    """What noise adds to the mean gradient, and the standard error, from 60,000 pairs of draws.
+def isotropic(keys: Tensor, noise_std: float) -> Tensor:
+    return noise_std * torch.randn(60_000, *keys.shape, dtype=torch.float64)
+
+
+def mean_shift(query: Tensor, keys: Tensor, temperature: float, noise: Tensor) -> list[Tensor]:
+    """What noise (N, K, D) adds to the mean gradient, and the standard error, from N pairs of draws.
 
     In an antithetic pair the first order cancels: it has no mean, but nearly all of the variance.
     """
-    noise = noise_std * torch.randn(60_000, *keys.shape, dtype=torch.float64)
     gradients = [autograd(query, keys + sign * noise, 3, temperature) for sign in (1, -1)]
     shifts = sum(gradients) / 2 - autograd(query, keys[None], 3, temperature)
     return [shifts.mean(0), shifts.std(0) / math.sqrt(len(shifts))]
@@ -46,7 +49,7 @@ def test_the_expected_gradient_is_the_mean_of_autograd_within_its_error(scale, t
     """The z-scores of all coordinates; sigma is 0.05."""
     query, keys = problem()
     query, noise_std = scale * query, 0.05 * temperature / scale
-    mean, error = mean_shift(query, keys, temperature, noise_std)
+    mean, error = mean_shift(query, keys, temperature, isotropic(keys, noise_std))
     clean = expected_query_gradient(query, keys, 3, temperature, 0.0)
     expected = expected_query_gradient(query, keys, 3, temperature, noise_std) - clean
     assert ((mean - expected) / error).abs().max() < 4
@@ -95,7 +98,7 @@ def test_the_error_is_of_fourth_order():
 def test_at_a_low_temperature_second_order_fails():
     """Sigma = 2: weights cannot leave 0 and 1, but the expansion can."""
     query, keys = problem()
-    mean, error = mean_shift(query, keys, temperature=0.05, noise_std=0.1)
+    mean, error = mean_shift(query, keys, 0.05, isotropic(keys, 0.1))
     clean = expected_query_gradient(query, keys, 3, 0.05, 0.0)
     expected = expected_query_gradient(query, keys, 3, 0.05, 0.1) - clean
     assert ((mean - expected) / error).abs().max() > 20
@@ -120,17 +123,12 @@ def test_the_pull_does_not_reach_a_query_that_was_normalised():
 def test_shaped_noise_pulls_along_its_covariance_and_not_along_the_query():
     """With C in place of delta^2 I: C q for delta^2 q, and q C q^T / tau^2 for sigma^2."""
     query, keys = problem()
-    temperature, alpha, draws = 0.5, 0.05, 40_000
-    factor = noise_shape(keys, "linear").factors[0]
-    covariance = alpha**2 / keys.shape[1] * factor.T @ factor
-    clean = autograd(query, keys[None], 3, temperature)
-    shifts = []
-    for _ in range(draws // 100):
-        noise = torch.stack([feature_noise(keys, alpha, "linear") for _ in range(100)])
-        gradients = [autograd(query, keys + sign * noise, 3, temperature) for sign in (1, -1)]
-        shifts.append(sum(gradients) / 2 - clean)
-    found = torch.cat(shifts)
-    mean, error = found.mean(0), found.std(0) / math.sqrt(draws)
+    temperature, alpha = 0.5, 0.05
+    _, values, vectors = torch.linalg.svd(keys, full_matrices=False)
+    covariance = alpha**2 / keys.shape[1] * (vectors.T * (values / values.mean()) ** 2) @ vectors
+    rows = keys.new_empty(60_000 * len(keys), keys.shape[1])
+    noise = noise_shape(keys, "linear").sample(rows, alpha).view(60_000, *keys.shape)
+    mean, error = mean_shift(query, keys, temperature, noise)
 
     p = (keys @ query / temperature).softmax(0)
     weights = (query @ covariance @ query) / temperature**2 * p * (p.square().sum() - p)
