@@ -63,6 +63,7 @@ train: install
 bench: install
 	$(BIN)/python benchmarks/noise.py
 	$(BIN)/python benchmarks/noise_accuracy.py
+	$(BIN)/python benchmarks/theory.py
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/encoders.py

@@ -31,7 +31,10 @@ html_theme_options = {"navigation_with_keys": True}
 
 highlight_language = "none"  # of blocks that name no language: commands, trees, tables
 myst_heading_anchors = 3
-nb_execution_mode = "off"  # the notebook is committed with its outputs, and a test runs it
+nb_execution_mode = "auto"  # tests run the notebooks, too
+nb_execution_excludepatterns = ["tutorials/fine_tune.ipynb"]  # committed with its outputs
+nb_execution_timeout = 120
+nb_execution_raise_on_error = True
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
@@ -60,11 +63,13 @@ PAGES = {
     "SECURITY": "security",
     "benchmarks/README": "benchmarks",
     "examples/notebooks/fine_tune": "tutorials/fine_tune",
+    "examples/notebooks/theory": "tutorials/theory",
 }
 ROOT = Path(__file__).resolve().parents[1]
 
-# An example of the repository and a page of the site. Not a link, which not every checkout has.
-shutil.copyfile(ROOT / "examples/notebooks/fine_tune.ipynb", ROOT / "docs/tutorials/fine_tune.ipynb")
+# Examples of the repository and pages of the site. Not links, which not every checkout has.
+for name in ("fine_tune", "theory"):
+    shutil.copyfile(ROOT / f"examples/notebooks/{name}.ipynb", ROOT / f"docs/tutorials/{name}.ipynb")
 
 
 def link_to_pages(app: Sphinx, doctree: nodes.document) -> None:

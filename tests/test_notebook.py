@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
+from notebooks import FOLDER, run
 
-NOTEBOOK = Path(__file__).parents[1] / "examples" / "notebooks" / "fine_tune.ipynb"
+NOTEBOOK = FOLDER / "fine_tune.ipynb"
 
 # Half the training of the notebook, which is most of the time that it takes: what is asserted holds early on.
 SHORTER = {"max_steps=100": "max_steps=50", '"max_epochs": 10': '"max_epochs": 5'}
@@ -56,31 +53,8 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory) -> SimpleNamespace:
-    """The notebook, run in its own folder by this interpreter, and what the probe found in it."""
-    jupyter = tmp_path_factory.mktemp("jupyter")
-    kernel = jupyter / "kernels" / "under-test" / "kernel.json"
-    kernel.parent.mkdir(parents=True)
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    kernel.write_text(json.dumps({"argv": argv, "display_name": "under test", "language": "python"}))
-
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    for old, new in SHORTER.items():
-        (cell,) = [cell for cell in notebook.cells if cell.cell_type == "code" and old in cell.source]
-        cell.source = cell.source.replace(old, new)
-    notebook.cells.append(nbformat.v4.new_code_cell(PROBE))
-    listing = sorted(NOTEBOOK.parent.iterdir())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JUPYTER_PATH", str(jupyter))
-        patch.setenv("JUPYTER_RUNTIME_DIR", str(jupyter / "runtime"))
-        patch.setenv("IPYTHONDIR", str(jupyter / "ipython"))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        client = NotebookClient(
-            notebook, timeout=300, kernel_name="under-test", resources={"metadata": {"path": NOTEBOOK.parent}}
-        )
-        client.execute()
-    *cells, probe = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    found = json.loads("".join(output.text for output in probe.outputs if output.name == "stdout"))
-    return SimpleNamespace(cells=cells, left=sorted(set(NOTEBOOK.parent.iterdir()) - set(listing)), **found)
+    """The notebook, and what the probe found in it."""
+    return run(NOTEBOOK.name, PROBE, tmp_path_factory.mktemp("jupyter"), SHORTER)
 
 
 @pytest.mark.slow
