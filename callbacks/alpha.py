@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from fanoise_lightning._checks import check_at_least
 from fanoise_lightning.noise import check_alpha
 
-__all__ = ["Alpha", "LinearAlpha", "alpha_at"]
+__all__ = ["Alpha", "LinearAlpha", "RepeatAlpha", "alpha_at"]
 
 Alpha = float | Callable[[int], float]
 """A noise level, or a function from the number of optimiser steps done, from 0, to one."""
@@ -44,6 +45,38 @@ class LinearAlpha:
     def __call__(self, step: int) -> float:
         """The level at this optimiser step, from 0."""
         return self.start + (self.end - self.start) * min(step / self.steps, 1.0)
+
+
+@dataclass
+class RepeatAlpha:
+    """A noise level that follows the share of the training so far that was repetition.
+
+    After p passes over the data it is ``peak * (1 - 1 / p)``, and 0 in the first. Noise keeps a model from
+    fitting the same pairs more and more closely; pairs that it sees for the first time it learns better
+    without. docs/arena.md has the measurements.
+
+    Args:
+        peak: the level that many passes approach, at least 0.
+        steps_per_pass: optimiser steps in a pass over the data; :class:`FANoise` sets it from the trainer.
+
+    Raises:
+        ValueError: if ``peak`` is negative or not finite.
+
+    Example:
+        >>> alpha = RepeatAlpha(0.4, steps_per_pass=100)
+        >>> alpha(50), alpha(200), alpha(400)
+        (0.0, 0.2, 0.3)
+    """
+
+    peak: float
+    steps_per_pass: float = math.inf
+
+    def __post_init__(self) -> None:
+        check_alpha(self.peak)
+
+    def __call__(self, step: int) -> float:
+        """The level at this optimiser step, from 0."""
+        return self.peak * max(0.0, 1 - self.steps_per_pass / max(step, 1))
 
 
 def alpha_at(alpha: Alpha, step: int) -> float:
