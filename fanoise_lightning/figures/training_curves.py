@@ -85,9 +85,7 @@ def _rank(spectrum: Mapping[str, Any] | None) -> float | None:
     return rank if math.isfinite(rank) else None
 
 
-def _draw_curves(
-    ax: Axes, name: str, steps: list[int], lines: Mapping[str, Sequence[float | None]]
-) -> None:
+def _draw_curves(ax: Axes, name: str, steps: list[int], lines: Mapping[str, Sequence[float | None]]) -> None:
     for label, values in lines.items():
         line = [math.nan if value is None else value for value in values]
         colour = SIDE_COLOURS.get(label, "#000000")

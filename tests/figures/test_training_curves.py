@@ -12,7 +12,7 @@ from fanoise_lightning.figures.training_curves import training_curves
 def record(step: int, *sides: str) -> dict[str, Any]:
     values = (np.arange(8, 0, -1.0) ** (1 + step / 100)).tolist()
     spectra = {side: {"batch_size": 8, "dim": 16, "clean": values} for side in sides}
-    spread = {side: -2.0 - step / 100 for side in sides}
+    spread = dict.fromkeys(sides, -2.0 - step / 100)
     return {"step": step, "sides": spectra, "alignment": 1 - step / 100, "uniformity": spread}
 
 
