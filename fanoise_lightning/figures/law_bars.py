@@ -62,7 +62,7 @@ def law_bars(laws: Mapping[str, Mapping[str, Difference]], title: str) -> tuple[
     ax.axhline(0, color="black", lw=0.8)
     ax.set_xticks(range(len(means)), means)
     ax.set_ylabel("points of precision@1")
-    ax.set_title(f"{title}; filled: the interval for other seeds excludes 0", fontsize=10, wrap=True)
+    ax.set_title(f"{title}; filled: excludes 0", fontsize=10, wrap=True)
     tidy(ax)
     ax.grid(visible=False, axis="x")
     patches = [Patch(facecolor=colour, label=law) for law, colour in colours([*laws]).items()]
