@@ -46,10 +46,11 @@ def draw_checkpoint(gallery: Gallery, checkpoint: Path, config: Path, alpha: flo
     if alpha is None:
         known = (options.get("noise") or {}).get("alpha")
         alpha = float(known) if isinstance(known, int | float) and known > 0 else _ALPHA
+    data = _data_module(options, config)
     module = ContrastiveModule.load_from_checkpoint(
         checkpoint, map_location="cpu", allow=options.get("allow") or ()
     )
-    features = _features(module, _data_module(options, config))
+    features = _features(module, data)
     generator = torch.Generator().manual_seed(0)
 
     def noise(x: Tensor, law: Scaling) -> Tensor:
@@ -93,7 +94,7 @@ def _read(config: Path) -> dict[str, Any]:
 
 def _data_module(options: dict[str, Any], config: Path) -> LightningDataModule:
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningDataModule, "data")
+    parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     try:
         parsed = parser.parse_object({"data": options["data"]})
     except Exception as error:  # jsonargparse's own, of several kinds

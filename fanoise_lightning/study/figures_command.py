@@ -10,6 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from fanoise_lightning._checks import check_positive
 from fanoise_lightning.figures.spectra import noise_spectrum
 from fanoise_lightning.figures.training_curves import training_curves
 from fanoise_lightning.study.checkpoint_figures import draw_checkpoint
@@ -80,9 +81,12 @@ def draw(
 
     Raises:
         FileNotFoundError: if the source does not exist, or is a folder with neither runs nor spectra.
-        ValueError: if a file is not what it should be; if a checkpoint comes without ``config``.
+        ValueError: if a file is not what it should be; if a checkpoint comes without ``config``; if alpha is
+            not positive.
     """
     gallery = Gallery()
+    if alpha is not None:
+        check_positive("alpha", alpha)
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist")
     if source.is_dir():
