@@ -78,6 +78,7 @@ def test_runs_of_an_arm_with_different_options_are_left_out(tmp_path: Path) -> N
 
 def test_the_seed_and_where_a_run_writes_are_no_options(tmp_path: Path) -> None:
     root = write_noise_study(tmp_path, {"a": (0.0, {"alpha": 0.1, "seed": 3})}, range(2))
+    write_config(root / "a" / "seed-1", {"alpha": 0.1, "seed": 4})
     first, second = (read_options(root / "a" / f"seed-{seed}") for seed in range(2))
     assert first == second
 
