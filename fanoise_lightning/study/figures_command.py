@@ -13,10 +13,8 @@ from jsonargparse import ArgumentParser
 from fanoise_lightning._checks import check_positive
 from fanoise_lightning.figures.spectra import noise_spectrum
 from fanoise_lightning.figures.training_curves import training_curves
-from fanoise_lightning.study.checkpoint_figures import draw_checkpoint
 from fanoise_lightning.study.gallery import Gallery
 from fanoise_lightning.study.records import SCORES
-from fanoise_lightning.study.study_figures import draw_study
 
 __all__ = ["draw", "main"]
 
@@ -92,6 +90,8 @@ def draw(
     if source.is_dir():
         spectrum = source / SPECTRUM
         if any(file.parent != source for file in source.rglob(SCORES)):
+            from fanoise_lightning.study.study_figures import draw_study  # needs scipy and statsmodels
+
             draw_study(gallery, source, baseline, alpha, any_version)
         elif spectrum.is_file():
             _draw_spectrum(gallery, spectrum)
@@ -102,6 +102,8 @@ def draw(
     elif config is None:
         raise ValueError(f"{source} is a checkpoint: pass `--config` too, for the data to embed")
     else:
+        from fanoise_lightning.study.checkpoint_figures import draw_checkpoint  # imports encoders
+
         draw_checkpoint(gallery, source, Path(config), alpha)
     return gallery
 

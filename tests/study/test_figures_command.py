@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from scipy import stats
-from study.run_folders import SUBSETS, write_noise_study, write_study
+from study.run_folders import SUBSETS, write_config, write_noise_study, write_study
 
 from fanoise_lightning.__main__ import main
 from fanoise_lightning.figures.spectra import side_spectrum
@@ -95,6 +95,21 @@ def test_arms_that_lack_seeds_are_compared_on_those_in_common(tmp_path: Path) ->
     bars = written["figures"]["law_bars"]
     assert bars["uniform"]["overall"]["difference"] == pytest.approx(100 * np.mean(pairs))
     assert [note for note in written["notes"] if "out of memory" in note]
+
+
+def test_of_a_study_with_regimes_one_is_drawn(tmp_path: Path) -> None:
+    for regime, arms in (("long", ARMS), ("short", {arm: ARMS[arm] for arm in ("none", "sub 0.1")})):
+        root = write_noise_study(tmp_path / "study" / regime, arms, range(2))
+        for folder in root.glob("*/*"):
+            write_config(folder, ARMS[folder.parent.name][1], data={"regime": regime})
+    written = figures(tmp_path / "study", tmp_path / "out")
+    assert len(written["figures"]["alpha_curves"]["OOD"]["sublinear"]) == 3
+    pairs = [score(root.parent / "long", "uni 0.1", s, "IND") for s in range(2)]
+    pairs = [ours - score(root.parent / "long", "none", s, "IND") for s, ours in enumerate(pairs)]
+    assert written["figures"]["law_bars"]["uniform"]["IND"]["difference"] == pytest.approx(
+        100 * np.mean(pairs)
+    )
+    assert len([note for note in written["notes"] if "'short/" in note]) == 2
 
 
 def test_without_a_clean_arm_bars_need_a_baseline(tmp_path: Path) -> None:
