@@ -1,8 +1,8 @@
 """Alignment and uniformity: how near positives are, and how evenly embeddings fill the sphere.
 
 References:
-    [0] Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on
-        the Hypersphere", ICML 2020, arXiv 2005.10242.
+    [0] Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and
+        Uniformity on the Hypersphere", ICML 2020, arXiv 2005.10242.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def alignment(query: Tensor, target: Tensor) -> Tensor:
 
 
 def uniformity(features: Tensor) -> Tensor:
-    """The logarithm of the mean Gaussian potential of all pairs on the unit sphere [0]: lower is more even.
+    """The log of the mean Gaussian potential of all pairs on the unit sphere [0]: lower is more even.
 
     It is ``log mean exp(-2 ||x_i - x_j||^2)`` over pairs i < j.
 
@@ -48,8 +48,8 @@ def uniformity(features: Tensor) -> Tensor:
         features: (B, D) of any length, B at least 2; they are normalised.
 
     Returns:
-        A 0-d tensor from -8 to 0; 0 if all rows have one direction, about -4 in many dimensions if the rows
-        are spread evenly.
+        A 0-d tensor from -8 to 0; 0 if all rows have one direction, about -4 in many dimensions if the
+        rows are spread evenly.
 
     Raises:
         ValueError: if there are fewer than 2 rows.

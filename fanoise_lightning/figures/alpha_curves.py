@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
 from scipy import stats
 
-from fanoise_lightning.figures.style import colours, tidy
+from fanoise_lightning.figures.style import colours, legend_below, tidy
 
 __all__ = ["alpha_curves"]
 
@@ -28,12 +28,12 @@ def alpha_curves(scores: Mapping[str, Curves]) -> tuple[Figure, dict[str, Any]]:
     certain though the intervals overlap: that is for ``fanoise compare`` to say.
 
     Args:
-        scores: mean, such as ``"OOD"``, to line, such as a law, to alpha to the scores (S,) of S seeds, in
-            fractions. An alpha of 0 belongs in every line.
+        scores: mean, such as ``"OOD"``, to line, such as a law, to alpha to the scores (S,) of S seeds,
+            in fractions. An alpha of 0 belongs in every line.
 
     Returns:
-        The figure, with one panel for each mean, and its numbers: mean to line to a list of alpha, number
-        of seeds, score and interval (``None`` for one seed), in points.
+        The figure, with one panel for each mean, and its numbers: mean to line to a list of alpha,
+        number of seeds, score and interval (``None`` for one seed), in points.
 
     Raises:
         ValueError: if there are no scores.
@@ -43,7 +43,8 @@ def alpha_curves(scores: Mapping[str, Curves]) -> tuple[Figure, dict[str, Any]]:
         >>> numbers["OOD"]["sublinear"][1]
         {'alpha': 0.1, 'seeds': 1, 'score': 50.0, 'interval': None}
     """
-    if not any(values for curves in scores.values() for line in curves.values() for values in line.values()):
+    lines = [line for curves in scores.values() for line in curves.values()]
+    if not any(values for line in lines for values in line.values()):
         raise ValueError("there are no scores to draw")
     numbers: dict[str, Any] = {
         mean: {
@@ -57,9 +58,7 @@ def alpha_curves(scores: Mapping[str, Curves]) -> tuple[Figure, dict[str, Any]]:
     for ax, (mean, lines) in zip(panels, numbers.items()):
         _draw(ax, figure, mean, lines)
     panels[0].set_ylabel("precision@1, %")
-    handles, labels = panels[0].get_legend_handles_labels()
-    columns = max(1, min(len(labels), 2 * len(panels)))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    legend_below(figure, panels[0].get_legend_handles_labels()[0])
     return figure, numbers
 
 

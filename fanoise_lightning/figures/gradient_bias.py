@@ -24,9 +24,9 @@ def gradient_bias(
 ) -> tuple[Figure, dict[str, Any]]:
     """Draw the bias of the gradient: its mean under uniform noise on the keys, less the clean gradient.
 
-    The gradients of all queries are one vector. The simulated bias is its part along the predicted one, in
-    units of the clean gradient's norm. Where the points leave the line, second-order theory no longer holds,
-    see :func:`~fanoise_lightning.theory.expected_query_gradient`.
+    The gradients of all queries are one vector. The simulated bias is its part along the predicted one,
+    in units of the clean gradient's norm. Where the points leave the line, second-order theory no longer
+    holds, see :func:`~fanoise_lightning.theory.expected_query_gradient`.
 
     Args:
         query: (B, D) queries; row i should find row i of the keys.
@@ -36,12 +36,12 @@ def gradient_bias(
         draws: antithetic pairs of noise for each level.
 
     Returns:
-        The figure, and its numbers: for each alpha the predicted and the simulated bias, the standard error
-        of the latter, and the norm of the bias by the paper's formula for a diffuse softmax.
+        The figure, and its numbers: for each alpha the predicted and the simulated bias, the standard
+        error of the latter, and the norm of the bias by the paper's formula for a diffuse softmax.
 
     Raises:
-        ValueError: if the shapes differ, there is no query, an alpha or the temperature is not positive, or
-            there are fewer than 2 draws.
+        ValueError: if the shapes differ, there is no query, an alpha or the temperature is not positive,
+            or there are fewer than 2 draws.
 
     Example:
         >>> unit = torch.nn.functional.normalize(torch.randn(8, 16), dim=1)
@@ -61,7 +61,8 @@ def gradient_bias(
     clean = _gradients(query, keys, temperature)
     scale = clean.norm()
     generator = torch.Generator().manual_seed(0)
-    numbers: dict[str, Any] = {"alphas": [], "predicted": [], "diffuse": [], "simulated": [], "error": []}
+    names = ("alphas", "predicted", "diffuse", "simulated", "error")
+    numbers: dict[str, Any] = {name: [] for name in names}
     for alpha in alphas:
         std = alpha / math.sqrt(keys.shape[1])
         bias = _predicted(query, keys, temperature, std) - clean
@@ -78,12 +79,13 @@ def gradient_bias(
         numbers["diffuse"].append((std**2 / temperature**2 * query.norm() / scale).item())
         numbers["simulated"].append(simulated.mean().item())
         numbers["error"].append((simulated.std() / math.sqrt(draws)).item())
-    title = f"Bias of the query's gradient: {len(query)} × {keys.shape[1]}, temperature {temperature:.3g}"
+    size = f"{len(query)} × {keys.shape[1]}"
+    title = f"Bias of the query's gradient: {size}, temperature {temperature:.3g}"
     return _draw(numbers, title), numbers
 
 
 def _gradients(query: Tensor, keys: Tensor, temperature: float) -> Tensor:
-    """The gradient (B, D) of InfoNCE with respect to each query, without noise or for given noisy keys."""
+    """The gradient (B, D) of InfoNCE with respect to each query."""
     weights = (query @ keys.T / temperature).softmax(dim=1)
     return (weights @ keys - keys) / temperature
 
@@ -98,9 +100,7 @@ def _draw(numbers: dict[str, Any], title: str) -> Figure:
     ax = figure.subplots()
     alphas, errors = numbers["alphas"], [1.96 * error for error in numbers["error"]]
     ax.plot(alphas, numbers["predicted"], color="#000000", lw=1.4, label="predicted, second order")
-    ax.plot(
-        alphas, numbers["diffuse"], color="#888888", lw=1.2, ls="--", label="the paper's, diffuse softmax"
-    )
+    ax.plot(alphas, numbers["diffuse"], color="#888888", lw=1.2, ls="--", label="the paper's, diffuse")
     ax.errorbar(alphas, numbers["simulated"], errors, fmt="o", color="#0072B2", capsize=3, markersize=4,
                 label="simulated, 95 %")  # fmt: skip
     ax.set_xscale("log")

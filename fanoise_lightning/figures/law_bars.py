@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from fanoise_lightning.figures.style import colours, tidy
+from fanoise_lightning.figures.style import colours, legend_below, tidy
 
 __all__ = ["law_bars"]
 
@@ -22,8 +22,8 @@ def law_bars(laws: Mapping[str, Mapping[str, Difference]], title: str) -> tuple[
     A bar is filled if its interval excludes 0.
 
     Args:
-        laws: law to mean, such as ``"IND"``, to the difference and its interval for other seeds (``None``
-            for one seed), in fractions. All laws have the same means.
+        laws: law to mean, such as ``"IND"``, to the difference and its interval for other seeds
+            (``None`` for one seed), in fractions. All laws have the same means.
         title: what is compared with what.
 
     Returns:
@@ -43,9 +43,7 @@ def law_bars(laws: Mapping[str, Mapping[str, Difference]], title: str) -> tuple[
     for law, differences in laws.items():
         if set(differences) != set(means):
             raise ValueError(f"{law!r} has the means {sorted(differences)}, expected {sorted(means)}")
-    numbers = {
-        law: {mean: _in_points(*differences[mean]) for mean in means} for law, differences in laws.items()
-    }
+    numbers = {law: {mean: _in_points(*known[mean]) for mean in means} for law, known in laws.items()}
     size = max(5.0, 1.6 + 0.28 * len(means) * (len(laws) + 1))
     figure = Figure(figsize=(size, 3.8), layout="constrained", dpi=110)
     ax = figure.subplots()
@@ -66,9 +64,7 @@ def law_bars(laws: Mapping[str, Mapping[str, Difference]], title: str) -> tuple[
     tidy(ax)
     ax.grid(visible=False, axis="x")
     patches = [Patch(facecolor=colour, label=law) for law, colour in colours([*laws]).items()]
-    figure.legend(
-        handles=patches, loc="outside lower center", ncols=min(len(laws), 4), frameon=False, fontsize=9
-    )
+    legend_below(figure, patches)
     return figure, numbers
 
 

@@ -19,18 +19,19 @@ __all__ = ["overlaps"]
 def overlaps(features: Tensor, noise: Mapping[str, Tensor]) -> tuple[Figure, dict[str, Any]]:
     """Draw ``|<v_i, v~_i>|``, the cosine of each right singular vector with that of the noisy features.
 
-    1 is a direction that noise leaves alone, and 0 one that it replaces. The dotted curve is the prediction
-    for uniform noise, see :func:`~fanoise_lightning.theory.predicted_overlaps`. It is for singular values
-    that are far apart: directions whose values are close turn into each other, and fall below the curve.
+    1 is a direction that noise leaves alone, and 0 one that it replaces. The dotted curve is the
+    prediction for uniform noise, see :func:`~fanoise_lightning.theory.predicted_overlaps`. It is for
+    singular values that are far apart: directions whose values are close turn into each other, and fall
+    below the curve.
 
     Args:
         features: (B, D) finite features.
-        noise: law to its noise (K, B, D), K draws, over which the cosines are averaged. For a comparison of
-            shapes, draw it with ``energy="constant"``.
+        noise: law to its noise (K, B, D), K draws, over which the cosines are averaged. For a comparison
+            of shapes, draw it with ``energy="constant"``.
 
     Returns:
-        The figure, and its numbers: the singular values (R,), and for each law the mean cosines (R,) and the
-        root mean square of the noise; for uniform noise also the prediction.
+        The figure, and its numbers: the singular values (R,), and for each law the mean cosines (R,) and
+        the root mean square of the noise; for uniform noise also the prediction.
 
     Raises:
         ValueError: if there is no law, or the noise has another shape.

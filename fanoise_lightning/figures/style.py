@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["LAW_COLOURS", "SIDE_COLOURS", "colours", "tidy"]
+__all__ = ["LAW_COLOURS", "SIDE_COLOURS", "colours", "legend_below", "tidy"]
 
 # Okabe and Ito: distinct for the colour-blind.
 LAW_COLOURS = {"uniform": "#0072B2", "linear": "#D55E00", "sublinear": "#009E73"}
@@ -19,8 +21,8 @@ def colours(names: list[str]) -> dict[str, str]:
     """A colour for each name: a law keeps its own wherever it is drawn.
 
     Args:
-        names: laws, or names that begin with one and a comma. The first of a law gets its colour; all others
-            share the rest, in order.
+        names: laws, or names that begin with one and a comma. The first of a law gets its colour; all
+            others share the rest, in order.
 
     Example:
         >>> colours(["sublinear", "sublinear, input"])
@@ -34,6 +36,14 @@ def colours(names: list[str]) -> dict[str, str]:
             own, others = _OTHERS[others % len(_OTHERS)], others + 1
         found[name] = own
     return found
+
+
+def legend_below(figure: Figure, handles: Sequence[Any]) -> None:
+    """A legend under all panels, in as many columns as its labels leave room for."""
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = int(14 * figure.get_figwidth() / (longest + 8))  # letters an inch, and the handle's width
+    style: dict[str, Any] = {"ncols": max(1, min(len(handles), columns)), "frameon": False, "fontsize": 9}
+    figure.legend(handles=handles, loc="outside lower center", **style)
 
 
 def tidy(ax: Axes) -> None:

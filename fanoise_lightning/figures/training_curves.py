@@ -16,6 +16,8 @@ from fanoise_lightning.spectrum import effective_rank
 
 __all__ = ["training_curves"]
 
+Lines = Mapping[str, Sequence[float | None]]
+
 _SHOWN = 6  # spectra in a panel
 _TITLES = {
     "alignment": "alignment (lower is better)",
@@ -27,16 +29,15 @@ _TITLES = {
 def training_curves(records: Sequence[Mapping[str, Any]]) -> tuple[Figure, dict[str, Any]]:
     """Draw how the clean features change in training.
 
-    Alignment and uniformity are those of Wang and Isola (ICML 2020); for both, lower is better. Noise that
-    costs alignment and gains uniformity acts like a higher temperature. Panels of what the records do not
-    hold are left out.
+    Alignment and uniformity are those of Wang and Isola (ICML 2020); for both, lower is better. Panels
+    of what the records do not hold are left out.
 
     Args:
         records: the ``"spectra"`` in the file of :class:`~fanoise_lightning.callbacks.SpectrumMonitor`.
 
     Returns:
-        The figure, and its numbers: the steps, and for each of them alignment, and uniformity and effective
-        rank by side; the spectra that are drawn.
+        The figure, and its numbers: the steps, and for each of them alignment, and uniformity and
+        effective rank by side; the spectra that are drawn.
 
     Raises:
         ValueError: if there is no record.
@@ -47,16 +48,14 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> tuple[Figure, dict[
         {'query': [2.0]}
     """
     if not records:
-        raise ValueError("there are no spectra to draw: was a finite batch of the training ever monitored?")
+        raise ValueError("there are no spectra to draw: was a finite batch ever monitored in training?")
     sides = list(dict.fromkeys(side for record in records for side in record["sides"]))
     curves: dict[str, dict[str, list[float | None]]] = {
         "alignment": {"pairs": [record.get("alignment") for record in records]},
         "uniformity": {s: [record.get("uniformity", {}).get(s) for record in records] for s in sides},
         "effective_rank": {s: [_rank(record["sides"].get(s)) for record in records] for s in sides},
     }
-    known = {
-        name: lines for name, lines in curves.items() if any(v is not None for y in lines.values() for v in y)
-    }
+    known = {name: lines for name, lines in curves.items() if any(set(y) - {None} for y in lines.values())}
     steps = [int(record["step"]) for record in records]
     width = max(3.4 * len(known), 4.8 * len(sides))
     figure = Figure(figsize=(width, 6.4), layout="constrained", dpi=110)
@@ -85,7 +84,7 @@ def _rank(spectrum: Mapping[str, Any] | None) -> float | None:
     return rank if math.isfinite(rank) else None
 
 
-def _draw_curves(ax: Axes, name: str, steps: list[int], lines: Mapping[str, Sequence[float | None]]) -> None:
+def _draw_curves(ax: Axes, name: str, steps: list[int], lines: Lines) -> None:
     for label, values in lines.items():
         line = [math.nan if value is None else value for value in values]
         colour = SIDE_COLOURS.get(label, "#000000")
@@ -102,7 +101,8 @@ def _draw_spectra(ax: Axes, side: str, spectra: Sequence[Mapping[str, Any]]) -> 
     for place, spectrum in enumerate(spectra):
         values = [value or math.nan for value in spectrum["clean"]]  # a logarithmic axis has no 0
         colour = colours(0.9 * place / max(len(spectra) - 1, 1))
-        ax.semilogy(range(1, len(values) + 1), values, color=colour, lw=1.3, label=f"step {spectrum['step']}")
+        label = f"step {spectrum['step']}"
+        ax.semilogy(range(1, len(values) + 1), values, color=colour, lw=1.3, label=label)
     largest = max((spectrum["clean"][0] for spectrum in spectra), default=0.0)
     ax.set_ylim(bottom=max(ax.get_ylim()[0], 1e-4 * largest))  # below it is little but rounding
     ax.set_title(f"{side}: clean spectra", fontsize=10)

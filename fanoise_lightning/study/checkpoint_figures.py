@@ -28,7 +28,12 @@ _DRAWS = 10
 _LAWS: tuple[Scaling, ...] = ("uniform", "linear", "sublinear")
 
 
-def draw_checkpoint(gallery: Gallery, checkpoint: Path, config: Path, alpha: float | None = None) -> None:
+def draw_checkpoint(
+    gallery: Gallery,
+    checkpoint: Path,
+    config: Path,
+    alpha: float | None = None,
+) -> None:
     """Draw the figures that features give: those of the first training batch, in eval mode.
 
     Args:
@@ -57,7 +62,8 @@ def draw_checkpoint(gallery: Gallery, checkpoint: Path, config: Path, alpha: flo
         return feature_noise(x, alpha, law, energy="constant", generator=generator)
 
     def spectra() -> tuple[Figure, Any]:
-        step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("global_step", 0)
+        known = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        step = known.get("global_step", 0)
         sides = {side: side_spectrum(x, x + noise(x, "uniform")) for side, x in features.items()}
         return noise_spectrum([{"step": step, "sides": sides}])
 

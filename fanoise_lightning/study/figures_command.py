@@ -30,11 +30,11 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with the message of why nothing can be drawn.
     """
-    parser = ArgumentParser("fanoise figures", description="Draw the paper's figures from runs of your own.")
+    parser = ArgumentParser("fanoise figures", description="Draw the paper's figures from your runs.")
     parser.add_argument(
         "source", type=str, help="A study's folder, a run's, a spectrum.json or a checkpoint."
     )
-    parser.add_argument("--output", type=str, required=True, help="A folder for PNG files and figures.json.")
+    parser.add_argument("--output", type=str, required=True, help="A folder for PNG and figures.json.")
     parser.add_argument(
         "--config", type=str | None, default=None, help="Of a checkpoint: the data module, in YAML."
     )
@@ -79,8 +79,8 @@ def draw(
 
     Raises:
         FileNotFoundError: if the source does not exist, or is a folder with neither runs nor spectra.
-        ValueError: if a file is not what it should be; if a checkpoint comes without ``config``; if alpha is
-            not positive.
+        ValueError: if a file is not what it should be; if a checkpoint comes without ``config``; if
+            alpha is not positive.
     """
     gallery = Gallery()
     if alpha is not None:

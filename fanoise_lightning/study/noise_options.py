@@ -1,7 +1,7 @@
 """The noise that arms were trained with, from the configuration that each run keeps in its folder.
 
-The plan of a run has only what its arm changes, and its scores have no options at all. ``config.yaml``, which
-the command line writes into the folder of every run, has all of them, defaults included.
+The plan of a run has only what its arm changes, and its scores have no options at all. ``config.yaml``,
+which the command line writes into the folder of every run, has all of them, defaults included.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class NoiseLines:
     """Arms that differ in their noise alone.
 
     Args:
-        lines: the scaling law, with other options of the noise if they differ, to alpha to an arm. Alpha 0
-            is the same arm in every line, if there is one.
+        lines: the scaling law, with other options of the noise if they differ, to alpha to an arm. Alpha
+            0 is the same arm in every line, if there is one.
         left_out: why other arms are not among them, a sentence each.
     """
 
@@ -95,7 +95,8 @@ def noise_lines(records: Sequence[Record]) -> NoiseLines:
         return NoiseLines({}, left_out)
     arms = max(groups.values(), key=len)
     for arm in (arm for group in groups.values() if group is not arms for arm in group):
-        left_out.append(f"arm {arm!r} differs in more than its noise from {next(iter(arms))!r} and others")
+        first = next(iter(arms))
+        left_out.append(f"arm {arm!r} differs in more than its noise from {first!r} and others")
     clean = [arm for arm, options in arms.items() if options.alpha == 0]
     left_out += [f"arm {arm!r} has alpha 0, like {clean[0]!r}" for arm in clean[1:]]
     noisy = {arm: options for arm, options in arms.items() if options.alpha}
@@ -132,7 +133,8 @@ def _options(records: Sequence[Record], left_out: list[str]) -> dict[str, Option
 def _differing(noises: Sequence[Mapping[str, Any]]) -> list[str]:
     """The options that the noises differ in, other than the law."""
     keys = dict.fromkeys(key for noise in noises for key in noise if key != "scaling")
-    return [key for key in keys if len({json.dumps(noise.get(key), default=str) for noise in noises}) > 1]
+    values = {key: {json.dumps(noise.get(key), default=str) for noise in noises} for key in keys}
+    return [key for key in keys if len(values[key]) > 1]
 
 
 def _named(key: str, value: Any) -> str:

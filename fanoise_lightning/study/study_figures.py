@@ -88,7 +88,8 @@ def _bars(
     chosen = {line: by_alpha[alpha] for line, by_alpha in lines.lines.items() if alpha in by_alpha}
     if not chosen or alpha == 0:
         known = sorted({a for by_alpha in lines.lines.values() for a in by_alpha if a})
-        raise ValueError(f"no arm has alpha {alpha:g}: choose one of {', '.join(f'{a:g}' for a in known)}")
+        choices = ", ".join(f"{a:g}" for a in known)
+        raise ValueError(f"no arm has alpha {alpha:g}: choose one of {choices}")
     if baseline is None:
         clean = next((by_alpha[0.0] for by_alpha in lines.lines.values() if 0.0 in by_alpha), None)
         if clean is None:
@@ -97,14 +98,14 @@ def _bars(
     comparison = compare([folder], baseline, common_seeds=True, any_version=any_version)
     means = [*(mean for mean in comparison.scores if mean not in _MEANS), *_MEANS]
     means = [mean for mean in means if mean in comparison.scores]
-    effects = {arm.arm: arm for arm in comparison.arms}
+    effects = {arm.arm: arm.means for arm in comparison.arms}
     differences = {
-        line: {mean: (effects[arm].means[mean].difference, effects[arm].means[mean].seeds) for mean in means}
+        line: {mean: (effects[arm][mean].difference, effects[arm][mean].seeds) for mean in means}
         for line, arm in chosen.items()
         if arm in effects
     }
-    level = f"{100 * comparison.confidence:.3g} %"
-    return law_bars(differences, f"alpha {alpha:g} less {comparison.baseline!r}, {level} for other seeds")
+    level = f"{100 * comparison.confidence:.3g} % for other seeds"
+    return law_bars(differences, f"alpha {alpha:g} less {comparison.baseline!r}, {level}")
 
 
 def _common_alpha(lines: NoiseLines) -> float:
