@@ -171,7 +171,7 @@ def expected_query_gradient(
 
     The noise pulls the query towards 0, and moves weight from the likeliest keys to the others. The
     paper [1] has the limit of a diffuse p, in which E[p_j] = p_j and sum_j p_j (1 - p_j) = 1:
-    -(1/tau) (k_l - sum_j p_j k_j - (delta^2/tau) q). Both need sigma, the noise of a logit, well below 1.
+    -(1/tau) (k_l - sum_j p_j k_j - (delta^2/tau) q). Both need sigma, the noise of a logit, below 1.
 
     Args:
         query: (D,) q.

@@ -40,7 +40,7 @@ def gradient_bias(
         error of the latter, and the norm of the bias by the paper's formula for a diffuse softmax.
 
     Raises:
-        ValueError: if the shapes differ, there is no query, an alpha or the temperature is not positive,
+        ValueError: if the shapes differ, there is one query, an alpha or the temperature is not positive,
             or there are fewer than 2 draws.
 
     Example:
@@ -49,9 +49,9 @@ def gradient_bias(
         >>> numbers["alphas"]
         [0.1]
     """
-    if query.ndim != 2 or query.shape != keys.shape or not len(query):
+    if query.ndim != 2 or query.shape != keys.shape or len(query) < 2:
         shapes = f"{tuple(query.shape)} and {tuple(keys.shape)}"
-        raise ValueError(f"`query` and `keys` must have one shape (B, D), got {shapes}")
+        raise ValueError(f"`query` and `keys` must have one shape (B, D), B at least 2, got {shapes}")
     check_positive("temperature", temperature)
     for alpha in alphas:
         check_positive("alphas", alpha)

@@ -44,7 +44,7 @@ def draw_checkpoint(
 
     Raises:
         ValueError: if the config has no data module, or its batches have no queries and targets; if the
-            checkpoint cannot be read.
+            checkpoint cannot be read, or its features are not finite.
         FileNotFoundError: if the config is missing.
     """
     options = _read(config)
@@ -122,4 +122,8 @@ def _features(module: ContrastiveModule, data: Any) -> dict[str, Tensor]:
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     module = module.to(accelerator or torch.device("cpu"))
     with eval_mode(module), torch.no_grad():
-        return {side: module(batch[side]).float().cpu() for side in ("query", "target")}
+        features = {side: module(batch[side]).float().cpu() for side in ("query", "target")}
+    for side, x in features.items():
+        if not x.isfinite().all():
+            raise ValueError(f"the checkpoint's features of the {side} side are not finite")
+    return features

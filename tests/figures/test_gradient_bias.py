@@ -62,8 +62,10 @@ def test_the_bias_grows_with_the_square_of_alpha() -> None:
 
 
 def test_what_cannot_be_simulated_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"one shape \(B, D\), got \(6, 5\) and \(4, 5\)"):
+    with pytest.raises(ValueError, match=r"one shape \(B, D\), B at least 2, got \(6, 5\) and \(4, 5\)"):
         gradient_bias(unit(0), unit(1, rows=4), 1.0)
+    with pytest.raises(ValueError, match="B at least 2"):  # nothing to contrast with, and no gradient
+        gradient_bias(unit(0, rows=1), unit(1, rows=1), 1.0)
     with pytest.raises(ValueError, match="`temperature` must be positive and finite, got 0"):
         gradient_bias(unit(0), unit(1), 0.0)
     with pytest.raises(ValueError, match="`alphas` must be positive and finite, got -1"):

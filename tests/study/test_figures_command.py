@@ -217,6 +217,15 @@ def test_a_config_may_be_the_data_module_alone(
     assert written["notes"] == ["noise on the features: alpha 0.2, energy constant"]
 
 
+def test_a_checkpoint_with_broken_weights_is_refused(
+    saved_checkpoint: dict[str, Any], data_config: Path, tmp_path: Path
+) -> None:
+    weights = {name: torch.full_like(x, torch.nan) for name, x in saved_checkpoint["state_dict"].items()}
+    torch.save({**saved_checkpoint, "state_dict": weights}, tmp_path / "broken.ckpt")
+    with pytest.raises(SystemExit, match="features of the query side are not finite"):
+        figures(tmp_path / "broken.ckpt", tmp_path / "out", "--config", str(data_config))
+
+
 def test_what_a_checkpoint_lacks_is_said(
     write_checkpoint: Callable[..., Path], data_config: Path, tmp_path: Path
 ) -> None:
