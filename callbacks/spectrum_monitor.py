@@ -33,7 +33,11 @@ class SpectrumMonitor(Callback):
          "spectra": [{"step": 0, "sides": {
              "query": {"batch_size": B, "dim": D, "clean": [...],              # min(B, D) values
                        "noisy": [...], "noise": [...], "noise_rms": 0.01},     # if there is noise
-             "target": {...}}}, ...]}
+             "target": {...}},
+             "alignment": 0.7, "uniformity": {"query": -3.1, "target": -3.2}}, ...]}
+
+    Alignment and uniformity (Wang and Isola, ICML 2020) are those of the clean features, normalised: lower is
+    better. A batch of one row has no uniformity; a call without a target for each query has no alignment.
 
     Args:
         target: the dotted path of the loss module; by default it is found as :class:`FANoise` finds it.
@@ -109,7 +113,7 @@ class SpectrumMonitor(Callback):
         noisy = self._read(args, kwargs)
         if all(x.isfinite().all() for x in (*clean.values(), *noisy.values())):
             sides = {side: side_spectrum(clean[side], noisy[side]) for side in clean}
-            self.spectra.append({"step": self._last_step, "sides": sides})
+            self.spectra.append({"step": self._last_step, "sides": sides, **_on_the_sphere(clean)})
         else:
             self.skipped_batches += 1
 
@@ -141,3 +145,21 @@ class SpectrumMonitor(Callback):
         while self._handles:
             self._handles.pop().remove()
         self._clean = {}
+
+
+def _on_the_sphere(clean: dict[str, Tensor]) -> dict[str, Any]:
+    """The alignment and the uniformity of clean features, as far as they have any."""
+    from fanoise_lightning.evaluation.alignment import (
+        alignment,
+        uniformity,
+    )  # not to slow the callback's import
+
+    spread = {side: _rounded(uniformity(x)) for side, x in clean.items() if len(x) > 1}
+    known: dict[str, Any] = {"uniformity": spread} if spread else {}
+    if len(clean) == 2 and len({x.shape for x in clean.values()}) == 1:
+        known["alignment"] = _rounded(alignment(clean["query"], clean["target"]))
+    return known
+
+
+def _rounded(value: Tensor) -> float:
+    return float(f"{value.item():.6g}")

@@ -28,6 +28,10 @@ def main(args: Sequence[str] | None = None) -> None:
         from fanoise_lightning.study.compare_command import main as compare
 
         compare(rest)
+    elif command == ["figures"]:
+        from fanoise_lightning.study.figures_command import main as figures
+
+        figures(rest)
     else:
         from fanoise_lightning.cli import FANoiseCLI
 

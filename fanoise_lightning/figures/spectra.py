@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from fanoise_lightning.spectrum import singular_values
+from fanoise_lightning.theory import predicted_singular_values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["SideSpectrum", "marchenko_pastur_edge", "side_spectrum", "spectrum_figure"]
+__all__ = ["SideSpectrum", "marchenko_pastur_edge", "noise_spectrum", "side_spectrum", "spectrum_figure"]
 
 # Okabe and Ito: distinct for the colour-blind, and in grey.
 _CLEAN, _NOISY, _NOISE, _EDGE = "#0072B2", "#E69F00", "#888888", "#000000"
@@ -86,11 +87,39 @@ def side_spectrum(clean: Tensor, noisy: Tensor | None = None) -> SideSpectrum:
     return spectrum
 
 
+def noise_spectrum(spectra: Sequence[Mapping[str, Any]]) -> tuple[Figure, dict[str, Any]]:
+    """The figure of :func:`spectrum_figure`, with its numbers: the last spectra, by side.
+
+    Returns:
+        The figure, and for each side its :class:`SideSpectrum`; with noise also ``"edge"`` and
+        ``"predicted"``, the noisy values that isotropic noise of that energy would lead to, for the clean
+        values that stay visible in it.
+
+    Raises:
+        ValueError: if there is no record.
+
+    Example:
+        >>> features = torch.diag(torch.tensor([3.0, 4.0]))
+        >>> record = {"step": 0, "sides": {"query": side_spectrum(features, features + 0.1)}}
+        >>> round(noise_spectrum([record])[1]["query"]["edge"], 3)
+        0.283
+    """
+    figure = spectrum_figure(spectra)
+    numbers = {}
+    for side, spectrum in spectra[-1]["sides"].items():
+        numbers[side] = dict(spectrum)
+        if "noise" in spectrum:
+            edge = marchenko_pastur_edge(spectrum["noise_rms"], spectrum["batch_size"], spectrum["dim"])
+            numbers[side] |= {"edge": edge, "predicted": _visible(spectrum)}
+    return figure, numbers
+
+
 def spectrum_figure(spectra: Sequence[Mapping[str, Any]]) -> Figure:
     """The last spectra, one panel a side: clean, noisy and the noise alone, on a logarithmic scale.
 
-    The dashed line is the Marchenko-Pastur edge of isotropic noise with the energy of the noise there was.
-    The thin line is the clean spectrum of the first record, to see what training did to it.
+    The dashed line is the Marchenko-Pastur edge of isotropic noise with the energy of the noise there was,
+    the dotted one what that noise would make of the clean values that it does not bury. The thin line is the
+    clean spectrum of the first record, to see what training did to it.
 
     Args:
         spectra: records ``{"step": int, "sides": {"query": SideSpectrum, "target": SideSpectrum}}`` in
@@ -120,7 +149,7 @@ def spectrum_figure(spectra: Sequence[Mapping[str, Any]]) -> Figure:
     axes[0].set_ylabel("singular value")
     largest = max(spectrum["clean"][0] for spectrum in sides.values())
     axes[0].set_ylim(bottom=1e-4 * largest)  # below it is little but rounding
-    style = {"ncols": 1 + 2 * len(sides), "frameon": False, "fontsize": 9}
+    style = {"ncols": 1 + len(sides), "frameon": False, "fontsize": 9}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", **style)
     return figure
 
@@ -133,6 +162,9 @@ def _draw_side(ax: Axes, spectrum: SideSpectrum) -> None:
         ax.plot(*_curve(spectrum["noisy"]), color=_NOISY, lw=2, label="noisy")
         ax.plot(*_curve(spectrum["noise"]), color=_NOISE, lw=2, label="noise alone")
         ax.axhline(edge, color=_EDGE, lw=1, ls="--", label=r"isotropic noise, $\delta(\sqrt{B}+\sqrt{D})$")
+        ax.plot(
+            *_curve(_visible(spectrum)), color=_EDGE, lw=1.2, ls=":", label="noisy if isotropic, predicted"
+        )
         note = f"{above} of {len(spectrum['clean'])} clean values above"
         ax.annotate(note, (1, edge), xycoords=("axes fraction", "data"), xytext=(-4, 4),
                     textcoords="offset points", ha="right", fontsize=8)  # fmt: skip
@@ -141,6 +173,14 @@ def _draw_side(ax: Axes, spectrum: SideSpectrum) -> None:
     ax.grid(which="major", color="#dddddd", lw=0.6)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def _visible(spectrum: SideSpectrum) -> list[float]:
+    """The noisy values that isotropic noise would lead to, of the directions that are visible in it."""
+    size = (spectrum["noise_rms"], spectrum["batch_size"], spectrum["dim"])
+    clean = torch.tensor(spectrum["clean"], dtype=torch.float64)
+    above = clean > spectrum["noise_rms"] * (spectrum["batch_size"] * spectrum["dim"]) ** 0.25
+    return [float(f"{value:.6g}") for value in predicted_singular_values(clean, *size)[above].tolist()]
 
 
 def _curve(values: Sequence[float]) -> tuple[list[int], list[float]]:

@@ -18,7 +18,7 @@ from fanoise_lightning.evaluation.scores import group_by_mean
 from fanoise_lightning.study.effects import Effect, effect
 from fanoise_lightning.study.records import Failure, Record, read_runs
 
-__all__ = ["ArmEffects", "Comparison", "compare"]
+__all__ = ["ArmEffects", "Comparison", "check_alike", "compare", "mean_groups", "mean_score"]
 
 LEVEL = 0.05
 Arms = dict[str, dict[int, Record]]  # by seed
@@ -105,8 +105,8 @@ def compare(
     """
     records, failures = read_runs(runs)
     arms = _by_arm(records)
-    _check_alike(records, any_version)
-    groups = _groups(records[0], by) if records else {}
+    check_alike(records, any_version)
+    groups = mean_groups(records[0], by) if records else {}
     bases, others = _split(arms, baseline)
     if select or confirm:
         bases, others = _select(arms, bases, others, groups[by], select, confirm)
@@ -124,7 +124,8 @@ def compare(
         seeds = _paired(name, arm, bases[0], base, common_seeds)
         effects.append(_effects(name, [arm[s] for s in seeds], [base[s] for s in seeds], groups, confidence))
     scores = {
-        mean: fmean(_score(record, subsets) for record in base.values()) for mean, subsets in groups.items()
+        mean: fmean(mean_score(record, subsets) for record in base.values())
+        for mean, subsets in groups.items()
     }
     corrected = _corrected(effects, by)
     return Comparison(bases[0], by, confidence, scores, corrected, failures, tuple(select))
@@ -144,7 +145,8 @@ def _by_arm(records: Sequence[Record]) -> Arms:
     return arms
 
 
-def _check_alike(records: Sequence[Record], any_version: bool) -> None:
+def check_alike(records: Sequence[Record], any_version: bool) -> None:
+    """Raise ValueError unless all runs were evaluated on the same data, by the same version."""
     first = records[0]
     for record in records[1:]:
         pair = f"{first.folder} and {record.folder}"
@@ -168,8 +170,8 @@ def _check_alike(records: Sequence[Record], any_version: bool) -> None:
             )
 
 
-def _groups(record: Record, by: str) -> dict[str, list[str]]:
-    """The subsets that each mean is over."""
+def mean_groups(record: Record, by: str = "overall") -> dict[str, list[str]]:
+    """The subsets that each mean is over; ValueError if `by` is not one of the means."""
     scored = [kind for name, kind in record.kinds.items() if not np.isnan(record.outcomes[name]).all()]
     groups = {mean: [subset.name for subset in own] for mean, own in group_by_mean(scored).items()}
     check_names([by], groups, "mean")
@@ -207,7 +209,7 @@ def _select(
         )
 
     def score(name: str) -> float:
-        return fmean(_score(record, subsets) for record in _only(name, arms[name], select).values())
+        return fmean(mean_score(record, subsets) for record in _only(name, arms[name], select).values())
 
     return [max(bases, key=score)], [max(others, key=score)]
 
@@ -232,7 +234,8 @@ def _paired(
     return seeds
 
 
-def _score(record: Record, subsets: Sequence[str]) -> float:
+def mean_score(record: Record, subsets: Sequence[str]) -> float:
+    """The unweighted mean over some subsets, a fraction."""
     return fmean(float(np.nanmean(record.outcomes[name])) for name in subsets)
 
 

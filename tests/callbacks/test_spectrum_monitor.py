@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from fanoise_lightning.callbacks.fanoise import FANoise
@@ -108,6 +109,23 @@ def test_without_noise_there_are_clean_spectra_only(tmp_path: Path) -> None:
     monitor = SpectrumMonitor(every_n_steps=1)
     fit(tmp_path, monitor)
     assert set(monitor.spectra[0]["sides"]["query"]) == {"batch_size", "dim", "clean"}
+
+
+def test_alignment_and_uniformity_are_those_of_the_clean_features(tmp_path: Path) -> None:
+    monitor = SpectrumMonitor(every_n_steps=1)
+    fit(tmp_path, monitor, FixedNoise())
+    for entry, batch in zip(monitor.spectra, batches().split(B)):
+        query, target = F.normalize(batch, dim=1), F.normalize(batch.flip(1), dim=1)
+        assert entry["alignment"] == pytest.approx((query - target).square().sum(1).mean().item(), rel=1e-4)
+        for side, x in (("query", query), ("target", target)):
+            potential = torch.pdist(x).square().mul(-2).exp().mean().log().item()
+            assert entry["uniformity"][side] == pytest.approx(potential, rel=1e-4)
+
+
+def test_a_batch_of_one_row_has_no_uniformity(tmp_path: Path) -> None:
+    monitor = SpectrumMonitor(every_n_steps=1)
+    fit(tmp_path, monitor, data=batches()[: B + 1])
+    assert ["uniformity" in entry for entry in monitor.spectra] == [True, False]
 
 
 def test_spectra_and_figure_are_written(tmp_path: Path) -> None:

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 import torch
 from matplotlib.figure import Figure
 
-from fanoise_lightning.figures.spectra import marchenko_pastur_edge, side_spectrum, spectrum_figure
+from fanoise_lightning.figures.spectra import (
+    marchenko_pastur_edge,
+    noise_spectrum,
+    side_spectrum,
+    spectrum_figure,
+)
 
 
 def gaussian(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
@@ -89,7 +95,21 @@ def test_the_figure_has_a_panel_a_side_with_the_curves_of_the_last_record() -> N
         "noisy": query["noisy"],
         "noise alone": query["noise"],
         r"isotropic noise, $\delta(\sqrt{B}+\sqrt{D})$": [edge, edge],
+        "noisy if isotropic, predicted": noise_spectrum([last])[1]["query"]["predicted"],
     }
+
+
+def test_the_prediction_is_that_of_isotropic_noise_for_the_values_that_it_does_not_bury() -> None:
+    """Two strong directions, a weak one, and noise: only the strong ones are visible in an SVD."""
+    left, right = torch.linalg.qr(gaussian(300, 3)).Q, torch.linalg.qr(gaussian(400, 3, seed=1)).Q
+    clean = left @ torch.diag(torch.tensor([80.0, 50.0, 2.0], dtype=torch.float64)) @ right.T
+    noisy = clean + gaussian(300, 400, seed=2)
+    record = {"step": 0, "sides": {"query": side_spectrum(clean, noisy), "target": side_spectrum(clean)}}
+    numbers = noise_spectrum([record])[1]
+    assert numbers["query"]["predicted"] == pytest.approx(torch.linalg.svdvals(noisy)[:2].tolist(), rel=0.02)
+    assert numbers["query"]["edge"] == pytest.approx(300**0.5 + 400**0.5, rel=0.01)
+    assert set(numbers["target"]) == {"batch_size", "dim", "clean"}
+    json.dumps(numbers, allow_nan=False)
 
 
 def test_a_side_without_noise_is_drawn_clean_only() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 SUBSETS = {
     "plain": ("retrieval", "IND"),
@@ -49,4 +50,27 @@ def write_study(root: Path, gains: dict[str, float], seeds: range = range(6)) ->
     for number, (arm, gain) in enumerate(gains.items()):
         for seed in seeds:
             write_run(root / arm / f"seed-{seed}", seed, outcomes(1000 * number + seed, gain))
+    return root
+
+
+def write_config(folder: Path, noise: dict[str, Any], **others: Any) -> None:
+    """The configuration of a run, as the command line writes it, in short."""
+    defaults = {"scaling": "sublinear", "energy": "paper", "where": "loss", "sides": ["query"], "seed": None}
+    config = {
+        "seed_everything": int(folder.name.removeprefix("seed-")),
+        "trainer": {"max_steps": 300, "logger": {"init_args": {"save_dir": str(folder)}}},
+        "noise": {**defaults, **noise},
+        **others,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def write_noise_study(
+    root: Path, arms: dict[str, tuple[float, dict[str, Any]]], seeds: range = range(4)
+) -> Path:
+    """Arms with their true gains and their noise."""
+    write_study(root, {arm: gain for arm, (gain, _) in arms.items()}, seeds)
+    for arm, (_, noise) in arms.items():
+        for seed in seeds:
+            write_config(root / arm / f"seed-{seed}", noise)
     return root
