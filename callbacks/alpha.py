@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fanoise_lightning._checks import check_at_least
+from lightning.pytorch import Trainer
+
+from fanoise_lightning._checks import check_at_least, check_positive
 from fanoise_lightning.noise import check_alpha
 
 __all__ = ["Alpha", "LinearAlpha", "RepeatAlpha", "alpha_at"]
@@ -47,35 +49,52 @@ class LinearAlpha:
         return self.start + (self.end - self.start) * min(step / self.steps, 1.0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class RepeatAlpha:
     """A noise level that follows the share of the training so far that was repetition.
 
     After p passes over the data it is ``peak * (1 - 1 / p)``, and 0 in the first. Noise keeps a model from
-    fitting the same pairs more and more closely; pairs that it sees for the first time it learns better
-    without. docs/arena.md has the measurements.
+    fitting the same pairs ever more closely, and gets in the way of pairs that it sees for the first time.
 
     Args:
         peak: the level that many passes approach, at least 0.
-        steps_per_pass: optimiser steps in a pass over the data; :class:`FANoise` sets it from the trainer.
+        steps_per_pass: optimiser steps in a pass over the data; by default those of the trainer's epoch.
 
     Raises:
-        ValueError: if ``peak`` is negative or not finite.
+        ValueError: if ``peak`` is negative or not finite, or ``steps_per_pass`` is not positive; in training,
+            if an epoch has no known length.
 
     Example:
         >>> alpha = RepeatAlpha(0.4, steps_per_pass=100)
         >>> alpha(50), alpha(200), alpha(400)
-        (0.0, 0.2, 0.3)
+        (0.0, 0.2, 0.30000000000000004)
     """
 
     peak: float
-    steps_per_pass: float = math.inf
+    steps_per_pass: float | None = None
 
     def __post_init__(self) -> None:
         check_alpha(self.peak)
+        if self.steps_per_pass is not None:
+            check_positive("steps_per_pass", self.steps_per_pass)
+
+    def of(self, trainer: Trainer) -> RepeatAlpha:
+        """The same with the trainer's epoch as a pass, if ``steps_per_pass`` is not given."""
+        if self.steps_per_pass is not None:
+            return self
+        batches = trainer.num_training_batches  # type: ignore[attr-defined]
+        if not batches < math.inf:
+            raise ValueError(
+                "RepeatAlpha needs the length of a pass, which this data loader does not know: pass "
+                "`RepeatAlpha(peak, steps_per_pass=...)`"
+            )
+        steps = batches / trainer.accumulate_grad_batches  # type: ignore[attr-defined]
+        return RepeatAlpha(self.peak, max(steps, 1))
 
     def __call__(self, step: int) -> float:
         """The level at this optimiser step, from 0."""
+        if self.steps_per_pass is None:
+            raise ValueError("RepeatAlpha needs `steps_per_pass` outside of training")
         return self.peak * max(0.0, 1 - self.steps_per_pass / max(step, 1))
 
 

@@ -16,7 +16,7 @@ from fanoise_lightning.callbacks._messages import warn_of_no_noise, warn_of_skip
 from fanoise_lightning.callbacks._shapes import Scope, ShapeMemory
 from fanoise_lightning.callbacks._sites import InnerSite, LossSite, Where, check_inner
 from fanoise_lightning.callbacks._source import NoiseSource
-from fanoise_lightning.callbacks.alpha import Alpha, alpha_at
+from fanoise_lightning.callbacks.alpha import Alpha, RepeatAlpha, alpha_at
 from fanoise_lightning.laws import Scaling, check_scaling
 from fanoise_lightning.noise import Energy, check_alpha
 from fanoise_lightning.seeds import run_seed
@@ -46,7 +46,7 @@ class FANoise(Callback):
 
     Args:
         alpha: the noise level, at least 0, or a function from the number of optimiser steps done to it, such
-            as :class:`~fanoise_lightning.LinearAlpha`; the paper trains with 0.1. It assumes rows of unit
+            as :class:`~fanoise_lightning.RepeatAlpha`; the paper trains with 0.1. It assumes rows of unit
             length: under ``energy="constant"`` the root mean square norm of a noise row is alpha, under
             ``"paper"`` alpha * sqrt(R / D * mean(S_i^2)), where S_i is the noise's scale in direction i of
             R = min(B, D). With 0 the callback does nothing.
@@ -155,6 +155,7 @@ class FANoise(Callback):
     def _forget(self) -> None:
         """Reset all state of an earlier fit."""
         self._resolved_seed = self.seed
+        self._alpha = self.alpha
         shapes = ShapeMemory(self.scaling, self.energy, self.momentum, self.every_n_steps, self.scope)
         full = None if callable(self.alpha) else self.alpha
         self._source = NoiseSource(shapes, self._level, self.relative, full)
@@ -207,6 +208,10 @@ class FANoise(Callback):
         site.repeats.watch(trainer.optimizers)
         return site
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # only now the length of an epoch is known
+        self._alpha = self.alpha.of(trainer) if isinstance(self.alpha, RepeatAlpha) else self.alpha
+
     def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
         self._new_batch()
 
@@ -246,7 +251,7 @@ class FANoise(Callback):
 
     def _level(self, step: int) -> float:
         """The noise level at an optimiser step, from 0."""
-        return alpha_at(self.alpha, step) * min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        return alpha_at(self._alpha, step) * min(1.0, (step + 1) / max(self.warmup_steps, 1))
 
     def _new_batch(self) -> None:
         self._source.logged = {}

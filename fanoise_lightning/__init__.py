@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         ExactResume,
         FANoise,
         LinearAlpha,
+        RepeatAlpha,
         ScoreboardWriter,
         SpectrumMonitor,
     )
@@ -53,6 +54,7 @@ __all__ = [
     "Pair",
     "PairDataModule",
     "PrecisionAtOne",
+    "RepeatAlpha",
     "Sample",
     "ScoreboardWriter",
     "SigmoidLoss",

@@ -24,6 +24,7 @@ HOME = {
     "PairDataModule": "data",
     "PrecisionAtOne": "evaluation",
     "Sample": "sample",
+    "RepeatAlpha": "callbacks",
     "ScoreboardWriter": "callbacks",
     "SigmoidLoss": "losses",
     "SpectrumMonitor": "callbacks",

@@ -1,7 +1,7 @@
 """Singular values of features, clean and noisy, beside those of the noise alone: what noise buries.
 
 Weyl: noise moves no singular value by more than its own largest one. For i.i.d. noise that is the
-Marchenko-Pastur edge, so clean directions well above the edge survive, and those below it are drowned.
+Marchenko-Pastur edge, so clean directions well above the edge survive; those below half of it are lost.
 """
 
 from __future__ import annotations

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 from lightning.pytorch import Callback
-from plain_module import PlainModule
-from test_fanoise_sites import fit
+from plain_module import Pairs, PlainModule
+from test_fanoise_sites import fit, quiet
+from torch.utils.data import DataLoader, IterableDataset
 
-from fanoise_lightning import LinearAlpha
+from fanoise_lightning import LinearAlpha, RepeatAlpha
 from fanoise_lightning.callbacks import FANoise
 from fanoise_lightning.callbacks.alpha import alpha_at
 from fanoise_lightning.cli import FANoiseCLI
@@ -77,3 +78,45 @@ def test_the_command_line_takes_schedules_functions_and_sites():
     (noise,) = [c for c in cli.trainer.callbacks if isinstance(c, FANoise)]
     assert alpha_at(noise.alpha, 5) == 0.25
     assert (noise.scaling.__name__, noise.where) == ("log1p", "output")
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_noise_begins_with_the_second_pass_and_grows_with_the_share_of_repeats(accumulate):
+    amounts, per_pass = Amounts(), 6
+    noise = FANoise(RepeatAlpha(0.8), "uniform", energy="constant", relative=True, seed=0)
+    options = {"log_every_n_steps": 1, "accumulate_grad_batches": accumulate}
+    fit(PlainModule(), noise, amounts, steps=4 * per_pass // accumulate, **options)
+    assert amounts.ratios[:per_pass] == [0] * per_pass
+    assert len(amounts.ratios) == 4 * per_pass
+    for batch, ratio in enumerate(amounts.ratios[per_pass:], per_pass):
+        learned = batch // accumulate * accumulate  # batches that ended up in the weights
+        assert ratio == pytest.approx(0.8 * (learned - per_pass) / learned, rel=0.35), batch
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(Pairs())
+
+
+def test_repeats_of_a_pass_without_a_length_are_an_error():
+    trainer = quiet(FANoise(RepeatAlpha(0.8)), max_steps=2)
+    with pytest.raises(ValueError, match=r"RepeatAlpha\(peak, steps_per_pass=...\)"):
+        trainer.fit(PlainModule(), DataLoader(Endless(), batch_size=8))
+    noise = FANoise(RepeatAlpha(0.8, steps_per_pass=1))
+    quiet(noise, max_steps=2).fit(PlainModule(), DataLoader(Endless(), batch_size=8))
+    assert noise._source.draws == 2
+
+
+def test_a_share_of_repeats_is_that_of_counted_samples():
+    alpha = RepeatAlpha(1.0, steps_per_pass=7)
+    for step in range(1, 40):
+        seen = [number % 7 for number in range(step)]
+        assert alpha(step) == pytest.approx(1 - len(set(seen)) / len(seen))
+
+
+@pytest.mark.parametrize("arguments", [(-1,), (float("inf"),), (0.3, 0), (0.3, float("nan"))])
+def test_a_repeat_schedule_that_cannot_be_is_refused(arguments):
+    with pytest.raises(ValueError, match=r"must be (finite|positive)"):
+        RepeatAlpha(*arguments)
+    with pytest.raises(ValueError, match="outside of training"):
+        RepeatAlpha(0.3)(5)
