@@ -82,13 +82,13 @@ class RepeatAlpha:
         """The same with the trainer's epoch as a pass, if ``steps_per_pass`` is not given."""
         if self.steps_per_pass is not None:
             return self
-        batches = trainer.num_training_batches  # type: ignore[attr-defined]
+        batches = trainer.num_training_batches
         if not batches < math.inf:
             raise ValueError(
                 "RepeatAlpha needs the length of a pass, which this data loader does not know: pass "
                 "`RepeatAlpha(peak, steps_per_pass=...)`"
             )
-        steps = batches / trainer.accumulate_grad_batches  # type: ignore[attr-defined]
+        steps = batches / trainer.accumulate_grad_batches
         return RepeatAlpha(self.peak, max(steps, 1))
 
     def __call__(self, step: int) -> float:
