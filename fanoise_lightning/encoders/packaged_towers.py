@@ -10,6 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from fanoise_lightning.encoders.source_weights import digests
 from fanoise_lightning.encoders.towers import TowerCollate, TwoTowers
 
 __all__ = ["PackagedTowers"]
@@ -57,6 +58,7 @@ class PackagedTowers(TwoTowers):
         own = self.image.state_dict()
         # the same architecture under other names, in the same order; the classifier is what is left over
         self.image.load_state_dict(dict(zip(own, saved[: len(own)], strict=True)))
+        self.remember(digests(self))
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.collate = _PackagedCollate(tokenizer, self.text.config.max_position_embeddings)
 
