@@ -123,9 +123,10 @@ def put_back(module: nn.Module, checkpoint: dict[str, Any]) -> None:
             "restore its files, or pass `encoder=` built from a copy of them. (With `save_frozen=True`, "
             "checkpoints hold the frozen weights.)"
         )
-    for state in _states(checkpoint):
-        for name in left_out:
-            state.setdefault(name, own[name])
+    for number, state in enumerate(_states(checkpoint)):
+        for name in left_out.keys() - state.keys():
+            # a module loads its own weight at no cost; after the first state, it may hold another
+            state[name] = own[name].detach().clone() if number else own[name]
 
 
 def _states(checkpoint: Mapping[str, Any]) -> list[dict[str, Tensor]]:
