@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -153,7 +154,12 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _leaves_out(path: Any) -> bool:
-    return path is not None and Path(path).is_file() and LEFT_OUT in load_checkpoint(path, weights_only=True)
+    if path is None or not Path(path).is_file():
+        return False
+    try:
+        return LEFT_OUT in load_checkpoint(path, weights_only=True)
+    except UnpicklingError:  # it holds objects: Lightning reads it, strictly, or says so
+        return False
 
 
 def _check_keys(module: nn.Module, found: set[str]) -> None:
