@@ -14,8 +14,10 @@ import tiny_two_towers
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText
 
 from fanoise_lightning import (
     CachedFeatures,
@@ -27,6 +29,7 @@ from fanoise_lightning import (
     TwoTowerEncoder,
     VisionLanguageEncoder,
 )
+from fanoise_lightning.__main__ import main
 from fanoise_lightning.training.trained_only import LEFT_OUT
 
 LARGE = 256  # bytes: smaller weights are always saved
@@ -379,3 +382,49 @@ def test_what_is_left_out_is_reported_once(clip, tmp_path, caplog):
     size = sum(module.get_parameter(name).numel() * 4 for name in frozen)
     assert f"checkpoints leave out {size / 1e6:.1f} MB" in lines[0]
     assert f"TwoTowerEncoder('{clip}')" in lines[0]
+
+
+def test_frozen_weights_that_an_adapter_has_changed_are_saved(qwen, tmp_path):
+    """PiSSA takes its part out of the weights; another machine may compute it with other rounding."""
+    network = AutoModelForImageTextToText.from_pretrained(qwen)
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights="pissa")
+    get_peft_model(network, config).save_pretrained(tmp_path / "adapter")
+    module = of(VisionLanguageEncoder(qwen, adapter=str(tmp_path / "adapter")))
+    saved = save(module, tmp_path / "saved.ckpt")
+    changed = {name for name in large(module.named_parameters(), trained=False) if "base_layer" in name}
+    assert len(changed) == 4  # two of each of two layers
+    assert changed <= saved["state_dict"].keys()
+    assert saved[LEFT_OUT].keys() == large(module.named_parameters(), trained=False) - changed
+    assert_same(ContrastiveModule.load_from_checkpoint(tmp_path / "saved.ckpt"), module)
+
+
+def test_the_command_leaves_frozen_weights_out_too(clip, own_clip, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["fanoise"])  # Lightning warns of pytest's
+    recipe = Path(__file__).parents[2] / "examples" / "configs" / "emoji.yaml"
+
+    def run(command: str, *more: str) -> None:
+        options = [
+            "--trainer.accelerator=cpu",
+            "--trainer.enable_progress_bar=false",
+            "--trainer.max_steps=2",
+        ]
+        options += ["--data.init_args.num_workers=0", "--data.init_args.batch_size=8"]
+        options += [
+            f"--trainer.logger.init_args.save_dir={tmp_path}",
+            "--data.init_args.eval_subsets=[renderer]",
+        ]
+        main([command, f"--config={recipe}", *options, *more])
+
+    encoder = ["--model.encoder=fanoise_lightning.TwoTowerEncoder", "--model.encoder.lora={r: 2}"]
+    own = [*encoder, f"--model.encoder.model={own_clip}"]
+    run("fit", *own, "--trainer.limit_val_batches=0")
+    path = next(tmp_path.rglob("last.ckpt"))
+    saved = torch.load(path, weights_only=True)
+    assert not [name for name in saved["state_dict"] if "base_layer.weight" in name]
+    run("validate", *own, f"--ckpt_path={path}")
+    change_one_weight(own_clip)
+    with pytest.raises(ValueError, match="not those it was trained with"):
+        run("validate", *own, f"--ckpt_path={path}")
+    run("fit", *encoder, f"--model.encoder.model={clip}", "--model.save_frozen=true")
+    whole = max(tmp_path.rglob("last.ckpt"), key=lambda file: file.stat().st_mtime)
+    assert LEFT_OUT not in torch.load(whole, weights_only=True)
