@@ -153,8 +153,8 @@ class ContrastiveModule(TrainedOnlyCheckpoints):
             kwargs: ``encoder=...`` and other arguments that replace what the checkpoint describes.
 
         Raises:
-            ValueError: if the checkpoint names a class that is not allowed, or the encoder needs remote code
-                that is not trusted.
+            ValueError: if the checkpoint names a class that is not allowed, if the encoder needs remote code
+                that is not trusted, or if frozen weights that the checkpoint lacks have changed.
         """
         arguments = read_arguments(cls, checkpoint_path, hparams_file, weights_only, kwargs, allow)
         safe = weights_only is not False

@@ -80,10 +80,9 @@ def leave_out(module: nn.Module, checkpoint: dict[str, Any]) -> int:
     Returns:
         How many bytes were left out.
     """
-    states = _states(checkpoint)
-    if rank() or any(isinstance(value, DTensor) for state in states for value in state.values()):
-        return 0  # only rank 0 writes, or every rank its own part
-    loaded, size = _loaded(module), 0
+    if rank():  # only rank 0 writes, except shards, which stay
+        return 0
+    states, loaded, size = _states(checkpoint), _loaded(module), 0
     left_out: dict[str, str] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if parameter.requires_grad or name not in loaded:
@@ -146,7 +145,8 @@ def _loaded(module: nn.Module) -> dict[str, str]:
 
 def _sources(module: nn.Module) -> str:
     parts = [part for part in module.modules() if isinstance(part, PretrainedEncoder) and part.loaded]
-    return ", ".join(f"{type(part).__name__}({getattr(part, 'model', '')!r})" for part in parts)
+    names = [(type(part).__name__, getattr(part, "model", None)) for part in parts]
+    return ", ".join(name if model is None else f"{name}({model!r})" for name, model in names)
 
 
 def _whole(tensor: Tensor) -> Tensor:
