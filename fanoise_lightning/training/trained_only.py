@@ -50,21 +50,40 @@ class TrainedOnlyCheckpoints(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         put_back(self, checkpoint)
-        if LEFT_OUT in checkpoint and "state_dict" not in checkpoint and super().strict_loading:
-            saved = load_checkpoint(self.trainer.ckpt_path, weights_only=True)["state_dict"]
-            _check_keys(self, {*checkpoint[LEFT_OUT], *saved})
 
     @property
     def strict_loading(self) -> bool:
-        """As in Lightning, except where :meth:`on_load_checkpoint` itself compares the keys."""
-        # ModelParallelStrategy looks for every key before that hook can put any back
-        return super().strict_loading and not (
-            self.device_mesh is not None and _leaves_out(self.trainer.ckpt_path)
-        )
+        """As in Lightning, except for shards, whose checkpoint is checked here.
+
+        Raises:
+            ValueError: if ModelParallelStrategy is about to load a checkpoint that does not fit the module.
+        """
+        # That strategy asks for this, loads weights and optimiser, and calls `on_load_checkpoint` afterwards:
+        # strictly, it would miss what is left out; otherwise, it checks nothing.
+        strict = super().strict_loading
+        checkpoint = self._checkpoint_for_shards()
+        if not checkpoint:
+            return strict
+        if strict:
+            _check_keys(self, {*checkpoint[LEFT_OUT], *checkpoint["state_dict"]})
+        if self.trainer.training:
+            _check_optimizers(self, checkpoint)
+        return False
 
     @strict_loading.setter
     def strict_loading(self, strict_loading: bool) -> None:
         LightningModule.strict_loading.fset(self, strict_loading)  # type: ignore[attr-defined]
+
+    def _checkpoint_for_shards(self) -> dict[str, Any]:
+        """What ModelParallelStrategy is about to load, without its tensors, if something was left out."""
+        path = self.trainer.ckpt_path if self.device_mesh is not None else None
+        if path is None or not Path(path).is_file():
+            return {}
+        try:
+            checkpoint = load_checkpoint(path, weights_only=True)
+        except UnpicklingError:  # it holds objects: Lightning reads it, strictly, or says so
+            return {}
+        return checkpoint if LEFT_OUT in checkpoint else {}
 
 
 def leave_out(module: nn.Module, checkpoint: dict[str, Any]) -> int:
@@ -153,15 +172,6 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _leaves_out(path: Any) -> bool:
-    if path is None or not Path(path).is_file():
-        return False
-    try:
-        return LEFT_OUT in load_checkpoint(path, weights_only=True)
-    except UnpicklingError:  # it holds objects: Lightning reads it, strictly, or says so
-        return False
-
-
 def _check_keys(module: nn.Module, found: set[str]) -> None:
     own = set(module.state_dict())
     problems = [
@@ -171,3 +181,15 @@ def _check_keys(module: nn.Module, found: set[str]) -> None:
     ]
     if problems:
         raise ValueError(f"the weights of the checkpoint do not fit the module: it {' and '.join(problems)}")
+
+
+def _check_optimizers(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    # with shards, Lightning numbers all parameters of the module, else those that the optimiser has
+    trained = {number for number, parameter in enumerate(module.parameters()) if parameter.requires_grad}
+    for state in checkpoint.get("optimizer_states", ()):
+        if not trained.issuperset(number for group in state["param_groups"] for number in group["params"]):
+            raise ValueError(
+                "the optimiser's states in the checkpoint are numbered otherwise than those of sharded "
+                "weights: with frozen weights, a run with shards resumes only from a run with shards. Load "
+                "the weights alone, with `load_from_checkpoint`"
+            )

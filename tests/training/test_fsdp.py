@@ -267,6 +267,12 @@ def test_shards_refuse_a_checkpoint_of_other_weights(stored, tmp_path, change, m
         fit_on_two(stored=stored, ckpt_path=tmp_path / "saved.ckpt")
 
 
+def test_shards_refuse_an_optimiser_whose_states_are_numbered_otherwise(stored, tmp_path):
+    fit(0, 1, stored=stored, callbacks=[SaveAndStop(tmp_path, 2)])
+    with pytest.raises(RuntimeError, match="numbered otherwise than those of sharded weights"):
+        fit_on_two(stored=stored, ckpt_path=tmp_path / "saved.ckpt")
+
+
 def test_shards_refuse_frozen_weights_that_have_changed(stored, tmp_path):
     fit_on_two(stored=stored, callbacks=[SaveAndStop(tmp_path, 2)])
     weights = torch.load(stored)
