@@ -76,9 +76,9 @@ class ContrastiveModule(TrainedOnlyCheckpoints):
             for queries and one for targets and hard negatives. The gradients are those of the whole batch, at
             the memory of one chunk and the cost of a second forward pass. Dropout draws its masks chunk by
             chunk, and batch norm sees chunks.
-        save_frozen: whether checkpoints hold frozen weights that are loaded again with the encoder, from the
-            model, file or tag that it names. By default they do not: a checkpoint needs that model anyway to
-            build the encoder, and it refuses one whose weights have changed.
+        save_frozen: whether checkpoints hold frozen weights that are loaded again with the encoder, from
+            the model, file or tag that it names. By default they do not: a checkpoint needs that model
+            anyway to build the encoder, and it refuses one whose weights have changed.
 
     Attributes:
         scoreboard: the scores of the latest validation or test, ``None`` before.
@@ -153,8 +153,8 @@ class ContrastiveModule(TrainedOnlyCheckpoints):
             kwargs: ``encoder=...`` and other arguments that replace what the checkpoint describes.
 
         Raises:
-            ValueError: if the checkpoint names a class that is not allowed, if the encoder needs remote code
-                that is not trusted, or if frozen weights that the checkpoint lacks have changed.
+            ValueError: if the checkpoint names a class that is not allowed, if the encoder needs remote
+                code that is not trusted, or if frozen weights that the checkpoint lacks have changed.
         """
         arguments = read_arguments(cls, checkpoint_path, hparams_file, weights_only, kwargs, allow)
         safe = weights_only is not False

@@ -25,11 +25,11 @@ class PretrainedEncoder(Encoder):
         self.loaded: dict[str, str] = {}
 
     def remember(self, loaded: Mapping[nn.Parameter, str]) -> None:
-        """Note which weights a new encoder like this one would load again; checkpoints can do without them.
+        """Note which weights a new encoder like this would load again: checkpoints do without them.
 
         Args:
-            loaded: the :func:`~fanoise_lightning.encoders.source_weights.digests` of the network, taken right
-                after it was loaded. By now it can have an adapter, and with it other names.
+            loaded: the digests of the network's parameters, taken right after it was loaded. By now it
+                can have an adapter, and with it other names.
         """
         named = self.named_parameters(remove_duplicate=False)
         self.loaded = {name: loaded[parameter] for name, parameter in named if parameter in loaded}

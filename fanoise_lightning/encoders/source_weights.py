@@ -1,4 +1,4 @@
-"""Digests of pretrained weights: they tell, much later, whether a weight is still the one that was loaded."""
+"""Digests of pretrained weights: they tell, much later, whether a weight is still what was loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of what is trained: frozen pretrained weights are left out, and come back with their model."""
+"""Checkpoints of what is trained: frozen pretrained weights come back with the model they are from."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class TrainedOnlyCheckpoints(LightningModule):
         size = leave_out(self, checkpoint)
         if size and not self._reported:
             report(
-                f"checkpoints leave out {size / 1e6:,.1f} MB of frozen weights, which are loaded again from "
-                f"{_sources(self)}; `save_frozen=True` keeps them"
+                f"checkpoints leave out {size / 1e6:,.1f} MB of frozen weights, which are loaded again "
+                f"from {_sources(self)}; `save_frozen=True` keeps them"
             )
             self._reported = True
 
@@ -56,10 +56,10 @@ class TrainedOnlyCheckpoints(LightningModule):
         """As in Lightning, except for shards, whose checkpoint is checked here.
 
         Raises:
-            ValueError: if ModelParallelStrategy is about to load a checkpoint that does not fit the module.
+            ValueError: if ModelParallelStrategy is about to load a checkpoint that does not fit.
         """
-        # That strategy asks for this, loads weights and optimiser, and calls `on_load_checkpoint` afterwards:
-        # strictly, it would miss what is left out; otherwise, it checks nothing.
+        # That strategy asks for this, loads weights and optimiser, and only then calls
+        # `on_load_checkpoint`: strictly, it would miss what is left out; otherwise, it checks nothing.
         strict = super().strict_loading
         checkpoint = self._checkpoint_for_shards()
         if not checkpoint:
@@ -75,7 +75,7 @@ class TrainedOnlyCheckpoints(LightningModule):
         LightningModule.strict_loading.fset(self, strict_loading)  # type: ignore[attr-defined]
 
     def _checkpoint_for_shards(self) -> dict[str, Any]:
-        """What ModelParallelStrategy is about to load, without its tensors, if something was left out."""
+        """What ModelParallelStrategy is about to load, without tensors, if something was left out."""
         path = self.trainer.ckpt_path if self.device_mesh is not None else None
         if path is None or not Path(path).is_file():
             return {}
@@ -87,13 +87,13 @@ class TrainedOnlyCheckpoints(LightningModule):
 
 
 def leave_out(module: nn.Module, checkpoint: dict[str, Any]) -> int:
-    """Take out of a checkpoint the frozen weights that are bit for bit those that an encoder was loaded with.
+    """Take the frozen weights out of a checkpoint that are bit for bit those an encoder was loaded with.
 
-    Everything else stays: frozen weights that were drawn at random or have changed since, and all buffers,
-    such as the statistics of batch norm. So does every weight of a sharded checkpoint.
+    Everything else stays: frozen weights that were drawn at random or have changed since, and all
+    buffers, such as the statistics of batch norm. So does every weight of a sharded checkpoint.
 
     Args:
-        module: its :class:`~fanoise_lightning.encoders.pretrained.PretrainedEncoder`s know their weights.
+        module: the pretrained encoders in it know the digests of what they loaded.
         checkpoint: with the weights of `module`; what is left out is noted under `LEFT_OUT`.
 
     Returns:
@@ -132,15 +132,15 @@ def put_back(module: nn.Module, checkpoint: dict[str, Any]) -> None:
     own = dict(module.named_parameters(remove_duplicate=False))
     if absent := [name for name in left_out if name not in own]:
         raise ValueError(
-            f"the checkpoint leaves out frozen weights that this module does not have: {listed(absent, 3)}; "
-            "build the module with the encoder of the checkpoint"
+            "the checkpoint leaves out frozen weights that this module does not have: "
+            f"{listed(absent, 3)}; build the module with the encoder of the checkpoint"
         )
     if different := [name for name, found in left_out.items() if digest(_whole(own[name])) != found]:
         raise ValueError(
-            f"{len(different)} of the {len(left_out)} frozen weights that the checkpoint leaves out are not "
-            f"those it was trained with: {listed(different, 3)}. They were loaded from {_sources(module)}: "
-            "restore its files, or pass `encoder=` built from a copy of them. (With `save_frozen=True`, "
-            "checkpoints hold the frozen weights.)"
+            f"{len(different)} of the {len(left_out)} frozen weights that the checkpoint leaves out are "
+            f"not those it was trained with: {listed(different, 3)}. They were loaded from "
+            f"{_sources(module)}: restore its files, or pass `encoder=` built from a copy of them. "
+            "(With `save_frozen=True`, checkpoints hold the frozen weights.)"
         )
     for number, state in enumerate(_states(checkpoint)):
         for name in left_out.keys() - state.keys():
@@ -153,7 +153,7 @@ def _states(checkpoint: Mapping[str, Any]) -> list[dict[str, Tensor]]:
 
 
 def _loaded(module: nn.Module) -> dict[str, str]:
-    """The digest of every weight that an encoder in a module was loaded with, by its name in the module."""
+    """The digest of every weight that the encoders in a module were loaded with, by name."""
     return {
         f"{prefix}.{name}" if prefix else name: found
         for prefix, part in module.named_modules()
@@ -180,16 +180,18 @@ def _check_keys(module: nn.Module, found: set[str]) -> None:
         if names
     ]
     if problems:
-        raise ValueError(f"the weights of the checkpoint do not fit the module: it {' and '.join(problems)}")
+        found_wrong = " and ".join(problems)
+        raise ValueError(f"the weights of the checkpoint do not fit the module: it {found_wrong}")
 
 
 def _check_optimizers(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
     # with shards, Lightning numbers all parameters of the module, else those that the optimiser has
     trained = {number for number, parameter in enumerate(module.parameters()) if parameter.requires_grad}
     for state in checkpoint.get("optimizer_states", ()):
-        if not trained.issuperset(number for group in state["param_groups"] for number in group["params"]):
+        numbers = {number for group in state["param_groups"] for number in group["params"]}
+        if not numbers <= trained:
             raise ValueError(
                 "the optimiser's states in the checkpoint are numbered otherwise than those of sharded "
-                "weights: with frozen weights, a run with shards resumes only from a run with shards. Load "
-                "the weights alone, with `load_from_checkpoint`"
+                "weights: with frozen weights, a run with shards resumes only from a run with shards. "
+                "Load the weights alone, with `load_from_checkpoint`"
             )
