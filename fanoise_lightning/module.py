@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,6 +40,7 @@ from fanoise_lightning.training.identities import identities, loss_options
 from fanoise_lightning.training.lockstep import embed_own_rows, is_sharded, largest
 from fanoise_lightning.training.schedules import LinearWarmup
 from fanoise_lightning.training.sharding import average_gradients, shard
+from fanoise_lightning.training.trained_only import TrainedOnlyCheckpoints
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -53,7 +54,7 @@ __all__ = ["ContrastiveModule"]
 Batch = dict[str, Any]
 
 
-class ContrastiveModule(LightningModule):
+class ContrastiveModule(TrainedOnlyCheckpoints):
     """Trains an encoder so that queries find their targets, and scores it by precision@1.
 
     Embeddings are normalised right before the loss. For noise, add
@@ -75,6 +76,9 @@ class ContrastiveModule(LightningModule):
             for queries and one for targets and hard negatives. The gradients are those of the whole batch, at
             the memory of one chunk and the cost of a second forward pass. Dropout draws its masks chunk by
             chunk, and batch norm sees chunks.
+        save_frozen: whether checkpoints hold frozen weights that are loaded again with the encoder, from
+            the model, file or tag that it names. By default they do not: a checkpoint needs that model
+            anyway to build the encoder, and it refuses one whose weights have changed.
 
     Attributes:
         scoreboard: the scores of the latest validation or test, ``None`` before.
@@ -96,6 +100,7 @@ class ContrastiveModule(LightningModule):
         optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=2e-5, weight_decay=0.0),
         lr_scheduler: LRSchedulerCallable | None = None,
         chunk_size: int | tuple[int, int] | None = None,
+        save_frozen: bool = False,
     ) -> None:
         super().__init__()
         if chunk_size is not None and min(chunk_size if isinstance(chunk_size, tuple) else (chunk_size,)) < 1:
@@ -104,7 +109,7 @@ class ContrastiveModule(LightningModule):
         self.loss = InfoNCE() if loss is None else loss
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
-        self.chunk_size = chunk_size
+        self.chunk_size, self.save_frozen = chunk_size, save_frozen
         self.scoreboard: Scoreboard | None = None
         self.pairs_seen = 0
         self._scorer: SuiteScorer | None = None
@@ -148,8 +153,8 @@ class ContrastiveModule(LightningModule):
             kwargs: ``encoder=...`` and other arguments that replace what the checkpoint describes.
 
         Raises:
-            ValueError: if the checkpoint names a class that is not allowed, or the encoder needs remote code
-                that is not trusted.
+            ValueError: if the checkpoint names a class that is not allowed, if the encoder needs remote
+                code that is not trusted, or if frozen weights that the checkpoint lacks have changed.
         """
         arguments = read_arguments(cls, checkpoint_path, hparams_file, weights_only, kwargs, allow)
         safe = weights_only is not False

@@ -16,11 +16,14 @@ from fanoise_lightning.encoders.linear_attention import use_linear_attention
 from fanoise_lightning.encoders.open_clip_tags import Interpolation, ResizeMode, create_model
 from fanoise_lightning.encoders.plain_text import PlainTexts
 from fanoise_lightning.encoders.remote_code import refuse_code
+from fanoise_lightning.encoders.source_weights import digests
 from fanoise_lightning.encoders.towers import TowerCollate, TwoTowers
 
 __all__ = ["OpenClipEncoder"]
 
 _OWN_CONFIGS = Path(__file__).parent / "open_clip_configs"
+
+_SCHEMES = ("hf-hub:", "local-dir:")
 
 # The loss owns the temperature; CoCa's decoder only writes captions.
 _UNUSED = ("logit_scale", "logit_bias", "text_decoder")
@@ -106,10 +109,13 @@ class OpenClipEncoder(TwoTowers):
         with _own_code_only(model, name):
             self.clip, transform = create_model(name, pretrained, options)
             tokenizer = open_clip.get_tokenizer(name)
+        # of a hub or a folder, open_clip may have found no weights, and started from random ones
+        loaded = digests(self.clip) if pretrained and not model.startswith(_SCHEMES) else {}
         self.embedding_dim = open_clip.get_model_config(name)["embed_dim"]
         if lora is not None:
             use_linear_attention(self.clip)
             add_lora(self.clip, lora, _LORA_TARGETS)
+        self.remember(loaded)
         self.freeze(self.clip, _UNUSED)
         if gradient_checkpointing:
             self.clip.set_grad_checkpointing(True)
@@ -178,7 +184,7 @@ def _register(model: str) -> str:
 
     import open_clip
 
-    if model.startswith(("hf-hub:", "local-dir:")):
+    if model.startswith(_SCHEMES):
         return model
     open_clip.add_model_config(_OWN_CONFIGS)
     if model.endswith(".json"):

@@ -13,6 +13,7 @@ from torch.utils.data import default_collate
 
 from fanoise_lightning.encoders.plain_text import PlainTexts
 from fanoise_lightning.encoders.pooling import mean_token
+from fanoise_lightning.encoders.source_weights import digests
 from fanoise_lightning.encoders.towers import TowerCollate, TwoTowers
 
 __all__ = ["PackagedTowers"]
@@ -66,6 +67,7 @@ class PackagedTowers(TwoTowers):
         kept = [value for name, value in saved.items() if not name.startswith("_fc.")]  # no classifier
         # the same architecture under other names, in the same order
         self.image.load_state_dict(dict(zip(self.image.state_dict(), kept, strict=True)))
+        self.remember(digests(self))
         self.collate = _PackagedCollate(AutoTokenizer.from_pretrained(folder, local_files_only=True))
         self.eval()  # as transformers returns models
 

@@ -13,6 +13,7 @@ from fanoise_lightning.encoders.adapters import LoraOptions, check_one_adapter
 from fanoise_lightning.encoders.loading import Dtype, load_network, load_processor
 from fanoise_lightning.encoders.plain_text import PlainTexts
 from fanoise_lightning.encoders.saved_adapters import put_adapter
+from fanoise_lightning.encoders.source_weights import digests
 from fanoise_lightning.encoders.towers import TowerCollate, TwoTowers
 from fanoise_lightning.encoders.two_tower_families import find_two_tower_family
 
@@ -79,12 +80,14 @@ class TwoTowerEncoder(TwoTowers):
         self.split_special_tokens = split_special_tokens
         self._family = find_two_tower_family(model)
         self.network = load_network(getattr(transformers, self._family.network), model, dtype)
+        loaded = digests(self.network)
         self.embedding_dim = _read(self.network.config, self._family.dim)
         if gradient_checkpointing:
             self.network.gradient_checkpointing_enable({"use_reentrant": False})
             # only reentrant checkpointing needs gradients at the embeddings, and BLIP's fail with them
             self.network.disable_input_require_grads()
         put_adapter(self.network, model, lora, adapter, self._family.lora_targets)
+        self.remember(loaded)
         self.freeze(self.network, self._family.unused)
         self.collate: _ProcessorCollate = _ProcessorCollate(
             model,

@@ -18,6 +18,7 @@ from fanoise_lightning.encoders.placeholders import append_prompt, smallest_imag
 from fanoise_lightning.encoders.pooling import Pooling, last_token, mean_token
 from fanoise_lightning.encoders.pretrained import PretrainedEncoder
 from fanoise_lightning.encoders.saved_adapters import put_adapter
+from fanoise_lightning.encoders.source_weights import digests
 from fanoise_lightning.encoders.vision_language_collate import VisionLanguageCollate
 
 __all__ = ["VisionLanguageEncoder"]
@@ -127,9 +128,11 @@ class VisionLanguageEncoder(PretrainedEncoder):
         self._remote = not self.collate.family.placeholder
         self.network = load_network(AutoModelForImageTextToText, model, dtype, self._remote, **options)
         self.embedding_dim = self.network.config.get_text_config().hidden_size
+        loaded = digests(self.network)
         self._choose_what_trains()
         # nobody uses its logits, which take 2.5 GB for 8 x 1024 tokens of Qwen2-VL
         self.network.lm_head = torch.nn.Identity()
+        self.remember(loaded)
         self.eval()  # as it was loaded, including the dropout of a fresh adapter
         self._report_images()
         self.report(model)

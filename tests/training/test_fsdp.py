@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
 from fanoise_lightning import ContrastiveModule, Encoder, InfoNCE, OpenClipEncoder, Sample
+from fanoise_lightning.encoders.pretrained import PretrainedEncoder
+from fanoise_lightning.encoders.source_weights import digests
 from fanoise_lightning.training.sharding import repeated_blocks
+from fanoise_lightning.training.trained_only import LEFT_OUT
 
 WIDTH = 16
 
@@ -57,6 +61,23 @@ class Tower(Encoder):
         return self.head(x) + self.scale * x[:, :6]
 
 
+class Stored(PretrainedEncoder):
+    """A tower with an adapter; its weights come from a file."""
+
+    embedding_dim = 6
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+        self.tower = Tower(adapter=True)
+        self.tower.load_state_dict(torch.load(path))
+        self.remember(digests(self.tower))
+        self.collate = self.tower.collate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tower(x)
+
+
 class Batches(DataLoader):
     """This rank's rows of eight batches of eight pairs; goes on where a checkpoint was written."""
 
@@ -84,18 +105,24 @@ class Batches(DataLoader):
 
 
 def fit(
-    rank: int, ranks: int, adapter: bool = False, chunk_size: int | None = None, **options
+    rank: int,
+    ranks: int,
+    adapter: bool = False,
+    chunk_size: int | None = None,
+    stored: str | None = None,
+    **options,
 ) -> dict[str, Tensor]:
     """Three optimiser steps; the weights, whole."""
     module = ContrastiveModule(
-        Tower(adapter),
+        Stored(stored) if stored else Tower(adapter),
         InfoNCE(0.2, learnable_temperature=True),
         optimizer=partial(torch.optim.AdamW, lr=0.01),
         chunk_size=chunk_size,
     )
     ckpt_path = options.pop("ckpt_path", None)
+    shards = options.pop("shards", False)  # whether a checkpoint is a folder of shards
     if ranks > 1:
-        options["strategy"] = ModelParallelStrategy(ranks, 1, save_distributed_checkpoint=False)
+        options.setdefault("strategy", ModelParallelStrategy(ranks, 1, save_distributed_checkpoint=shards))
     trainer = Trainer(
         **{
             "accelerator": "cpu",
@@ -113,7 +140,7 @@ def fit(
     )
     trainer.fit(module, Batches(rank, ranks, chunk_size is not None), ckpt_path=ckpt_path)
     sharded = [part for part in module.modules() if isinstance(part, FSDPModule)]
-    assert len(sharded) == (4 if ranks > 1 else 0)  # the blocks and the rest
+    assert len(sharded) == (0 if options.get("strategy") in (None, "ddp") else 4)  # the blocks and the rest
     return {name: whole(value) for name, value in module.state_dict().items()}
 
 
@@ -187,6 +214,79 @@ def test_the_checkpoint_of_a_sharded_run_is_that_of_any_other(tmp_path):
     checkpoint = torch.load(tmp_path / "saved.ckpt", weights_only=True)
     assert_close(checkpoint["state_dict"], weights)
     Tower().load_state_dict({k.removeprefix("encoder."): v for k, v in weights.items() if "encoder." in k})
+
+
+@pytest.fixture
+def stored(tmp_path) -> str:
+    torch.save(Tower(adapter=True).state_dict(), tmp_path / "tower.pt")
+    return str(tmp_path / "tower.pt")
+
+
+FROZEN = {f"encoder.tower.blocks.{block}.layer.weight" for block in range(3)}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", None])
+def test_two_ranks_resume_from_a_checkpoint_of_what_is_trained(stored, tmp_path, strategy):
+    options = {"stored": stored} | ({"strategy": strategy} if strategy else {})
+    expected = fit(0, 1, stored=stored)
+    fit_on_two(**options, callbacks=[SaveAndStop(tmp_path, 3)])
+    checkpoint = torch.load(tmp_path / "saved.ckpt", weights_only=True)
+    assert checkpoint[LEFT_OUT].keys() == FROZEN == expected.keys() - checkpoint["state_dict"].keys()
+    assert_close(fit_on_two(**options, ckpt_path=tmp_path / "saved.ckpt"), expected)
+    assert_close(fit(0, 1, stored=stored, ckpt_path=tmp_path / "saved.ckpt"), expected)
+
+
+def test_a_checkpoint_in_shards_is_whole(stored, tmp_path):
+    fit_on_two(stored=stored, shards=True, callbacks=[SaveAndStop(tmp_path, 2)])
+    assert LEFT_OUT not in torch.load(tmp_path / "saved.ckpt" / "meta.pt", weights_only=True)
+    resumed = fit_on_two(stored=stored, shards=True, ckpt_path=tmp_path / "saved.ckpt")
+    assert_close(resumed, fit(0, 1, stored=stored))
+
+
+def edit(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    checkpoint = torch.load(path, weights_only=True)
+    change(checkpoint["state_dict"])
+    torch.save(checkpoint, path)
+
+
+TRAINED = "encoder.tower.head.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop(TRAINED), rf"do not fit the module: it lacks \({TRAINED}\)"),
+        (lambda state: state.update(other=state[TRAINED]), r"has more than the module \(other\)"),
+    ],
+    ids=["missing", "unexpected"],
+)
+def test_shards_refuse_a_checkpoint_of_other_weights(stored, tmp_path, change, message):
+    fit_on_two(stored=stored, callbacks=[SaveAndStop(tmp_path, 2)])
+    edit(tmp_path / "saved.ckpt", change)
+    with pytest.raises(RuntimeError, match=message):
+        fit_on_two(stored=stored, ckpt_path=tmp_path / "saved.ckpt")
+
+
+def test_shards_refuse_an_optimiser_whose_states_are_numbered_otherwise(stored, tmp_path):
+    fit(0, 1, stored=stored, callbacks=[SaveAndStop(tmp_path, 2)])
+    with pytest.raises(RuntimeError, match="numbered otherwise than those of sharded weights"):
+        fit_on_two(stored=stored, ckpt_path=tmp_path / "saved.ckpt")
+
+
+def test_shards_refuse_frozen_weights_that_have_changed(stored, tmp_path):
+    fit_on_two(stored=stored, callbacks=[SaveAndStop(tmp_path, 2)])
+    weights = torch.load(stored)
+    weights["blocks.1.layer.weight"][15, 3] += 1e-9  # in the second shard
+    torch.save(weights, stored)
+    with pytest.raises(RuntimeError, match=r"1 of the 3 frozen weights .*: encoder\.tower\.blocks\.1\.layer"):
+        fit_on_two(stored=stored, ckpt_path=tmp_path / "saved.ckpt")
+
+
+def test_shards_miss_a_weight_of_a_whole_checkpoint_as_before(tmp_path):
+    fit(0, 1, callbacks=[SaveAndStop(tmp_path, 2)])
+    edit(tmp_path / "saved.ckpt", lambda state: state.pop("encoder.head.weight"))
+    with pytest.raises(RuntimeError, match=r"contains a key 'encoder\.head\.weight' that does not exist"):
+        fit_on_two(ckpt_path=tmp_path / "saved.ckpt")
 
 
 def test_the_towers_blocks_are_sharded_one_by_one(tiny_clip):
