@@ -2,7 +2,7 @@
 
     python examples/studies/summarise.py RUNS --selection RUNS_THAT_CHOOSE --output DIR
 
-In each regime the baseline is the best arm without noise, among those that match `--baseline`, by its score in
+In each regime the baseline is the best of the arms that match `--baseline`, those without noise, by its score in
 the runs that choose. They have other seeds than those that are compared.
 """
 
