@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from statistics import fmean
+
 import pytest
 from lightning.pytorch import Callback
 from plain_module import Pairs, PlainModule
@@ -80,17 +83,25 @@ def test_the_command_line_takes_schedules_functions_and_sites():
     assert (noise.scaling.__name__, noise.where) == ("log1p", "output")
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_noise_begins_with_the_second_pass_and_grows_with_the_share_of_repeats(accumulate):
-    amounts, per_pass = Amounts(), 6
-    noise = FANoise(RepeatAlpha(0.8), "uniform", energy="constant", relative=True, seed=0)
-    options = {"log_every_n_steps": 1, "accumulate_grad_batches": accumulate}
-    fit(PlainModule(), noise, amounts, steps=4 * per_pass // accumulate, **options)
-    assert amounts.ratios[:per_pass] == [0] * per_pass
-    assert len(amounts.ratios) == 4 * per_pass
-    for batch, ratio in enumerate(amounts.ratios[per_pass:], per_pass):
-        learned = batch // accumulate * accumulate  # batches that ended up in the weights
-        assert ratio == pytest.approx(0.8 * (learned - per_pass) / learned, rel=0.35), batch
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        ({"max_steps": 24}, 4),
+        ({"max_epochs": 5}, 5),
+        ({"max_epochs": 5, "accumulate_grad_batches": 2}, 5),
+        ({"max_epochs": 5, "accumulate_grad_batches": 4}, 5),  # the last step of an epoch is of two batches
+        ({"max_epochs": 9, "max_steps": 12}, 2),
+        ({"max_steps": 3}, 1),
+    ],
+)
+def test_the_level_follows_the_number_of_passes(options, passes):
+    amounts = Amounts()
+    noise = FANoise(RepeatAlpha(), "uniform", energy="constant", relative=True, seed=0)
+    quiet(noise, amounts, log_every_n_steps=1, **options).fit(
+        PlainModule(), DataLoader(Pairs(), batch_size=8)
+    )
+    assert fmean(amounts.ratios) == pytest.approx(0.25 * math.log(passes), rel=0.1)
+    assert noise.alpha == RepeatAlpha()  # as it was given, for another fit
 
 
 class Endless(IterableDataset):
@@ -98,25 +109,18 @@ class Endless(IterableDataset):
         return iter(Pairs())
 
 
-def test_repeats_of_a_pass_without_a_length_are_an_error():
-    trainer = quiet(FANoise(RepeatAlpha(0.8)), max_steps=2)
-    with pytest.raises(ValueError, match=r"RepeatAlpha\(peak, steps_per_pass=...\)"):
-        trainer.fit(PlainModule(), DataLoader(Endless(), batch_size=8))
-    noise = FANoise(RepeatAlpha(0.8, steps_per_pass=1))
+def test_a_training_without_a_known_number_of_passes_is_an_error():
+    for dataset, options in ((Endless(), {"max_steps": 2}), (Pairs(), {"max_epochs": -1})):
+        with pytest.raises(ValueError, match=r"RepeatAlpha\(passes=...\)"):
+            quiet(FANoise(RepeatAlpha()), **options).fit(PlainModule(), DataLoader(dataset, batch_size=8))
+    noise = FANoise(RepeatAlpha(passes=3))
     quiet(noise, max_steps=2).fit(PlainModule(), DataLoader(Endless(), batch_size=8))
     assert noise._source.draws == 2
 
 
-def test_a_share_of_repeats_is_that_of_counted_samples():
-    alpha = RepeatAlpha(1.0, steps_per_pass=7)
-    for step in range(1, 40):
-        seen = [number % 7 for number in range(step)]
-        assert alpha(step) == pytest.approx(1 - len(set(seen)) / len(seen))
-
-
-@pytest.mark.parametrize("arguments", [(-1,), (float("inf"),), (0.3, 0), (0.3, float("nan"))])
-def test_a_repeat_schedule_that_cannot_be_is_refused(arguments):
-    with pytest.raises(ValueError, match=r"must be (finite|positive)"):
+@pytest.mark.parametrize("arguments", [(-1,), (float("inf"),), (0.3, 0.5), (0.3, float("nan"))])
+def test_a_number_of_passes_that_cannot_be_is_refused(arguments):
+    with pytest.raises(ValueError, match=r"must be finite and at least"):
         RepeatAlpha(*arguments)
     with pytest.raises(ValueError, match="outside of training"):
         RepeatAlpha(0.3)(5)
