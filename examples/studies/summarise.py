@@ -2,8 +2,8 @@
 
     python examples/studies/summarise.py RUNS --selection RUNS_THAT_CHOOSE --output DIR
 
-In each regime, the baseline is the best of the arms that match `--baseline`, those without noise, by its score
-in the runs that choose. These have other seeds than those that are compared.
+In each regime, the baseline is the best of the arms that match `--baseline`, those without noise, by its
+score in the runs that choose. These have other seeds than those that are compared.
 """
 
 from __future__ import annotations
