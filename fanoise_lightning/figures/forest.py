@@ -45,9 +45,10 @@ def draw_forest(
         colour = "#555555"
         if seeds is not None and queries[0] * queries[1] > 0 and seeds[0] * seeds[1] > 0:
             colour = "#1b7837" if difference > 0 else "#b2182b"
-        for limits, width in zip(points, (1.2, 4.0)):
+        for limits, width, below in zip(points, (1.2, 4.0), (0.2, 0.0)):
             if limits is not None:
-                axes.plot(limits, [place, place], color=colour, linewidth=width, solid_capstyle="butt")
+                at = place + below
+                axes.plot(limits, [at, at], color=colour, linewidth=width, solid_capstyle="butt")
         axes.plot([100 * difference], [place], "o", color="white", markeredgecolor=colour, markersize=6)
         known = {"name": name, "difference": 100 * difference, "queries": points[0], "seeds": points[1]}
         numbers.append(known)
@@ -55,7 +56,7 @@ def draw_forest(
     axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
     axes.invert_yaxis()
     axes.set_xlabel("points of precision@1; thick: other seeds, thin: other queries")
-    axes.set_title(f"{title}: coloured where both intervals exclude 0", fontsize=10)
+    figure.suptitle(f"{title}\ncoloured where both intervals exclude 0", fontsize=10)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)

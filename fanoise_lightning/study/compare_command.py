@@ -8,13 +8,12 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
-from rich.markdown import Markdown
 
 from fanoise_lightning.callbacks._files import whole_file, write_json
 from fanoise_lightning.figures.forest import draw_forest
 from fanoise_lightning.study.comparison import compare
 from fanoise_lightning.study.plan import parse_seeds
-from fanoise_lightning.study.report import as_dict, forest_rows, markdown
+from fanoise_lightning.study.report import as_dict, forest_rows, markdown, notes, table
 
 __all__ = ["main"]
 
@@ -54,13 +53,13 @@ def main(args: Sequence[str] | None = None) -> None:
         )
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"fanoise compare: {error}") from error
-    text = markdown(comparison)
-    Console().print(Markdown(text))
+    console = Console()
+    console.print(table(comparison), *notes(comparison), sep="\n")
     if given.output is not None:
         folder = Path(given.output)
         write_json(folder / "comparison.json", as_dict(comparison), indent=1)
         with whole_file(folder / "comparison.md") as file:
-            file.write_text(text, encoding="utf-8")
+            file.write_text(markdown(comparison), encoding="utf-8")
         figure, _ = draw_forest(forest_rows(comparison), f"{comparison.by}, against {comparison.baseline!r}")
         with whole_file(folder / "comparison.png") as file:
             figure.savefig(file, format="png", dpi=150)

@@ -6,10 +6,14 @@ import math
 from dataclasses import asdict
 from typing import Any
 
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Table
+
 from fanoise_lightning.study.comparison import ArmEffects, Comparison
 from fanoise_lightning.study.effects import Effect, Interval
 
-__all__ = ["as_dict", "forest_rows", "markdown", "verdict"]
+__all__ = ["as_dict", "forest_rows", "markdown", "notes", "table", "verdict"]
 
 
 def verdict(comparison: Comparison, arm: ArmEffects) -> str:
@@ -41,9 +45,8 @@ def markdown(comparison: Comparison) -> str:
     ]
     if c.selected_on:
         lines += ["", f"Baseline and arm were chosen on the seeds {_list(c.selected_on)}, by {c.by}."]
-    for failure in c.failures:
-        lines += ["", f"Failed and not part of it: {failure.folder}: {failure.error}"]
-    means = ["overall", *(name for name in ("IND", "OOD") if name in c.scores)]
+    lines += [f"\n{note}" for note in notes(c)]
+    means = [name for name in dict.fromkeys([c.by, "OOD", "IND", "overall"]) if name in c.scores]
     lines += ["", _row("arm", "seeds", *means, "p (Holm)", "detectable", "verdict")]
     lines += [_row(*["---"] * (len(means) + 5))]
     for arm in c.arms:
@@ -55,18 +58,37 @@ def markdown(comparison: Comparison) -> str:
     baseline = [f"{100 * c.scores[name]:.1f}" for name in means]
     lines.append(_row(f"*{c.baseline}*", "", *baseline, "", "", "*the baseline's scores*"))
     rest = [name for name in c.scores if name not in means]
-    lines += ["", _row("arm", *rest), _row(*["---"] * (len(rest) + 1))]
-    lines += [_row(arm.arm, *(_cell(arm.means[name]) for name in rest)) for arm in c.arms]
-    subsets = list(c.arms[0].subsets)
-    lines += ["", _row("subset", *(arm.arm for arm in c.arms)), _row(*["---"] * (len(c.arms) + 1))]
-    lines += [_row(name, *(_cell(arm.subsets[name]) for arm in c.arms)) for name in subsets]
-    for arm in c.arms:
-        if arm.skipped:
-            lines += [
-                "",
-                f"{arm.arm}: {arm.skipped} outcomes are not compared: one of the runs skipped the query.",
-            ]
+    for names, of in ((rest, "means"), (list(c.arms[0].subsets), "subsets")):
+        lines += ["", _row("arm", *names), _row(*["---"] * (len(names) + 1))]
+        lines += [_row(arm.arm, *(_cell(getattr(arm, of)[name]) for name in names)) for arm in c.arms]
     return "\n".join(lines) + "\n"
+
+
+def table(comparison: Comparison) -> Table:
+    """The mean that decides, for a terminal."""
+    c = comparison
+    score = f"{100 * c.scores[c.by]:.1f}"
+    found = Table(
+        title=f"{c.by} against {c.baseline!r}, which scores {score}", box=SIMPLE, title_justify="left"
+    )
+    found.add_column("arm")
+    found.add_column("points", justify="right", no_wrap=True)
+    found.add_column(f"{100 * c.confidence:.3g} % for other seeds", no_wrap=True)
+    found.add_column("verdict")
+    for arm in c.arms:
+        difference, _, interval = _cell(arm.means[c.by]).partition(" ")
+        found.add_row(*map(escape, (arm.arm, difference, interval.strip("()"), verdict(c, arm))))
+    return found
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What is not part of the comparison."""
+    found = [f"Failed and not part of it: {failed.folder}: {failed.error}" for failed in comparison.failures]
+    return found + [
+        f"{arm.arm}: {arm.skipped} outcomes are not compared: one of the runs skipped the query."
+        for arm in comparison.arms
+        if arm.skipped
+    ]
 
 
 def as_dict(comparison: Comparison) -> dict[str, Any]:
