@@ -96,7 +96,8 @@ def _bars(
             raise ValueError("no arm without noise is otherwise like the others: pass `--baseline`")
         baseline = clean
     comparison = compare([folder], baseline, common_seeds=True, any_version=any_version)
-    means = [*(mean for mean in comparison.scores if mean not in _MEANS), *_MEANS]
+    last = ("IND", "OOD", "IND_shared", "OOD_shared", "overall")
+    means = [*(mean for mean in comparison.scores if mean not in last), *last]
     means = [mean for mean in means if mean in comparison.scores]
     effects = {arm.arm: arm.means for arm in comparison.arms}
     differences = {
