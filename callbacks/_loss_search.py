@@ -71,15 +71,24 @@ def find_module(pl_module: nn.Module, target: str) -> tuple[str, nn.Module]:
     """A path and the module that it names.
 
     Raises:
-        ValueError: if it names none; the message lists the children.
+        ValueError: if it names none; the message lists the children of the last module on the path.
     """
     try:
         return target, pl_module.get_submodule(target)
     except AttributeError:
-        raise ValueError(
-            f"target={target!r} names no module of {type(pl_module).__name__}; its children are: "
-            f"{_children(pl_module)}"
-        ) from None
+        pass
+    names: list[str] = []
+    module = pl_module
+    for name in target.split("."):
+        child = getattr(module, name, None)
+        if not isinstance(child, nn.Module):
+            break
+        names.append(name)
+        module = child
+    owner = f"the children of '{'.'.join(names)}'" if names else "its children"
+    raise ValueError(
+        f"target={target!r} names no module of {type(pl_module).__name__}; {owner} are: {_children(module)}"
+    )
 
 
 def _children(module: nn.Module) -> str:
