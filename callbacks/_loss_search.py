@@ -56,7 +56,8 @@ def find_loss(pl_module: nn.Module, target: str | None = None) -> tuple[str, nn.
         return find_module(pl_module, target)
     owner, children = type(pl_module).__name__, _children(pl_module)
     taps = [(name, module) for name, module in pl_module.named_modules() if isinstance(module, FeatureTap)]
-    candidates: list[tuple[str, Any]] = [*(taps or _losses(pl_module))]
+    losses = {module: name for name, module in reversed([*_losses(pl_module)])}  # one may have several paths
+    candidates: list[tuple[str, Any]] = taps or [(name, module) for module, name in reversed(losses.items())]
     if len(candidates) == 1:
         return candidates[0]
     if candidates:

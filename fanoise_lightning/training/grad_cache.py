@@ -119,7 +119,7 @@ class _EmbedInChunks(torch.autograd.Function):
 
 
 def _refuse_reentrant(embeddings: Tensor) -> None:
-    """Raise RuntimeError if a reentrant checkpoint hides parameters from autograd, which calls them unused."""
+    """Raise RuntimeError if a reentrant checkpoint hides parameters, which autograd takes for unused."""
     nodes, known = [embeddings.grad_fn], {embeddings.grad_fn}
     while nodes:
         node = nodes.pop()
