@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from torch import nn
 from torch.nn.modules import loss as torch_losses
@@ -56,8 +55,10 @@ def find_loss(pl_module: nn.Module, target: str | None = None) -> tuple[str, nn.
         return find_module(pl_module, target)
     owner, children = type(pl_module).__name__, _children(pl_module)
     taps = [(name, module) for name, module in pl_module.named_modules() if isinstance(module, FeatureTap)]
-    losses = {module: name for name, module in reversed([*_losses(pl_module)])}  # one may have several paths
-    candidates: list[tuple[str, Any]] = taps or [(name, module) for module, name in reversed(losses.items())]
+    paths: dict[nn.Module, str] = {}
+    for name, module in taps or _losses(pl_module):
+        paths.setdefault(module, name)  # one module may have several
+    candidates = [(name, module) for module, name in paths.items()]
     if len(candidates) == 1:
         return candidates[0]
     if candidates:

@@ -200,7 +200,7 @@ def test_an_adapter_that_is_frozen_later_is_saved(clip, tmp_path):
 
 @pytest.mark.parametrize("dora", [False, True])
 def test_merged_adapters_are_neither_saved_nor_loaded(qwen, tmp_path, dora):
-    """The weights of a checkpoint would hold the adapter twice; a merged module would ignore that of a file."""
+    """A checkpoint would hold the adapter twice, and a merged module would ignore that of a file."""
     module = disturb(of(VisionLanguageEncoder(qwen, lora={"r": 2, "dora": dora}), save_frozen=True))
     save(module, tmp_path / "whole.ckpt")
     embeddings = module.encode(["a red apple"])
