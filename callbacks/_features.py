@@ -129,8 +129,7 @@ class FeatureFinder:
 
     def _judge(self, new: dict[Place, Tensor]) -> None:
         for place, x in new.items():
-            said = set(words(_name(place)))
-            if said & _NO_FEATURES and not said & _FEATURES:
+            if is_named_otherwise(_name(place)):
                 self._reasons[place] = "is named like logits, labels, masks, weights or similarities"
             elif x.any() and not x.isnan().any():  # otherwise the batch is broken, and a later one decides
                 self._reasons[place] = _looks_like(x)
@@ -142,6 +141,20 @@ class FeatureFinder:
                 and torch.allclose(x, y.T)
             ):
                 self._reasons[a] = self._reasons[b] = "is the transpose of another, as logits are"
+
+
+def is_named_otherwise(name: str) -> bool:
+    """Whether a name is one of logits, labels, masks, weights or similarities, not of features."""
+    said = set(words(name))
+    return bool(said & _NO_FEATURES) and not said & _FEATURES
+
+
+def parameters_of(module: nn.Module) -> list[str]:
+    """The names of the parameters of a module's forward; none if it is not a Python function."""
+    try:
+        return [*inspect.signature(getattr(module, "_orig_mod", module).forward).parameters]
+    except (TypeError, ValueError):
+        return []
 
 
 def _pick(tensors: dict[Place, Tensor]) -> list[Place]:

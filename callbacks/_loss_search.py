@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from torch import nn
 from torch.nn.modules import loss as torch_losses
@@ -56,7 +55,10 @@ def find_loss(pl_module: nn.Module, target: str | None = None) -> tuple[str, nn.
         return find_module(pl_module, target)
     owner, children = type(pl_module).__name__, _children(pl_module)
     taps = [(name, module) for name, module in pl_module.named_modules() if isinstance(module, FeatureTap)]
-    candidates: list[tuple[str, Any]] = [*(taps or _losses(pl_module))]
+    paths: dict[nn.Module, str] = {}
+    for name, module in taps or _losses(pl_module):
+        paths.setdefault(module, name)  # one module may have several
+    candidates = [(name, module) for module, name in paths.items()]
     if len(candidates) == 1:
         return candidates[0]
     if candidates:
@@ -71,15 +73,24 @@ def find_module(pl_module: nn.Module, target: str) -> tuple[str, nn.Module]:
     """A path and the module that it names.
 
     Raises:
-        ValueError: if it names none; the message lists the children.
+        ValueError: if it names none; the message lists the children of the last module on the path.
     """
     try:
         return target, pl_module.get_submodule(target)
     except AttributeError:
-        raise ValueError(
-            f"target={target!r} names no module of {type(pl_module).__name__}; its children are: "
-            f"{_children(pl_module)}"
-        ) from None
+        pass
+    names: list[str] = []
+    module = pl_module
+    for name in target.split("."):
+        child = getattr(module, name, None)
+        if not isinstance(child, nn.Module):
+            break
+        names.append(name)
+        module = child
+    owner = f"the children of '{'.'.join(names)}'" if names else "its children"
+    raise ValueError(
+        f"target={target!r} names no module of {type(pl_module).__name__}; {owner} are: {_children(module)}"
+    )
 
 
 def _children(module: nn.Module) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fanoise_lightning.callbacks._features import SIDES, FeatureFinder
+from fanoise_lightning._lightning import in_backward
+from fanoise_lightning.callbacks._features import SIDES, FeatureFinder, is_named_otherwise, parameters_of
 from fanoise_lightning.callbacks._hooks import hook_after, hook_before
 from fanoise_lightning.callbacks._repeats import Draw, Repeats, trains
 from fanoise_lightning.callbacks._source import NoiseSource, add_noise
@@ -54,6 +56,10 @@ class LossSite:
     def attach(self) -> RemovableHandle:
         """Hook the loss."""
         return hook_before(self.loss, self._before)
+
+    def new_batch(self) -> None:
+        """Forget the calls of the last batch."""
+        self.repeats.new_batch()
 
     def _before(self, loss: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         if not (self.noise.in_training() and trains()):
@@ -114,6 +120,10 @@ class InnerSite:
     sides: tuple[str, ...]
     renormalize: bool
 
+    def __post_init__(self) -> None:
+        self._calls: dict[int, bool] = {}  # in this batch, by number: whether they get noise
+        self._parameters = parameters_of(self.module)
+
     def attach(self) -> RemovableHandle:
         """Hook the module."""
         return (
@@ -122,38 +132,53 @@ class InnerSite:
             else hook_after(self.module, self._after)
         )
 
+    def new_batch(self) -> None:
+        """Forget the calls of the last batch."""
+        self._calls = {}
+
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-        if not self._is_wanted():
+        number = self._number()
+        if number is None:
             return None
-        for index, value in enumerate(args):
-            if _is_features(value):
-                return (*args[:index], self._noisy(value), *args[index + 1 :]), kwargs
-        for name, value in kwargs.items():
-            if _is_features(value):
-                return args, {**kwargs, name: self._noisy(value)}
-        raise self._error([*args, *kwargs.values()])
+        positional = dict(enumerate(args))
+        names = dict(zip_longest(positional, self._parameters[: len(args)], fillvalue="..."))
+        place, noisy = self._noisy(number, {**positional, **kwargs}, {**names, **{k: k for k in kwargs}})
+        if isinstance(place, int):
+            return (*args[:place], noisy, *args[place + 1 :]), kwargs
+        return args, {**kwargs, place: noisy}
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if not self._is_wanted():
+        number = self._number()
+        if number is None:
             return None
-        if _is_features(output):
-            return self._noisy(output)
         if isinstance(output, Mapping):  # a ModelOutput too
-            for name, value in output.items():
-                if _is_features(value):
-                    changed: Any = copy.copy(output)
-                    changed[name] = self._noisy(value)
-                    return changed
-        if isinstance(output, (list, tuple)):
-            for index, value in enumerate(output):
-                if _is_features(value):
-                    values = [*output[:index], self._noisy(value), *output[index + 1 :]]
-                    return output._make(values) if hasattr(output, "_make") else type(output)(values)
-        raise self._error(list(output) if isinstance(output, (list, tuple)) else [output])
+            changed: Any = copy.copy(output)
+            name, noisy = self._noisy(number, output, {name: str(name) for name in output})
+            changed[name] = noisy
+            return changed
+        if not isinstance(output, (list, tuple)):
+            return self._noisy(number, {0: output}, {0: ""})[1]
+        names = getattr(output, "_fields", [f"[{index}]" for index in range(len(output))])
+        index, noisy = self._noisy(number, dict(enumerate(output)), dict(enumerate(names)))
+        values = [*output[:index], noisy, *output[index + 1 :]]
+        return output._make(values) if hasattr(output, "_make") else type(output)(values)
+
+    def _number(self) -> int | None:
+        """The number of a call that gets noise, the same if it is repeated; ``None`` for other calls."""
+        if not (self.noise.in_training() and self.owner.training):
+            return None
+        number = int(torch.randint(2**62, (), device="cpu"))
+        if not (in_backward() and self._calls):
+            self._calls[number] = self._is_wanted()
+        elif number not in self._calls:
+            raise RuntimeError(
+                f"'{self.path}' is computed again in a backward pass, with other random numbers than the "
+                "first time: its noise would differ, and the gradients would be wrong. Let activation "
+                "checkpointing restore the random numbers (`preserve_rng_state=True`)"
+            )
+        return number if self._calls[number] else None
 
     def _is_wanted(self) -> bool:
-        if not (self.noise.in_training() and self.owner.training):
-            return False
         if set(self.sides) == set(SIDES):
             return True
         side = current_side()
@@ -165,13 +190,21 @@ class InnerSite:
             )
         return side in self.sides
 
-    def _noisy(self, x: Tensor) -> Tensor:
+    def _noisy(self, number: int, values: Mapping[Any, Any], names: Mapping[Any, str]) -> tuple[Any, Tensor]:
+        """Where the features are among `values`, and what they become."""
+        found = [place for place, x in values.items() if _is_features(x)]
+        if not found:
+            raise self._error(list(values.values()))
+        named = [place for place in found if not is_named_otherwise(names[place])]
+        place = (named or found)[0]
+        x = values[place]
         rows = x.detach().flatten(0, -2)
-        number = int(torch.randint(2**62, ()))
-        part = f"the {self.where}"
-        drawn = self.noise.draw({part: rows}, number, 0)
-        self.noise.announce({part: rows}, drawn, f"{part} of '{self.path}'")
-        return add_noise(x.flatten(0, -2), drawn[part], self.renormalize).view_as(x)
+        drawn = self.noise.draw({self.where: rows}, number, 0)
+        clean = [names[other] for other in named[1:] if values[other].shape[-1] == x.shape[-1]]
+        which = f", `{names[place]}`" if len(found) > 1 else ""
+        described = f"the {self.where} of '{self.path}'{which}{_stay(clean)}"
+        self.noise.announce({self.where: rows}, drawn, described)
+        return place, add_noise(x.flatten(0, -2), drawn[self.where], self.renormalize).view_as(x)
 
     def _error(self, values: list[Any]) -> ValueError:
         found = ", ".join(
@@ -212,5 +245,10 @@ def _joined(parts: list[Tensor]) -> Tensor:
 def _names(names: dict[str, list[str]], clean: list[str], path: str) -> str:
     """The arguments of a loss that get noise, by side, and those that stay clean."""
     listed = " and ".join(f"`{'`, `'.join(arguments)}` ({side})" for side, arguments in names.items())
-    rest = f"; `{'`, `'.join(clean)}` stay clean" if clean else ""
-    return f"{listed} of '{path}'{rest}"
+    return f"{listed} of '{path}'{_stay(clean)}"
+
+
+def _stay(clean: list[str]) -> str:
+    if not clean:
+        return ""
+    return f"; `{'`, `'.join(clean)}` {'stays' if len(clean) == 1 else 'stay'} clean"

@@ -255,8 +255,8 @@ class FANoise(Callback):
 
     def _new_batch(self) -> None:
         self._source.logged = {}
-        if isinstance(self._site, LossSite):
-            self._site.repeats.new_batch()
+        if self._site is not None:
+            self._site.new_batch()
 
     def _remove_hooks(self) -> None:
         if self._handle is not None:

@@ -43,6 +43,9 @@ def embed_in_chunks(
     Returns:
         For each side the concatenated embeddings of its chunks, (B, D).
 
+    Raises:
+        RuntimeError: in the backward pass, if `embed` hides parameters in reentrant checkpoints.
+
     Example:
         >>> encoder = torch.nn.Linear(8, 4)
         >>> query, target = torch.randn(2, 16, 8)
@@ -96,6 +99,7 @@ class _EmbedInChunks(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         sums: list[Tensor | None] = [None] * len(ctx.trained)
         kind, dtype, enabled = ctx.autocast
+        checked: set[frozenset[int]] = {frozenset()}
         for chunks, random, sizes, gradient in zip(ctx.sides, ctx.random, ctx.sizes, gradients):
             for chunk, state, part in zip(chunks, random, gradient.split(sizes)):
                 with torch.enable_grad(), _replayed(ctx.device, state), torch.autocast(kind, dtype, enabled):
@@ -104,9 +108,32 @@ class _EmbedInChunks(torch.autograd.Function):
                     continue
                 if ctx.sharded:
                     torch.autograd.backward(embeddings, part)
-                else:
-                    _add(sums, torch.autograd.grad(embeddings, ctx.trained, part, allow_unused=True))
+                    continue
+                found = torch.autograd.grad(embeddings, ctx.trained, part, allow_unused=True)
+                unused = frozenset(index for index, one in enumerate(found) if one is None)
+                if unused not in checked:
+                    _refuse_reentrant(embeddings)
+                    checked.add(unused)
+                _add(sums, found)
         return (None, None, None, *([None] if ctx.sharded else sums))
+
+
+def _refuse_reentrant(embeddings: Tensor) -> None:
+    """Raise RuntimeError if a reentrant checkpoint hides parameters, which autograd takes for unused."""
+    nodes, known = [embeddings.grad_fn], {embeddings.grad_fn}
+    while nodes:
+        node = nodes.pop()
+        if node is None:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            raise RuntimeError(
+                "GradCache (`chunk_size`) gets no gradients out of reentrant activation checkpointing: use "
+                "`checkpoint(..., use_reentrant=False)`, in transformers "
+                "`gradient_checkpointing_enable({'use_reentrant': False})`"
+            )
+        new = {following for following, _ in node.next_functions} - known
+        known |= new
+        nodes.extend(new)
 
 
 def _add(sums: list[Tensor | None], gradients: tuple[Tensor | None, ...]) -> None:

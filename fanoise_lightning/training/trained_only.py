@@ -37,6 +37,7 @@ class TrainedOnlyCheckpoints(LightningModule):
     _reported = False
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        _check_unmerged(self, "saved")
         # without a description, nobody knows where the encoder came from
         if self.save_frozen or "encoder" not in self.hparams:
             return
@@ -49,6 +50,7 @@ class TrainedOnlyCheckpoints(LightningModule):
             self._reported = True
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        _check_unmerged(self, "loaded")
         put_back(self, checkpoint)
 
     @property
@@ -139,13 +141,25 @@ def put_back(module: nn.Module, checkpoint: dict[str, Any]) -> None:
         raise ValueError(
             f"{len(different)} of the {len(left_out)} frozen weights that the checkpoint leaves out are "
             f"not those it was trained with: {listed(different, 3)}. They were loaded from "
-            f"{_sources(module)}: restore its files, or pass `encoder=` built from a copy of them. "
-            "(With `save_frozen=True`, checkpoints hold the frozen weights.)"
+            f"{_sources(module)}: restore its files, or pass `encoder=` built from a copy of them. If they "
+            "were trained, merged or converted after that, load the checkpoint into a new module, with "
+            "`load_from_checkpoint`. (With `save_frozen=True`, checkpoints hold the frozen weights.)"
         )
     for number, state in enumerate(_states(checkpoint)):
         for name in left_out.keys() - state.keys():
             # a module loads its own weight at no cost; after the first state, it may hold another
             state[name] = own[name].detach().clone() if number else own[name]
+
+
+def _check_unmerged(module: nn.Module, what: str) -> None:
+    """Raise ValueError if an adapter of peft is merged, which a checkpoint's weights do not tell."""
+    merged = [name for name, part in module.named_modules() if getattr(part, "merged", False) is True]
+    if merged:
+        raise ValueError(
+            f"a checkpoint cannot be {what} while adapters are merged into the weights of "
+            f"{listed(merged, 3)}: they would be applied twice, or not at all. Unmerge them first "
+            "(`unmerge_adapter()` of a peft model, or `unmerge()` of each layer)"
+        )
 
 
 def _states(checkpoint: Mapping[str, Any]) -> list[dict[str, Tensor]]:

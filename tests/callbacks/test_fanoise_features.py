@@ -55,7 +55,7 @@ def test_the_line_names_what_stays_clean(caplog):
     with caplog.at_level(logging.INFO):
         fit(Distilled(DistilledLoss()), [FANoise(target="criterion")], max_steps=1)
     (line,) = [r.getMessage() for r in caplog.records if "FANoise" in r.getMessage()]
-    assert line.endswith("of 'criterion'; `teacher` stay clean")
+    assert line.endswith("of 'criterion'; `teacher` stays clean")
 
 
 class Odd(PlainModule):

@@ -108,6 +108,37 @@ def test_the_first_floating_matrix_of_an_output_gets_noise(wrap, unwrap):
         assert not torch.equal(before, after.reshape(before.shape))
 
 
+def test_logits_and_masks_are_passed_over_and_the_line_names_what_is_clean(caplog):
+    wrap = lambda x: {"logits_per_text": x @ x.T, "text_embeds": x, "image_embeds": x}  # noqa: E731
+    module = Outputs(wrap, lambda out: out["text_embeds"] + 0 * out["logits_per_text"])
+    with caplog.at_level("INFO"):
+        fit(module, FANoise(0.5, target="part", where="output", relative=True))
+    assert not torch.equal(module.before[0], module.after[0])
+    (line,) = [record.getMessage() for record in caplog.records if "FANoise" in record.getMessage()]
+    assert line.endswith("on the output of 'part', `text_embeds`; `image_embeds` stays clean")
+
+
+def test_a_mask_before_the_features_is_passed_over():
+    class Masks(nn.Linear):
+        def forward(self, padding_mask, hidden):
+            self.seen = padding_mask, hidden
+            return super().forward(hidden)
+
+    class Masked(PlainModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Masks(6, 8)
+
+        def embed(self, x):
+            self.x = x
+            return F.normalize(self.net(padding_mask=torch.ones(8, 6), hidden=x), dim=1)
+
+    module = fit(Masked(), FANoise(0.5, target="net", where="input"))
+    mask, hidden = module.net.seen
+    assert torch.equal(mask, torch.ones(8, 6))
+    assert not torch.equal(hidden, module.x)
+
+
 def test_tokens_are_rows():
     """Noise on (B, N, D) is shaped by the B N tokens: rank one tokens get rank one noise."""
     direction = F.normalize(torch.randn(4), dim=0)
@@ -173,22 +204,42 @@ def test_a_checkpointed_part_is_computed_again_with_the_same_noise(use_reentrant
     class Plain(Checkpointed):
         checkpointed = False
 
+    seed_everything(0, verbose=False)  # ExactResume would draw a seed for each
     noise = FANoise(0.5, target="net", where="input", seed=3)
     runs = [fit(kind(), copy.deepcopy(noise), ExactResume()) for kind in (Checkpointed, Plain)]
     assert same(*runs)
 
 
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_part_that_is_computed_again_with_other_random_numbers_is_an_error(use_reentrant):
+    class Checkpointed(PlainModule):
+        def embed(self, x):
+            x = checkpoint(
+                self.net, x.requires_grad_(), use_reentrant=use_reentrant, preserve_rng_state=False
+            )
+            return F.normalize(x, dim=1)
+
+    with pytest.raises(RuntimeError, match=r"'net' is computed again .*`preserve_rng_state=True`"):
+        fit(Checkpointed(), FANoise(0.5, target="net", where="input"))
+
+
 class Drops(Encoder):
     embedding_dim = 8
 
-    def __init__(self) -> None:
+    def __init__(self, **checkpointing: Any) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.head = nn.Linear(6, 8)
         self.drop = nn.Dropout(0.3)
+        self.checkpointing = checkpointing
+
+    def run(self, x: Tensor) -> Tensor:
+        return self.drop(self.head(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.head(x))
+        if not self.checkpointing:
+            return self.run(x)
+        return checkpoint(self.run, x.requires_grad_(), **self.checkpointing)
 
 
 class Contrasts(ContrastiveModule):
@@ -241,6 +292,19 @@ def test_one_side_alone(chunk_size, side):
     found = torch.cat([x for x, _ in seen.calls])[: len(clean)]  # the first pass
     equal = [torch.equal(*part) for part in zip(clean.split(8), found.split(8))]
     assert equal == [side == "target", side == "query"]
+
+
+@pytest.mark.parametrize("side", ["query", "target"])
+@pytest.mark.parametrize(("chunk_size", "use_reentrant"), [(None, True), (None, False), (3, False)])
+def test_one_side_alone_in_a_checkpointed_part(chunk_size, use_reentrant, side):
+    """In the backward pass nobody says which side is computed again."""
+
+    def run(**checkpointing: Any) -> nn.Module:
+        seed_everything(0, verbose=False)
+        noise = FANoise(0.5, target="encoder.head", where="input", sides=[side])
+        return fit(Contrasts(Drops(**checkpointing), InfoNCE(0.1), chunk_size=chunk_size), noise)
+
+    assert same(run(use_reentrant=use_reentrant), run())
 
 
 def test_one_side_in_a_module_that_does_not_say_which_is_an_error():

@@ -72,6 +72,11 @@ def test_the_contrastive_loss_is_found(path, children):
     assert find_loss(module_of(**children))[0] == path
 
 
+def test_one_loss_under_two_paths_is_one():
+    loss = InfoNCE(0.1)
+    assert find_loss(module_of(criterion=loss, losses=nn.ModuleList([loss]))) == ("criterion", loss)
+
+
 @pytest.mark.parametrize(
     "children",
     [

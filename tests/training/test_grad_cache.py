@@ -130,6 +130,23 @@ def test_the_second_pass_runs_under_the_autocast_of_the_first():
     assert seen == [(torch.bfloat16, torch.bfloat16)] * 16
 
 
+@pytest.mark.parametrize("deep", [False, True])
+def test_reentrant_checkpoints_are_refused(deep):
+    """Autograd takes the parameters in them for unused: the encoder would not be trained at all."""
+    from torch.utils.checkpoint import checkpoint
+
+    encoder = ToyEncoder()
+    first = encoder.layers[0] if deep else nn.Identity()
+    rest = encoder.layers[1:] if deep else encoder.layers
+
+    def embed(x: Tensor) -> Tensor:
+        x = first(x).detach().requires_grad_()  # as transformers' `enable_input_require_grads` does
+        return F.normalize(checkpoint(rest, x, use_reentrant=True), dim=1)
+
+    with pytest.raises(RuntimeError, match=r"no gradients out of reentrant .* `checkpoint\(.*=False"):
+        gradients(encoder, embed, sides(), InfoNCE(0.1), chunked=True)
+
+
 def test_inside_of_checkpointed_and_compiled_encoders():
     from torch.utils.checkpoint import checkpoint
 

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
@@ -195,6 +196,35 @@ def test_an_adapter_that_is_frozen_later_is_saved(clip, tmp_path):
     module.loss = InfoNCE(0.1, learnable_temperature=True)
     adapter = {name for name in module.state_dict() if "lora_" in name}
     assert adapter <= save(module, tmp_path / "saved.ckpt")["state_dict"].keys()
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_merged_adapters_are_neither_saved_nor_loaded(qwen, tmp_path, dora):
+    """A checkpoint would hold the adapter twice, and a merged module would ignore that of a file."""
+    module = disturb(of(VisionLanguageEncoder(qwen, lora={"r": 2, "dora": dora}), save_frozen=True))
+    save(module, tmp_path / "whole.ckpt")
+    embeddings = module.encode(["a red apple"])
+    layers = [part for part in module.modules() if isinstance(part, BaseTunerLayer)]
+    for layer in layers:
+        layer.merge()
+    with pytest.raises(ValueError, match=r"cannot be saved while adapters are merged into .*q_proj"):
+        save(module, tmp_path / "merged.ckpt")
+    with pytest.raises(ValueError, match="cannot be loaded while adapters are merged"):
+        module.on_load_checkpoint(torch.load(tmp_path / "whole.ckpt", weights_only=True))
+    for layer in layers:
+        layer.unmerge()
+    save(module, tmp_path / "unmerged.ckpt")
+    loaded = ContrastiveModule.load_from_checkpoint(tmp_path / "unmerged.ckpt")
+    torch.testing.assert_close(loaded.encode(["a red apple"]), embeddings, atol=1e-5, rtol=0)
+
+
+def test_weights_that_were_trained_since_the_checkpoint_are_refused_by_the_reason(clip, tmp_path):
+    module = of(with_frozen_towers(clip))
+    save(module, tmp_path / "a.ckpt")
+    disturb(module.requires_grad_(True))
+    with pytest.raises(ValueError, match=r"trained, merged or converted .* `load_from_checkpoint`"):
+        trainer_of(limit_val_batches=1).validate(module, data(), ckpt_path=tmp_path / "a.ckpt")
+    assert_same(ContrastiveModule.load_from_checkpoint(tmp_path / "a.ckpt"), of(with_frozen_towers(clip)))
 
 
 def test_weights_of_open_clip_from_a_file_are_left_out(tiny_clip, tmp_path):
