@@ -151,9 +151,13 @@ def _on_cluster(
 def _train(folder: Path, worker: Worker | None = None) -> str:
     """Run one folder in a process of its own; what went wrong, "" for nothing."""
     (folder / FAILED).unlink(missing_ok=True)
-    code = (worker or Worker(os.environ)).run(folder)
+    worker = worker or Worker(os.environ)
+    code = worker.run(folder)
     if (folder / FINISHED).exists():
         return ""
+    if worker.stopped:  # like a run that was killed: it did not fail
+        (folder / FAILED).unlink(missing_ok=True)
+        return "interrupted"
     if not (folder / FAILED).exists():  # killed, or dead before it could say why
         (folder / FAILED).write_text(
             json.dumps({"error": f"exit code {code}, see {LOG}"}) + "\n", encoding="utf-8"

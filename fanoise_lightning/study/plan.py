@@ -239,8 +239,8 @@ def _check_overrides(owner: str, overrides: Overrides) -> None:
             _as_yaml(value)
         except (TypeError, ValueError, RecursionError) as error:  # a date, a set, a mapping within itself
             raise ValueError(
-                f"{owner}: `{option}` is {value!r}; expected a number, a text, a list or a mapping: put dates "
-                "in quotes"
+                f"{owner}: `{option}` is {value!r}; expected a number, a text, a list or a mapping: put "
+                "dates in quotes"
             ) from error
         if isinstance(value, dict):
             _check_overrides(owner, {f"{option}.{key}": part for key, part in value.items()})

@@ -13,6 +13,7 @@ import gc
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -73,26 +74,34 @@ def serve() -> None:
     Each runs in a fork of this process, which so far has no threads and has not touched a GPU. The fork is
     what ``python -m fanoise_lightning.study.run FOLDER`` would be, and can start further processes like it.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # for the fork alone: this process waits for its end
     gc.collect()
     gc.freeze()  # a collection in a fork would copy every imported object
     while line := sys.stdin.readline():
         folder = json.loads(line)
         child = os.fork()
         if not child:
-            with open(os.devnull, "rb") as nothing, open(Path(folder) / LOG, "wb") as log:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            with open(os.devnull, "rb") as nothing, open(Path(folder) / LOG, "ab") as log:
                 for target, source in enumerate((nothing, log, log)):
                     os.dup2(source.fileno(), target)
             sys.argv[1:] = [folder]
             return main(Path(folder))
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        try:
+            os.write(sys.stdout.fileno(), f"{code}\n".encode())
+        except BrokenPipeError:  # the study was killed
+            return
 
 
 def _clear(folder: Path) -> None:
     """Remove what an attempt before this one left."""
     for path in folder.iterdir():
-        if path.name in (PLAN, LOG, LOCK):
+        if path.name in (PLAN, LOCK):
             continue
-        if path.is_dir() and not path.is_symlink():
+        if path.name == LOG:
+            os.truncate(path, 0)  # what this process writes is appended
+        elif path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()

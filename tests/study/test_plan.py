@@ -121,7 +121,8 @@ def test_a_fault_is_named(tmp_path, old, new, message):
 
 
 def test_anchors_and_infinity_are_those_of_yaml(tmp_path):
-    arms = "none: &none {noise.alpha: 0, trainer.max_steps: 4}\n  b: {<<: *none, trainer.gradient_clip_val: .inf}"
+    none = "none: &none {noise.alpha: 0, trainer.max_steps: 4}"
+    arms = f"{none}\n  b: {{<<: *none, trainer.gradient_clip_val: .inf}}"
     path = write(tmp_path, STUDY.replace("none: {noise.alpha: 0}", arms))
     study = Study.load(path)
     assert study.arms["b"] == {
