@@ -9,6 +9,7 @@ longer than a small run.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
@@ -18,11 +19,11 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_only
 
+from fanoise_lightning.callbacks._files import write_json
 from fanoise_lightning.cli import FANoiseCLI
 
 __all__ = ["is_finished", "main", "serve"]
@@ -60,12 +61,10 @@ def main(folder: Path) -> None:
                     "the run ended without a validation, and so without scores: see `val_check_interval`"
                 )
         except (Exception, SystemExit) as error:
-            _write(
-                folder / FAILED,
-                {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()},
-            )
+            reason = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+            write_json(folder / FAILED, reason, indent=1)
             raise
-        _write(folder / FINISHED, {"seconds": round(time.monotonic() - start, 3)})
+        write_json(folder / FINISHED, {"seconds": round(time.monotonic() - start, 3)}, indent=1)
 
 
 def serve() -> None:
@@ -77,6 +76,7 @@ def serve() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # for the fork alone: this process waits for its end
     gc.collect()
     gc.freeze()  # a collection in a fork would copy every imported object
+    atexit.register(gc.unfreeze)  # or extension modules report their frozen objects as leaks
     while line := sys.stdin.readline():
         folder = json.loads(line)
         child = os.fork()
@@ -105,12 +105,6 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(path)
 
 
 if __name__ == "__main__":
