@@ -97,7 +97,7 @@ class CachedFeatures(PretrainedEncoder):
         return self._collate
 
     def fingerprint(self) -> str:
-        """32 hexadecimal digits of the encoder: its weights, its options, and its inputs of a text and an image."""
+        """32 hexadecimal digits: the encoder's weights and options, and its inputs of a text and an image."""
         digest = blake2b(type(self.encoder).__name__.encode(), digest_size=16)
         probe = self.encoder.collate([Sample("a red apple", merge("RGB", [linear_gradient("L")] * 3))])
         for part in (self.encoder.state_dict(), probe):
@@ -156,7 +156,7 @@ class CachedFeatures(PretrainedEncoder):
 
 
 def _options(module: nn.Module) -> list[tuple[str, Any]]:
-    """Arguments that a module keeps, such as the kind of pooling: with other ones, its features are others."""
+    """Arguments that a module keeps, such as the pooling: with other ones, its features are others."""
     known = signature(type(module)).parameters
     kept = sorted((name, value) for name, value in vars(module).items() if name in known)
     return [(name, value) for name, value in kept if isinstance(value, str | int | float | None)]
