@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -96,13 +97,15 @@ class CachedFeatures(PretrainedEncoder):
         return self._collate
 
     def fingerprint(self) -> str:
-        """32 hexadecimal digits of the encoder: its weights, and what it makes of a text and an image."""
+        """32 hexadecimal digits: the encoder's weights and options, and its inputs of a text and an image."""
         digest = blake2b(type(self.encoder).__name__.encode(), digest_size=16)
         probe = self.encoder.collate([Sample("a red apple", merge("RGB", [linear_gradient("L")] * 3))])
         for part in (self.encoder.state_dict(), probe):
             for name, value in sorted(part.items()):
                 digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
                 digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        for name, module in self.encoder.named_modules():
+            digest.update(f"{name} {_options(module)}".encode())
         return digest.hexdigest()
 
     def forward(self, rows: Tensor, **batch: Tensor) -> Tensor:  # type: ignore[override]
@@ -150,6 +153,13 @@ class CachedFeatures(PretrainedEncoder):
 
     def add_row(self, batch: dict[str, Tensor], parts: tuple[bool, ...]) -> dict[str, Tensor]:
         raise NotImplementedError("CachedFeatures trains small heads: use DDP, there is nothing to shard")
+
+
+def _options(module: nn.Module) -> list[tuple[str, Any]]:
+    """Arguments that a module keeps, such as the pooling: with other ones, its features are others."""
+    known = signature(type(module)).parameters
+    kept = sorted((name, value) for name, value in vars(module).items() if name in known)
+    return [(name, value) for name, value in kept if isinstance(value, str | int | float | None)]
 
 
 def _forget_collate(module: nn.Module, incompatible: Any) -> None:

@@ -33,7 +33,7 @@ class ArmEffects:
         seeds: what is paired.
         means: the effect on each meta-task, on IND and OOD, on the tasks that both share, and overall.
         subsets: the effect on each subset.
-        p_value: of the mean that decides, corrected for the number of arms (Holm); ``None`` for one seed.
+        p_value: of the mean that decides, corrected for the number of arms (Holm); ``None`` if unknown.
         skipped: how many pairs of outcomes were not compared, because one run skipped the query.
         alike: whether every outcome equals the baseline's.
     """

@@ -23,6 +23,7 @@ from fanoise_lightning.evaluation.intervals import mean_interval
 __all__ = ["Effect", "effect"]
 
 POWER = 0.8
+_SAME = 1e-12  # scores are fractions of queries: less is rounding
 
 Interval = tuple[float, float]
 
@@ -34,9 +35,10 @@ class Effect:
     Args:
         difference: the mean over the seeds.
         per_seed: of each seed.
-        seeds: the interval for other seeds; ``None`` for a single seed.
+        seeds: the interval for other seeds; ``None`` for a single seed, and if all seeds have the same
+            difference other than 0, which says nothing about their spread.
         queries: the interval for other queries.
-        p_value: of the paired t test over the seeds, two-sided, not corrected; ``None`` for a single seed.
+        p_value: of the paired t test over the seeds, two-sided, not corrected; ``None`` likewise.
         detectable: the smallest true difference that would be seen with a power of 0.8; ``None`` likewise.
     """
 
@@ -70,7 +72,9 @@ def effect(differences: Mapping[str, NDArray[np.float64]], confidence: float) ->
     means = [float(np.nanmean(d)) for d in per_query]
     limits = [_t_interval(d[~np.isnan(d)], confidence) for d in per_query]
     seeds, p_value, detectable = None, None, None
-    if len(per_seed) > 1:
+    # a few seeds with few queries often agree by chance: their t interval has no width, and their p is 0
+    agree = np.ptp(per_seed) < _SAME and abs(per_seed[0]) >= _SAME
+    if len(per_seed) > 1 and not agree:
         seeds = _t_interval(per_seed, confidence)
         p_value = _p_value(per_seed)
         detectable = _detectable(per_seed, 1 - confidence)
@@ -88,7 +92,7 @@ def _t_interval(values: Sequence[float] | NDArray[np.float64], confidence: float
 
 def _p_value(values: NDArray[np.float64]) -> float:
     if np.ptp(values) == 0:
-        return 1.0 if values[0] == 0 else 0.0
+        return 1.0
     return float(stats.ttest_1samp(values, 0.0).pvalue)
 
 

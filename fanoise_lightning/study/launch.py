@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fanoise_lightning._checks import check_at_least
+from fanoise_lightning.callbacks._files import write_json
 from fanoise_lightning.study.plan import Run, Study
 from fanoise_lightning.study.resolve import fingerprints
 from fanoise_lightning.study.run import FAILED, FINISHED, LOG, PLAN, is_finished
@@ -85,13 +87,11 @@ def _prepare(run: Run, folder: Path, config: str) -> bool:
                 f"it to run {run} again"
             )
         return False
-    if path.exists() and any(path.iterdir()) and not (path / PLAN).exists():
+    files = [] if not path.exists() else [file for file in path.iterdir() if file.suffix != ".tmp"]
+    if files and not (path / PLAN).exists():
         raise ValueError(f"{path} holds files that are not a study's, and {run} would replace them")
-    path.mkdir(parents=True, exist_ok=True)
     plan = {"regime": run.regime, "arm": run.arm, "seed": run.seed, "config": config, "options": options}
-    unfinished = path / f"{PLAN}.tmp"
-    unfinished.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(path / PLAN)
+    write_json(path / PLAN, plan, indent=1)
     return True
 
 
@@ -151,11 +151,16 @@ def _on_cluster(
 def _train(folder: Path, worker: Worker | None = None) -> str:
     """Run one folder in a process of its own; what went wrong, "" for nothing."""
     (folder / FAILED).unlink(missing_ok=True)
-    code = (worker or Worker(os.environ)).run(folder)
+    worker = worker or Worker(os.environ)
+    code = worker.run(folder)
     if (folder / FINISHED).exists():
         return ""
+    if worker.stopped:  # like a run that was killed: it did not fail
+        (folder / FAILED).unlink(missing_ok=True)
+        return "interrupted"
     if not (folder / FAILED).exists():  # killed, or dead before it could say why
-        (folder / FAILED).write_text(
-            json.dumps({"error": f"exit code {code}, see {LOG}"}) + "\n", encoding="utf-8"
-        )
+        error = f"exit code {code}, see {LOG}"
+        with suppress(OSError):  # the disk may be full
+            write_json(folder / FAILED, {"error": error})
+        return error
     return str(json.loads((folder / FAILED).read_text(encoding="utf-8"))["error"])

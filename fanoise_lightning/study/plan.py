@@ -19,6 +19,7 @@ begin with the same weights and see the same data in the same order.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ __all__ = ["Run", "Study", "parse_seeds"]
 Overrides = Mapping[str, Any]
 
 _NAME = re.compile(r"[^\W_][\w.,+= -]*")  # a folder, on any file system
+_LONGEST = 255  # bytes
 _KEYS = ("config", "arms", "seeds", "baseline", "regimes")
 _REQUIRED = ("config", "arms", "seeds")
 # what the study itself decides for each run
@@ -43,6 +45,7 @@ _OURS = (
     "trainer.logger",
     "trainer.default_root_dir",
     "scoreboard.path",
+    "spectrum.path",
     "ckpt_path",
 )
 
@@ -85,7 +88,8 @@ class Study:
 
     Raises:
         ValueError: if there is no arm or no seed; if a seed is repeated; if a name cannot name a folder; if
-            an arm other than the baseline changes nothing; if an option is one that the study sets.
+            an arm other than the baseline changes nothing; if an option is one that the study sets, or its
+            value is none that a command line can give.
         FileNotFoundError: if a config is missing.
 
     Example:
@@ -185,6 +189,8 @@ def parse_seeds(value: Any) -> list[int]:
 
 
 def _as_yaml(value: Any) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return re.sub(r"(inf|nan)", r".\1", str(value))  # as YAML writes them, unlike JSON
     return json.dumps(value) if not isinstance(value, str) else value
 
 
@@ -193,6 +199,10 @@ def _mapping(name: str, value: Any) -> dict[str, Overrides]:
         raise ValueError(f"`{name}` must map names to options, got {value!r}")
     found: dict[str, Overrides] = {}
     for key, options in value.items():
+        if key is None or isinstance(key, bool):
+            raise ValueError(
+                f"`{name}`: YAML reads a name as {key}: put it in quotes, such as 'no' or 'null'"
+            )
         if not isinstance(options, dict | None):
             raise ValueError(
                 f"`{name}`, {key!r}: expected options such as {{noise.alpha: 0.5}}, got {options!r}"
@@ -209,6 +219,10 @@ def _check_folders(kind: str, names: Mapping[str, Any]) -> None:
                 f"the {kind} {name!r} cannot name a folder: use letters, digits, spaces and . , + = _ -, "
                 "and begin with a letter or digit"
             )
+        if (size := len(name.encode())) > _LONGEST:
+            raise ValueError(
+                f"the {kind} {name!r} is of {size} bytes, and a folder's name of {_LONGEST} at most"
+            )
         if (other := seen.setdefault(name.lower(), name)) != name:
             raise ValueError(
                 f"the {kind}s {other!r} and {name!r} differ in case alone, which some disks ignore"
@@ -216,18 +230,28 @@ def _check_folders(kind: str, names: Mapping[str, Any]) -> None:
 
 
 def _check_overrides(owner: str, overrides: Overrides) -> None:
-    for option in overrides:
+    for option, value in overrides.items():
         if any(option == ours or option.startswith(f"{ours}.") for ours in _OURS):
             raise ValueError(f"{owner} sets `{option}`, which the study sets for each run")
         if not re.fullmatch(r"[A-Za-z_][\w.+]*", option):
             raise ValueError(f"{owner}: {option!r} is not an option of `fanoise fit`, such as noise.alpha")
+        try:
+            _as_yaml(value)
+        except (TypeError, ValueError, RecursionError) as error:  # a date, a set, a mapping within itself
+            raise ValueError(
+                f"{owner}: `{option}` is {value!r}; expected a number, a text, a list or a mapping: put "
+                "dates in quotes"
+            ) from error
+        if isinstance(value, dict):
+            _check_overrides(owner, {f"{option}.{key}": part for key, part in value.items()})
 
 
 class _UniqueKeys(yaml.SafeLoader):
     """YAML in which a repeated key is an error, and not a lost arm."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        if repeated := [key for key in keys if keys.count(key) > 1]:
+        merged = "tag:yaml.org,2002:merge"
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merged]
+        if repeated := [key for key in keys if keys.count(key) > 1]:  # 0.1 and 0.10 too
             raise ValueError(f"line {node.start_mark.line + 1}: the key {repeated[0]!r} is given twice")
         return super().construct_mapping(node, deep)

@@ -18,6 +18,7 @@ from fanoise_lightning.subset import Subset
 __all__ = ["Failure", "Record", "read_runs"]
 
 SCORES, OUTCOMES, FAILED = "scores.json", "outcomes.json", "failed.json"
+PLAN, FINISHED = "run.json", "finished.json"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that ended with an error."""
+    """A run that ended with an error, or is not at its end: its scores are not those of its arm."""
 
     folder: Path
     arm: str
@@ -70,10 +71,12 @@ def read_runs(paths: Iterable[str | Path]) -> tuple[list[Record], list[Failure]]
     records, failures = [], []
     for folder in folders:
         arm = folder.parent.relative_to(root).as_posix()
-        if (folder / SCORES).exists():
-            records.append(_read(folder, arm))
-        else:
+        if (folder / FAILED).exists():  # with scores, if it had been validated before
             failures.append(Failure(folder, arm, str(_json(folder / FAILED).get("error", "unknown"))))
+        elif (folder / PLAN).exists() and not (folder / FINISHED).exists():
+            failures.append(Failure(folder, arm, "not finished: it runs, or was killed"))
+        else:
+            records.append(_read(folder, arm))
     return records, failures
 
 
@@ -113,6 +116,7 @@ def _read(folder: Path, arm: str) -> Record:
         }
         seed, step = run["seed"], scores["step"]
         values = {name: _outcomes(name, outcomes["outcomes"][name]) for name in kinds}
+        logged = scores.get("metrics", {}).items()
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder / SCORES} and {OUTCOMES} are not those of a run: {error!r}") from error
     if outcomes.get("step") != step:
@@ -124,7 +128,7 @@ def _read(folder: Path, arm: str) -> Record:
         raise ValueError(
             f"{folder / SCORES}: the run has no seed; runs are paired by that of seed_everything"
         )
-    metrics = {str(k): float(v) for k, v in scores.get("metrics", {}).items() if isinstance(v, int | float)}
+    metrics = {str(k): float(v) for k, v in logged if isinstance(v, int | float)}
     return Record(folder, arm, seed, str(run.get("version")), run.get("data"), kinds, values, metrics)
 
 

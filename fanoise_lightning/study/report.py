@@ -21,6 +21,8 @@ def verdict(comparison: Comparison, arm: ArmEffects) -> str:
     found, by = arm.means[comparison.by], comparison.by
     if arm.alike:
         return "every outcome equals the baseline's: is it the same training?"
+    if found.seeds is None and len(found.per_seed) > 1:
+        return f"{_points(found.difference)} on {by} in every seed: too few seeds to know their spread"
     if found.seeds is None:
         return f"a single seed: {_points(found.difference)} on {by}, no word about other seeds"
     for sign, word in ((1, "gains"), (-1, "costs")):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import io
+import re
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 
@@ -18,12 +20,15 @@ def fingerprints(study: Study) -> dict[tuple[str, str], str]:
 
     Raises:
         ValueError: if ``fanoise fit`` does not accept the options of an arm; if an arm other than the
-            baseline changes nothing; if two arms are alike.
+            baseline changes nothing; if two arms or two regimes are alike.
     """
     found: dict[tuple[str, str], str] = {}
+    regimes: dict[str, str] = {}
     for regime, around in (study.regimes or {"": {}}).items():
         where = f" in regime {regime!r}" if regime else ""
         unchanged = _fingerprint(study.options(around), f"the study's config{where}")
+        if (other := regimes.setdefault(unchanged, regime)) != regime:
+            raise ValueError(f"the regimes {other!r} and {regime!r} are alike: every run would be done twice")
         seen: dict[str, str] = {}
         for arm, changes in study.arms.items():
             own = _fingerprint(study.options({**around, **changes}), f"arm {arm!r}{where}")
@@ -44,5 +49,17 @@ def _fingerprint(options: Sequence[str], owner: str) -> str:
             FANoiseCLI(["fit", *options, "--print_config"])
     except SystemExit as end:
         if end.code:
-            raise ValueError(f"{owner}: {errors.getvalue().strip()}") from None
+            raise ValueError(f"{owner}: {_reason(errors.getvalue())}") from None
     return hashlib.sha256(config.getvalue().encode()).hexdigest()
+
+
+def _reason(printed: str) -> str:
+    """What the parser printed, without its usage, and the option that is nearest to an unknown one."""
+    usage, found, reason = printed.partition("error: ")
+    if not found:
+        return printed.strip()
+    known = re.findall(r"\[--([\w.]+)", usage)
+    unknown = re.findall(r"--([\w.]+)", reason) if reason.startswith("unrecognized") else []
+    near = [match for name in unknown[:1] for match in difflib.get_close_matches(name, known, n=1)]
+    hint = f"; did you mean `{near[0]}`?" if near else ""
+    return f"{reason.strip()}{hint} (`fanoise fit --help` lists the options)"

@@ -9,19 +9,21 @@ longer than a small run.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_only
 
+from fanoise_lightning.callbacks._files import write_json
 from fanoise_lightning.cli import FANoiseCLI
 
 __all__ = ["is_finished", "main", "serve"]
@@ -59,12 +61,10 @@ def main(folder: Path) -> None:
                     "the run ended without a validation, and so without scores: see `val_check_interval`"
                 )
         except (Exception, SystemExit) as error:
-            _write(
-                folder / FAILED,
-                {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()},
-            )
+            reason = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+            write_json(folder / FAILED, reason, indent=1)
             raise
-        _write(folder / FINISHED, {"seconds": round(time.monotonic() - start, 3)})
+        write_json(folder / FINISHED, {"seconds": round(time.monotonic() - start, 3)}, indent=1)
 
 
 def serve() -> None:
@@ -73,35 +73,38 @@ def serve() -> None:
     Each runs in a fork of this process, which so far has no threads and has not touched a GPU. The fork is
     what ``python -m fanoise_lightning.study.run FOLDER`` would be, and can start further processes like it.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # for the fork alone: this process waits for its end
     gc.collect()
     gc.freeze()  # a collection in a fork would copy every imported object
+    atexit.register(gc.unfreeze)  # or extension modules report their frozen objects as leaks
     while line := sys.stdin.readline():
         folder = json.loads(line)
         child = os.fork()
         if not child:
-            with open(os.devnull, "rb") as nothing, open(Path(folder) / LOG, "wb") as log:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            with open(os.devnull, "rb") as nothing, open(Path(folder) / LOG, "ab") as log:
                 for target, source in enumerate((nothing, log, log)):
                     os.dup2(source.fileno(), target)
             sys.argv[1:] = [folder]
             return main(Path(folder))
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        try:
+            os.write(sys.stdout.fileno(), f"{code}\n".encode())
+        except BrokenPipeError:  # the study was killed
+            return
 
 
 def _clear(folder: Path) -> None:
     """Remove what an attempt before this one left."""
     for path in folder.iterdir():
-        if path.name in (PLAN, LOG, LOCK):
+        if path.name in (PLAN, LOCK):
             continue
-        if path.is_dir() and not path.is_symlink():
+        if path.name == LOG:
+            os.truncate(path, 0)  # what this process writes is appended
+        elif path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(path)
 
 
 if __name__ == "__main__":

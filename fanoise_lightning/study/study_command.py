@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -37,8 +38,11 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         study = Study.load(given.study)
         failed = run_study(study, given.folder, given.workers, given.cluster)
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"fanoise study: {error}") from error
+    except KeyboardInterrupt:
+        print("interrupted: run the study again to resume it", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
     if failed:
         raise SystemExit(
             f"{len(failed)} of {len(list(study.runs()))} runs failed; run the study again to retry them"

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import IO
 
 import torch
@@ -33,24 +34,40 @@ class Worker:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = environment
+        self.stopped = False
         self._forks = sys.platform == "linux" and not torch.accelerator.is_available()
         self._process: subprocess.Popen[str] | None = None
-        self._stopped = False
+        self._starting = Lock()
 
     def run(self, folder: Path) -> int:
         """Run a folder; the exit code of its process, negative for a signal."""
-        code = self._fork(folder) if self._forks else None
-        if code is None and self._stopped:
+        try:
+            code = self._fork(folder) if self._forks else None
+            return self._start(folder) if code is None else code
+        except _StoppedError:
             return -signal.SIGTERM
-        return self._start(folder) if code is None else code
 
-    def stop(self) -> None:
-        """End what is running, and run no more."""
-        self._stopped = True
-        if self._process is not None and self._process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGTERM)
-            self._process.wait()
+    def stop(self, patience: float = 30.0) -> None:
+        """End what is running, and run no more.
+
+        Args:
+            patience: seconds that a run has to end by itself, before it is killed.
+        """
+        with self._starting:
+            self.stopped = True
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        if process.stdin is not None:
+            with suppress(OSError):
+                process.stdin.close()  # a process that forks ends when its fork has ended
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
     def _fork(self, folder: Path) -> int | None:
         """The exit code of a fork; ``None`` if there is no process to fork."""
@@ -58,27 +75,35 @@ class Worker:
             self._process = self._popen(subprocess.PIPE, subprocess.PIPE, None)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with suppress(BrokenPipeError):
+        with suppress(OSError, ValueError):  # it is dead, or `stop` has closed its input
             print(json.dumps(str(folder)), file=self._process.stdin, flush=True)
-            if answer := self._process.stdout.readline():
-                return int(answer)
+            for answer in self._process.stdout:
+                with suppress(ValueError):  # what a module prints when it is imported
+                    return int(answer)
         return None
 
     def _start(self, folder: Path) -> int:
-        with (folder / LOG).open("wb") as log:
+        with (folder / LOG).open("ab") as log:
             self._process = self._popen(subprocess.DEVNULL, log, log, str(folder))
             return self._process.wait()
 
     def _popen(
         self, stdin: int, stdout: int | IO[bytes], stderr: IO[bytes] | None, *arguments: str
     ) -> subprocess.Popen[str]:
-        # a session of its own, so that `stop` reaches what it has started
-        return subprocess.Popen(
-            [*_COMMAND, *arguments],
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            text=True,
-            env=dict(self.environment),
-            start_new_session=True,
-        )
+        with self._starting:
+            if self.stopped:
+                raise _StoppedError
+            # a session of its own, so that `stop` reaches what it has started
+            return subprocess.Popen(
+                [*_COMMAND, *arguments],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                text=True,
+                env=dict(self.environment),
+                start_new_session=True,
+            )
+
+
+class _StoppedError(Exception):
+    """Nothing may be started any more."""

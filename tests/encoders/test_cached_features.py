@@ -27,6 +27,10 @@ from fanoise_lightning import (
 )
 from fanoise_lightning.callbacks import FANoise
 from fanoise_lightning.data.images import store as image_store
+from fanoise_lightning.data.images.decode import ImageError
+from fanoise_lightning.data.images.roots import ImageRoot
+from fanoise_lightning.data.images.store import ImageStore
+from fanoise_lightning.data.rows.references import Reference
 from fanoise_lightning.sample import DeferredImage
 
 
@@ -164,6 +168,39 @@ def test_any_other_encoder_has_one_feature_a_sample(tmp_path):
         torch.testing.assert_close(embed(encoder, SAMPLES), expected)
     assert plain.rows == 5
     assert encoder.kinds == ("sample",)
+
+
+class Choosing(Plain):
+    """Makes other features of the same weights and inputs."""
+
+    def __init__(self, pooling: str = "mean") -> None:
+        super().__init__()
+        self.pooling = pooling
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if self.pooling == "mean" else x.square())
+
+
+def test_an_encoder_with_other_options_has_other_features(tmp_path):
+    for pooling in ("mean", "last", "mean"):
+        encoder = without_heads(CachedFeatures(Choosing(pooling), tmp_path))
+        expected = nn.functional.normalize(embed(Choosing(pooling), SAMPLES), dim=1)
+        torch.testing.assert_close(embed(encoder, SAMPLES), expected)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_features_of_an_image_that_has_changed_are_not_kept_under_the_old_key(towers, tmp_path):
+    image(0).save(tmp_path / "a.png")
+    store = ImageStore(ImageRoot(tmp_path), deferred=True)
+    sample = store.sample(Reference("", "a.png"))
+    assert sample.images[0].tobytes() == image(0).tobytes()
+    image(1).save(tmp_path / "a.png")
+    encoder = CachedFeatures(towers, tmp_path / "features")
+    with pytest.raises(ImageError, match=r"`a.png`.*has changed since it was first read"):
+        embed(encoder, [sample])
+    changed = ImageStore(ImageRoot(tmp_path), deferred=True).sample(Reference("", "a.png"))
+    assert changed.image_keys != sample.image_keys
+    torch.testing.assert_close(embed(encoder, [changed]), embed(encoder, [Sample(image=image(1))]))
 
 
 @pytest.mark.parametrize("chunk_size", [None, 8])

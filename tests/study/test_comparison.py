@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,37 @@ def test_one_seed_says_nothing_about_others(tmp_path):
     comparison = compare([root], "none")
     assert comparison.arms[0].means["overall"].seeds is None
     assert "a single seed" in verdict(comparison, comparison.arms[0])
+
+
+def test_seeds_that_agree_by_chance_say_nothing_about_others(tmp_path):
+    root = write_study(tmp_path, {"none": 0.0}, range(2))
+    for seed in range(2):
+        won = outcomes(seed)
+        won["plain"] = [1.0] * 20 + won["plain"][20:]
+        won["plain"][20:] = outcomes(0)["plain"][20:]
+        write_run(root / "noise" / f"seed-{seed}", seed, won)
+        base = {**outcomes(seed), "plain": [0.0] * 20 + outcomes(0)["plain"][20:]}
+        shutil.rmtree(root / "none" / f"seed-{seed}")
+        write_run(root / "none" / f"seed-{seed}", seed, base)
+    comparison = compare([root], "none")
+    found = comparison.arms[0].means["overall"]
+    assert found.per_seed == pytest.approx((1 / 30, 1 / 30))
+    assert (found.seeds, found.p_value, found.detectable) == (None, None, None)
+    assert "+3.3 on overall in every seed: too few seeds" in verdict(comparison, comparison.arms[0])
+
+
+def test_scores_of_a_run_before_it_failed_or_was_killed_are_not_those_of_its_arm(tmp_path):
+    root = write_study(tmp_path, {"none": 0.0, "noise": 0.2}, range(4))
+    (root / "noise" / "seed-1" / "failed.json").write_text('{"error": "out of memory"}')
+    for seed in (2, 3):
+        (root / "noise" / f"seed-{seed}" / "run.json").write_text("{}")
+    (root / "noise" / "seed-2" / "finished.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"arm 'noise' has the seeds \[0, 2\], the baseline"):
+        compare([root], "none")
+    comparison = compare([root], "none", common_seeds=True)
+    assert comparison.arms[0].seeds == (0, 2)
+    assert [f.folder.name for f in comparison.failures] == ["seed-1", "seed-3"]
+    assert "not finished" in markdown(comparison)
 
 
 def test_a_failed_run_is_named_and_the_rest_goes_on(tmp_path):

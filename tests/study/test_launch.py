@@ -17,7 +17,7 @@ import pytest
 from fanoise_lightning.__main__ import main
 from fanoise_lightning.study import launch
 from fanoise_lightning.study.launch import run_study
-from fanoise_lightning.study.plan import Study
+from fanoise_lightning.study.plan import Run, Study
 
 RECIPE = Path(__file__).parents[2] / "examples" / "configs" / "emoji.yaml"
 STUDY = """
@@ -133,6 +133,43 @@ def test_files_that_are_not_a_studys_are_not_removed(study, tmp_path):
     ):
         run_study(Study.load(study), tmp_path / "runs")
     assert mine.read_text() == "years"
+
+
+def test_a_start_that_was_cut_off_by_a_full_disk_can_be_repeated(tmp_path):
+    run = Run("", "none", 3, [])
+    (tmp_path / run.folder).mkdir(parents=True)
+    (tmp_path / run.folder / "run.json.12.tmp").write_text("{")
+    assert launch._prepare(run, tmp_path, "abc")
+    assert json.loads((tmp_path / run.folder / "run.json").read_text())["seed"] == 3
+
+
+def test_a_run_that_was_interrupted_did_not_fail(tmp_path):
+    class Interrupted:
+        stopped = True
+
+        def run(self, folder: Path) -> int:
+            (folder / "failed.json").write_text('{"error": "SIGTERMException"}')
+            return 1
+
+    assert launch._train(tmp_path, Interrupted()) == "interrupted"  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(study, tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(SystemExit, match=r"fanoise study: .*runs"):
+        main(["study", str(study), f"--folder={tmp_path / 'runs'}"])
+
+
+def test_an_interrupt_says_how_to_resume(study, tmp_path, monkeypatch, capsys):
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fanoise_lightning.study.study_command.run_study", interrupt)
+    with pytest.raises(SystemExit) as end:
+        main(["study", str(study), f"--folder={tmp_path / 'runs'}"])
+    assert end.value.code == 130
+    assert "run the study again to resume it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

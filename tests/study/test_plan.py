@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -94,12 +95,42 @@ def test_other_seeds_are_refused(value):
         ("noise.alpha: 0}", "--noise.alpha: 0}", r"'--noise.alpha' is not an option"),
         ("config: base.yaml", "config: absent.yaml", r"absent.yaml does not exist"),
         ("arms:", "arms: [", r"study.yaml: "),
+        (
+            "noise.alpha: 0}",
+            "trainer: {logger: false}}",
+            r"arm 'none' sets `trainer.logger`, which the study",
+        ),
+        (
+            "noise.alpha: 0}",
+            "scoreboard: {path: here}}",
+            r"arm 'none' sets `scoreboard.path`, which the study",
+        ),
+        ("noise.alpha: 0}", "spectrum.path: here}", r"arm 'none' sets `spectrum.path`, which the study sets"),
+        ("noise.alpha: 0}", "trainer.max_time: 2026-01-01}", r"`trainer.max_time` is datetime.date\(2026"),
+        ("{noise.alpha: 0}", "&arm {noise.alpha: *arm}", r"`noise.alpha` is {.*expected a number"),
+        ("none: {noise", "0.1: {noise.alpha: 3}\n  0.10: {noise", r"line 6: the key 0.1 is given twice"),
+        ("none: {noise", "no: {noise", r"`arms`: YAML reads a name as False: put it in quotes"),
+        ("none: {noise", "~: {noise", r"`arms`: YAML reads a name as None: put it in quotes"),
+        ("noise 0.5", "ä" * 128, r"is of 256 bytes, and a folder's name of 255 at most"),
     ],
 )
 def test_a_fault_is_named(tmp_path, old, new, message):
     assert old in STUDY
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         Study.load(write(tmp_path, STUDY.replace(old, new, 1)))
+
+
+def test_anchors_and_infinity_are_those_of_yaml(tmp_path):
+    none = "none: &none {noise.alpha: 0, trainer.max_steps: 4}"
+    arms = f"{none}\n  b: {{<<: *none, trainer.gradient_clip_val: .inf}}"
+    path = write(tmp_path, STUDY.replace("none: {noise.alpha: 0}", arms))
+    study = Study.load(path)
+    assert study.arms["b"] == {
+        "noise.alpha": 0,
+        "trainer.max_steps": 4,
+        "trainer.gradient_clip_val": math.inf,
+    }
+    assert len(set(fingerprints(study).values())) == 4  # max_steps of two arms win over both regimes
 
 
 def test_each_configuration_has_a_fingerprint_of_its_own(tmp_path):
@@ -119,11 +150,20 @@ def test_each_configuration_has_a_fingerprint_of_its_own(tmp_path):
             r"arm 'noise 0.5' in regime 'short' changes nothing: the config has these values",
         ),
         ("{noise.alpha: 0.0}", r"the arms 'none' and 'noise 0.5' are alike in regime 'short'"),
-        ("{noise.alfa: 1}", r"arm 'noise 0.5' in regime 'short': .*alfa"),
+        (
+            "{noise.alfa: 1}",
+            r"^arm 'noise 0.5' in regime 'short': unrecognized.*alfa=1; did you mean `noise.alpha`",
+        ),
         ("{noise.scaling: cubic}", r"arm 'noise 0.5' in regime 'short': .*cubic"),
     ],
 )
 def test_arms_that_could_not_run_or_are_not_two_are_found_before_anything_runs(tmp_path, arm, message):
     path = write(tmp_path, STUDY.replace('{noise.alpha: 0.5, "noise.sides": [query]}', arm))
     with pytest.raises(ValueError, match="(?s)" + message):
+        fingerprints(Study.load(path))
+
+
+def test_two_regimes_that_are_alike_are_found(tmp_path):
+    path = write(tmp_path, STUDY.replace("long: {trainer.max_steps: 9}", "long: {trainer: {max_steps: 3}}"))
+    with pytest.raises(ValueError, match="the regimes 'short' and 'long' are alike"):
         fingerprints(Study.load(path))

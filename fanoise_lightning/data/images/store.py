@@ -99,10 +99,19 @@ class ImageStore:
         key = self._keys.get(image) if isinstance(image, str) else None
         if key is None:
             data, _ = self._read(image)
-            key = blake2b(data + f" {self.decode_size}".encode(), digest_size=16).hexdigest()
+            key = self._key(data)
             if isinstance(image, str):
                 self._keys[image] = key
-        return DeferredImage(key, partial(self.open, image))
+        return DeferredImage(key, partial(self._open_unchanged, image, key))
+
+    def _open_unchanged(self, image: str | bytes, key: str) -> Image.Image:
+        data, name = self._read(image)
+        if self._key(data) != key:  # else the features of one picture were kept under the key of another
+            raise named(name, ImageError("it has changed since it was first read; start again to use it"))
+        return decode(data, name, self.decode_size)
+
+    def _key(self, data: bytes) -> str:
+        return blake2b(data + f" {self.decode_size}".encode(), digest_size=16).hexdigest()
 
     def sample(self, reference: Reference) -> Sample:
         """The text of a reference with its image opened, or deferred.
