@@ -63,12 +63,13 @@ PAGES = {
     "SECURITY": "security",
     "benchmarks/README": "benchmarks",
     "examples/notebooks/fine_tune": "tutorials/fine_tune",
+    "examples/notebooks/read_a_study": "tutorials/read_a_study",
     "examples/notebooks/theory": "tutorials/theory",
 }
 ROOT = Path(__file__).resolve().parents[1]
 
 # Examples of the repository and pages of the site. Not links, which not every checkout has.
-for name in ("fine_tune", "theory"):
+for name in ("fine_tune", "read_a_study", "theory"):
     shutil.copyfile(ROOT / f"examples/notebooks/{name}.ipynb", ROOT / f"docs/tutorials/{name}.ipynb")
 
 

@@ -1,9 +1,9 @@
 """The tables and the figure of a study with regimes.
 
-    python examples/studies/summarise.py RUNS --selection RUNS_THAT_CHOOSE --output DIR
+    python examples/studies/summarise.py RUNS --selection RUNS_THAT_CHOOSE --output DIR [--fixed REGIME=ARM]
 
 In each regime, the baseline is the best of the arms that match `--baseline`, those without noise, by its
-score in the runs that choose. These have other seeds than those that are compared.
+score in the runs that choose, unless `--fixed` names it. The runs that choose have other seeds.
 """
 
 from __future__ import annotations
@@ -37,18 +37,21 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("--selection", type=Path, required=True)
     parser.add_argument("--baseline", default="none*")
+    parser.add_argument("--fixed", action="append", default=[])
     parser.add_argument("--by", default="OOD_shared")
     parser.add_argument("--beside", default="IND_shared")
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
     given.output.mkdir(parents=True, exist_ok=True)
+    fixed = dict(pair.split("=", 1) for pair in given.fixed)
     found: dict[str, Comparison] = {}
     for folder in sorted((path for path in given.runs.iterdir() if path.is_dir()), key=_number):
-        baseline = best(given.selection / folder.name, given.baseline, given.by)
+        baseline = fixed.get(folder.name) or best(given.selection / folder.name, given.baseline, given.by)
         found[folder.name] = compare([folder], baseline, by=given.by)
         (given.output / f"{folder.name}.md").write_text(markdown(found[folder.name]))
     drawn = [arm.arm for arm in next(iter(found.values())).arms]
-    shared = [arm for arm in drawn if all(arm in [a.arm for a in c.arms] for c in found.values())]
+    shared = [arm for arm in drawn if not fnmatchcase(arm, given.baseline)]
+    shared = [arm for arm in shared if all(arm in [a.arm for a in c.arms] for c in found.values())]
     panels = {
         mean: {
             name: {

@@ -21,7 +21,8 @@ from fanoise_lightning.sample import Collate, Pair, Sample
 
 __all__ = ["PairCollate", "TrainDataset", "open_pair"]
 
-_KEPT = 2**16  # pairs of deferred images that a process keeps: about 1 KB each
+_ROOM = 2**26  # bytes of pairs of deferred images that a process keeps
+_PAIR = 1500  # bytes of a pair without its texts
 
 
 def open_pair(
@@ -76,6 +77,7 @@ class TrainDataset(Dataset):
     def __init__(self, subsets: Sequence[TrainRows], store: ImageStore, limit: SkipLimit) -> None:
         self.subsets, self.store, self.limit = list(subsets), store, limit
         self._opened: dict[tuple[int, int], Pair] = {}
+        self._room = _ROOM
 
     def __len__(self) -> int:
         return sum(map(len, self.subsets))
@@ -134,12 +136,18 @@ class TrainDataset(Dataset):
                 self._skip(subset, row, str(error), skipped)
                 return None
             pair = replace(pair, origin=(subset, row))
-            if self.store.deferred and len(self._opened) < _KEPT:
-                self._opened[subset, row] = pair
+            if self.store.deferred:
+                self._keep((subset, row), pair)
         if refusal is not None and (why := refusal(pair)):
             self._skip(subset, row, why, skipped)
             return None
         return pair
+
+    def _keep(self, place: tuple[int, int], pair: Pair) -> None:
+        size = _PAIR + sum(len(sample.text) for sample in (pair.query, pair.target, *pair.negatives))
+        if size <= self._room:
+            self._room -= size
+            self._opened[place] = pair
 
     def _skip(self, subset: int, row: int, why: str, skipped: list[str]) -> None:
         rows = self.subsets[subset]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from data_roots import collate, eval_row, train_row, write_image, write_rows
 
+from fanoise_lightning.data.batches import training
 from fanoise_lightning.data.batches.evaluation import EvalDataset, ItemCollate
 from fanoise_lightning.data.batches.mixing import Batch
 from fanoise_lightning.data.batches.refusals import Read
@@ -56,6 +57,31 @@ def test_a_broken_pair_is_replaced_by_the_next_row(tmp_path: Path, store: ImageS
     assert "subset `s`" in skipped[0]
     assert "line 2: image `bad.png`" in skipped[0]
     assert "line 3: image `none.png`" in skipped[1]
+
+
+@pytest.mark.parametrize("room", [0, 3500, 2**20])
+def test_pairs_of_deferred_images_are_made_once_as_long_as_there_is_room(
+    tmp_path: Path, store: ImageStore, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    made = []
+    monkeypatch.setattr(training, "_ROOM", room)
+    monkeypatch.setattr(
+        training, "open_pair", lambda *args, **kwargs: made.append(0) or open_pair(*args, **kwargs)
+    )
+    deferred = ImageStore(store.root, deferred=True)
+    data, plain = (train_set(tmp_path, s, ["0.png", "", "2.png"]) for s in (deferred, store))
+    batch = Batch([(0, 2), (0, 1), (0, 0)])
+    for _ in range(3):
+        pairs, expected = data[batch].pairs, plain[batch].pairs
+        for pair, other in zip(pairs, expected, strict=True):
+            assert (pair.query.text, pair.target_id, pair.origin) == (
+                other.query.text,
+                other.target_id,
+                other.origin,
+            )
+            assert [i.tobytes() for i in pair.query.images] == [i.tobytes() for i in other.query.images]
+    fresh = {0: 9, 3500: 2 + 3, 2**20: 3}[room]  # two fit into 3500 bytes
+    assert len(made) == fresh + 9
 
 
 def test_a_subset_without_one_good_row_is_an_error(tmp_path: Path, store: ImageStore) -> None:
