@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from scipy import stats
-from study.run_folders import SUBSETS, write_config, write_noise_study, write_study
+from study.run_folders import SUBSETS, TASKS, write_config, write_noise_study, write_study
 
 from fanoise_lightning.__main__ import main
 from fanoise_lightning.figures.spectra import side_spectrum
@@ -43,9 +43,10 @@ def figures(source: Path, output: Path, *options: str) -> dict[str, Any]:
 
 def score(root: Path, arm: str, seed: int, mean: str) -> float:
     won = json.loads((root / arm / f"seed-{seed}" / "outcomes.json").read_text())["outcomes"]
-    return float(
-        np.mean([np.mean(won[name]) for name, kind in SUBSETS.items() if mean in (*kind, "overall")])
-    )
+    means = {name: {*kind, "overall"} for name, kind in SUBSETS.items()}
+    for name in TASKS:  # which both distributions have
+        means[name].add(f"{SUBSETS[name][1]}_shared")
+    return float(np.mean([np.mean(won[name]) for name in SUBSETS if mean in means[name]]))
 
 
 def test_a_study_gives_curves_and_bars(study: Path, tmp_path: Path, capsys: Any) -> None:
@@ -62,7 +63,15 @@ def test_a_study_gives_curves_and_bars(study: Path, tmp_path: Path, capsys: Any)
             assert point["interval"] == pytest.approx([interval.low, interval.high])
     bars = written["figures"]["law_bars"]  # at 0.1, which both laws have
     assert set(bars) == {"sublinear", "uniform"}
-    assert set(bars["uniform"]) == {"retrieval", "vqa", "IND", "OOD", "overall"}
+    assert set(bars["uniform"]) == {
+        "retrieval",
+        "vqa",
+        "IND",
+        "OOD",
+        "IND_shared",
+        "OOD_shared",
+        "overall",
+    }
     for mean, found in bars["uniform"].items():
         pairs = np.array([[score(study, arm, s, mean) for arm in ("uni 0.1", "none")] for s in range(4)])
         test = stats.ttest_rel(pairs[:, 0], pairs[:, 1])
