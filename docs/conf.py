@@ -62,6 +62,7 @@ PAGES = {
     "CHANGELOG": "changelog",
     "SECURITY": "security",
     "benchmarks/README": "benchmarks",
+    "examples/studies/README": "heads",
     "examples/notebooks/fine_tune": "tutorials/fine_tune",
     "examples/notebooks/read_a_study": "tutorials/read_a_study",
     "examples/notebooks/theory": "tutorials/theory",
