@@ -2,7 +2,7 @@
 
     python benchmarks/kill_study.py [--kills 10] [--seed 0]
 
-A study of four arms and two seeds on a tiny encoder, two runs at a time. SIGKILL comes at random moments, in
+A study of four arms and five seeds on a tiny encoder, two runs at a time. SIGKILL comes at random moments, in
 turn to the study alone, whose runs then outlive it, and to the study and all that it has started. After the
 last kill the study is left to end, and its results are compared with those of an unbroken one: the scores of
 every subset, what each query scored, and the spectra in training.
@@ -52,7 +52,7 @@ def study_file(folder: Path) -> Path:
     base = {"trainer.max_steps": 12, "trainer.val_check_interval": 12, "trainer.callbacks": []}
     study = {
         "config": config,
-        "seeds": "0-1",
+        "seeds": "0-4",
         "baseline": "none",
         "arms": arms,
         "regimes": {"r": {**kept, **base}},
@@ -111,7 +111,7 @@ def main() -> None:
         in_flight = 0
         for kill in range(given.kills):
             process = start(study, killed, mark := f"{os.getpid()}-{kill}")
-            time.sleep(rng.uniform(0.3, 1.0) * whole / 2)
+            time.sleep(rng.uniform(0.1, 0.25) * whole)
             victims = [process.pid] if kill % 2 else [process.pid, *family(mark)]
             for victim in victims:
                 with suppress(ProcessLookupError):
@@ -121,7 +121,7 @@ def main() -> None:
             done = [plan for plan in plans if (plan.parent / "finished.json").exists()]
             in_flight += len(done) < len(plans)
             print(
-                f"kill {kill + 1}: {'study' if kill % 2 else 'all'}, {len(done)} of 8 runs are finished",
+                f"kill {kill + 1}: {'study' if kill % 2 else 'all'}, {len(done)} of 20 runs are finished",
                 flush=True,
             )
         if start(study, killed, "last").wait():
