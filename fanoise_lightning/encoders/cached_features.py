@@ -159,7 +159,16 @@ def _options(module: nn.Module) -> list[tuple[str, Any]]:
     """Arguments that a module keeps, such as the pooling: with other ones, its features are others."""
     known = signature(type(module)).parameters
     kept = sorted((name, value) for name, value in vars(module).items() if name in known)
-    return [(name, value) for name, value in kept if isinstance(value, str | int | float | None)]
+    return [(name, value) for name, value in kept if _is_plain(value)]
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether the text of a value is the same in every process."""
+    if isinstance(value, dict):
+        return all(_is_plain(part) for item in value.items() for part in item)
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float | torch.dtype)
 
 
 def _forget_collate(module: nn.Module, incompatible: Any) -> None:

@@ -173,16 +173,21 @@ def test_any_other_encoder_has_one_feature_a_sample(tmp_path):
 class Choosing(Plain):
     """Makes other features of the same weights and inputs."""
 
-    def __init__(self, pooling: str = "mean") -> None:
+    def __init__(self, pooling: Any = "mean") -> None:
         super().__init__()
         self.pooling = pooling
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x if self.pooling == "mean" else x.square())
+        return super().forward(x if self.pooling in MEANS else x.square())
 
 
-def test_an_encoder_with_other_options_has_other_features(tmp_path):
-    for pooling in ("mean", "last", "mean"):
+MEANS = ("mean", ["mean", 1], ("mean", None), {"kind": ["mean"]}, torch.float32)
+OTHERS = ("last", ["last", 1], ("last", None), {"kind": ["last"]}, torch.bfloat16)
+
+
+@pytest.mark.parametrize(("mean", "other"), zip(MEANS, OTHERS, strict=True))
+def test_an_encoder_with_other_options_has_other_features(tmp_path, mean, other):
+    for pooling in (mean, other, mean):
         encoder = without_heads(CachedFeatures(Choosing(pooling), tmp_path))
         expected = nn.functional.normalize(embed(Choosing(pooling), SAMPLES), dim=1)
         torch.testing.assert_close(embed(encoder, SAMPLES), expected)
