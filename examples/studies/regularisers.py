@@ -50,9 +50,7 @@ def sigreg(features: Tensor) -> Tensor:
     rows, dim = features.shape
     slices = nn.functional.normalize(torch.randn(dim, SLICES, device=features.device), dim=0)
     knots = torch.linspace(-5, 5, KNOTS, device=features.device)
-    normal = torch.exp(
-        -knots.square() / 2
-    )  # the characteristic function of the standard normal, and the weight
+    normal = torch.exp(-knots.square() / 2)  # the characteristic function of N(0, 1), and the weight
     angles = (dim**0.5 * features @ slices)[..., None] * knots  # (B, S, T)
     gap = (angles.cos().mean(dim=0) - normal).square() + angles.sin().mean(dim=0).square()
     return rows * torch.trapezoid(gap * normal, knots, dim=-1).mean()
@@ -75,7 +73,6 @@ class BoxNoise(Callback):
         if not module.training:
             return None
         (features,) = inputs
-        half = (
-            3 * features.detach().square().mean()
-        ).sqrt()  # a uniform number in [-h, h] has variance h^2 / 3
-        return (features + self.alpha * half * (2 * torch.rand_like(features) - 1),)
+        size = features.detach().square().mean().sqrt()
+        box = 2 * torch.rand_like(features) - 1  # of variance 1/3
+        return (features + self.alpha * size * 3**0.5 * box,)
