@@ -13,22 +13,6 @@ KNOTS = 17
 SLICES = 256
 
 
-class SmoothedInfoNCE(InfoNCE):
-    """InfoNCE with label smoothing, which all candidates of a query share."""
-
-    def __init__(self, temperature: float = 0.02, smoothing: float = 0.1) -> None:
-        super().__init__(temperature)
-        self.smoothing = smoothing
-
-    def total(self, batch: ContrastiveBatch) -> Tensor:
-        logits = batch.mask_(self.scale * batch.query @ batch.candidates.T, slice(0, len(batch.query)))
-        log_p = logits.log_softmax(dim=1)
-        excluded = logits.isneginf()
-        mean = log_p.masked_fill(excluded, 0).sum(dim=1) / (~excluded).sum(dim=1)
-        own = log_p.gather(1, batch.own[:, None]).squeeze(1)
-        return -((1 - self.smoothing) * own + self.smoothing * mean).sum()
-
-
 class IsotropicInfoNCE(InfoNCE):
     """InfoNCE plus SIGReg, which draws the features towards an isotropic distribution.
 

@@ -36,9 +36,11 @@ class InfoNCE(InBatchLoss):
         learnable_temperature: make the temperature a parameter, ``logit_scale`` = log(1 / temperature), with
             1 / temperature capped at 100.
         gather: with several processes, contrast with the targets and hard negatives of all of them.
+        label_smoothing: the share of the label, in [0, 1), that all candidates of a query get in equal parts
+            (:func:`torch.nn.functional.cross_entropy`), except excluded ones.
 
     Raises:
-        ValueError: if the temperature is not positive and finite.
+        ValueError: if the temperature is not positive and finite, or the smoothing not in [0, 1).
 
     References:
         [0] van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018.
@@ -56,11 +58,15 @@ class InfoNCE(InBatchLoss):
         symmetric: bool = False,
         learnable_temperature: bool = False,
         gather: bool = True,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(gather)
         check_positive("temperature", temperature)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"`label_smoothing` must be at least 0 and below 1, got {label_smoothing}")
         self.temperature = temperature
         self.symmetric = symmetric
+        self.label_smoothing = label_smoothing
         self.learnable_temperature = learnable_temperature
         if learnable_temperature:
             self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
@@ -79,17 +85,30 @@ class InfoNCE(InBatchLoss):
         return self._one_way(batch)
 
     def _one_way(self, batch: ContrastiveBatch) -> Tensor:
-        return sum_of_blocks(partial(_cross_entropy, batch), batch.query, batch.candidates, self.scale)
+        cross_entropy = partial(_cross_entropy, batch, self.label_smoothing)
+        return sum_of_blocks(cross_entropy, batch.query, batch.candidates, self.scale)
 
     def extra_repr(self) -> str:
         return (
             f"temperature={self.temperature}, symmetric={self.symmetric}, "
-            f"learnable_temperature={self.learnable_temperature}, gather={self.gather}"
+            f"learnable_temperature={self.learnable_temperature}, gather={self.gather}, "
+            f"label_smoothing={self.label_smoothing}"
         )
 
 
 def _cross_entropy(
-    batch: ContrastiveBatch, rows: slice, query: Tensor, candidates: Tensor, scale: Tensor | float
+    batch: ContrastiveBatch,
+    smoothing: float,
+    rows: slice,
+    query: Tensor,
+    candidates: Tensor,
+    scale: Tensor | float,
 ) -> Tensor:
     logits = batch.mask_(scale * query @ candidates.T, rows)  # (b, N)
-    return F.cross_entropy(logits, batch.own[rows], reduction="sum")
+    total = F.cross_entropy(logits, batch.own[rows], reduction="sum")
+    if smoothing == 0:
+        return total
+    excluded = logits.isneginf()  # torch's own smoothing would make them infinitely wrong
+    mean = logits.masked_fill(excluded, 0).sum(dim=1) / (~excluded).sum(dim=1)
+    own = logits.gather(1, batch.own[rows, None]).squeeze(1)
+    return total + smoothing * (own - mean).sum()

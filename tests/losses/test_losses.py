@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from fanoise_lightning import FeatureTap, InfoNCE
 from fanoise_lightning.callbacks._features import FeatureFinder
-from fanoise_lightning.losses import SigmoidLoss
+from fanoise_lightning.losses import SigmoidLoss, tiled
 from fanoise_lightning.training.describe import describe
 
 
@@ -39,6 +39,45 @@ def test_info_nce_is_the_double_loop(symmetric, negatives):
     loss = InfoNCE(temperature=0.1, symmetric=symmetric)(query, target, hard)
     expected = by_double_loop(query, target, () if hard is None else hard, symmetric=symmetric)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_label_smoothing_is_that_of_torch(symmetric):
+    query, target, hard = unit(6), unit(6, seed=1), unit(0 if symmetric else 3, seed=2)
+    loss = InfoNCE(0.1, symmetric=symmetric, label_smoothing=0.2)(query, target, hard)
+    logits = query @ torch.cat([target, hard]).T / 0.1
+    expected = [F.cross_entropy(logits, torch.arange(6), label_smoothing=0.2)]
+    if symmetric:
+        expected.append(F.cross_entropy(logits.T, torch.arange(6), label_smoothing=0.2))
+    torch.testing.assert_close(loss, torch.stack(expected).mean())
+
+
+def test_label_smoothing_passes_over_excluded_candidates():
+    query, target = unit(3), unit(3, seed=1)
+    loss = InfoNCE(0.1, label_smoothing=0.2)(query, target, target_ids=torch.tensor([5, 5, 6]))
+    logits = query @ target.T / 0.1
+    rows = [(logits[0, [0, 2]], 0), (logits[1, [1, 2]], 0), (logits[2], 2)]
+    expected = [F.cross_entropy(row, torch.tensor(own), label_smoothing=0.2) for row, own in rows]
+    torch.testing.assert_close(loss, torch.stack(expected).mean())
+
+
+def test_label_smoothing_block_by_block(monkeypatch):
+    def run():
+        query, target = unit(12).requires_grad_(), unit(12, seed=1)
+        loss = InfoNCE(0.1, label_smoothing=0.2)(query, target, target_ids=torch.arange(12) // 2)
+        loss.backward()
+        return loss.detach(), query.grad
+
+    whole = run()
+    monkeypatch.setattr(tiled, "MAX_LOGITS", 12)
+    monkeypatch.setattr(tiled, "MIN_ROWS", 5)
+    torch.testing.assert_close(run(), whole)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0, math.nan])
+def test_label_smoothing_must_be_a_share(smoothing):
+    with pytest.raises(ValueError, match="label_smoothing"):
+        InfoNCE(label_smoothing=smoothing)
 
 
 def test_logits_are_float32_under_autocast_and_for_half_features():
