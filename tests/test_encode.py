@@ -9,7 +9,6 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 from PIL import Image
-from sentence_transformers.util import truncate_embeddings
 from torch.nn.functional import normalize
 
 from fanoise_lightning import ContrastiveModule, OpenClipEncoder, Sample
@@ -112,7 +111,7 @@ def test_numpy_raw_and_truncated_embeddings(module: ContrastiveModule) -> None:
     cut = module.encode(MIXED, truncate_dim=5, convert_to_numpy=True)
     assert isinstance(cut, np.ndarray)
     assert cut.dtype == np.float32
-    assert np.allclose(cut, normalize(truncate_embeddings(raw, 5), dim=1).numpy(), atol=1e-6)
+    assert np.allclose(cut, normalize(raw[:, :5], dim=1).numpy(), atol=1e-6)
     assert module.encode("red", truncate_dim=5, convert_to_numpy=True).shape == (5,)
 
 
