@@ -309,8 +309,9 @@ class ContrastiveModule(TrainedOnlyCheckpoints):
             device = None
         where = self.device if device is None else device
         found = encode(self.encoder, samples, where, batch_size, num_workers, show_progress_bar)
-        found = found[..., :truncate_dim]
-        found = F.normalize(found, dim=-1) if normalize else found
+        found = found[..., :truncate_dim].contiguous()
+        if normalize:
+            F.normalize(found, dim=-1, out=found)
         return found.numpy() if convert_to_numpy else found
 
     def embed(self, samples: Iterable[Sample], batch_size: int = 256) -> Tensor:

@@ -7,11 +7,14 @@ import os
 from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any, cast
+from itertools import chain, repeat
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from fanoise_lightning.encoders.base import Encoder
@@ -20,9 +23,6 @@ from fanoise_lightning.training.embedding import embed_batch, eval_mode
 from fanoise_lightning.training.lockstep import embed_own_rows, is_sharded, largest
 
 __all__ = ["as_sample", "check_truncation", "encode"]
-
-Numbered = tuple[int, Any]
-"""An item with its place among those that `encode` was given, for messages."""
 
 
 def encode(
@@ -38,10 +38,10 @@ def encode(
     Arguments and errors are those of ContrastiveModule.encode.
     """
     single = is_single(samples)
-    items = list(enumerate([samples] if single else samples))
+    items = [samples] if single else list(samples)
     with tqdm(total=len(items), unit=" samples", disable=not show_progress_bar) as bar:
         if isinstance(where, torch.device):
-            found = encode_items(encoder, items, where, batch_size, num_workers, bar)
+            found = encode_items(encoder, _Items(items), where, batch_size, num_workers, bar)
         else:
             found = encode_on_devices(where, encoder, items, batch_size, num_workers, bar)
     return found[0] if single else found
@@ -110,7 +110,7 @@ def as_sample(item: Any, index: int) -> Sample:
 
 def encode_items(
     encoder: Encoder,
-    items: Sequence[Numbered],
+    items: _Items,
     device: torch.device,
     batch_size: int,
     num_workers: int = 0,
@@ -120,7 +120,7 @@ def encode_items(
 
     Args:
         encoder: on its device.
-        items: n items with their numbers.
+        items: n items.
         device: the encoder's.
         batch_size: how many go through the encoder at once. Long texts go together, which saves padding.
         num_workers: processes that open images and tokenise; 0 for this one.
@@ -129,41 +129,63 @@ def encode_items(
     Returns:
         (n, D) float32, as the encoder returns them, on the CPU, in the order of the items.
     """
-    order = sorted(range(len(items)), key=lambda place: _size(items[place][1]), reverse=True)
+    order = torch.from_numpy(_by_cost(items.items))
     loader = DataLoader(
-        cast(Any, [items[place] for place in order]),
+        items,
         batch_size=batch_size,
+        sampler=order.numpy(),
         collate_fn=_CollateItems(encoder.collate),
         num_workers=num_workers,
     )
     embeddings, start = torch.empty(len(items), encoder.embedding_dim), 0
-    rows = torch.tensor(order, dtype=torch.long)
 
     def embed(inputs: dict[str, Tensor]) -> Tensor:
         return embed_own_rows(encoder, inputs, device)
 
+    missing = largest(len(loader)) - len(loader) if is_sharded(encoder) else 0  # other ranks may have more
     with eval_mode(encoder):
-        for inputs in loader:
+        for inputs in chain(loader, repeat({}, missing)):
             found = embed_batch(embed, encoder, inputs, device).float().cpu()
-            embeddings[rows[start : start + len(found)]] = found
+            embeddings[order[start : start + len(found)]] = found
             start += len(found)
             if bar is not None:
                 bar.update(len(found))
-        if is_sharded(encoder):  # other ranks may have more batches
-            for _ in range(largest(len(loader)) - len(loader)):
-                embed_batch(embed, encoder, {}, device)
     return embeddings
 
 
-def _size(item: Any) -> tuple[bool, int]:
-    """What sorts items by what they cost: those with an image first, then long texts."""
+class _Items(Dataset[tuple[int, Any]]):
+    """Items with their places among those that `encode` was given, for messages.
+
+    Args:
+        items: n items.
+        numbers: (n,) their places; by default 0 to n - 1.
+    """
+
+    def __init__(self, items: Sequence[Any], numbers: NDArray[np.int64] | None = None) -> None:
+        self.items, self.numbers = items, numbers
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: int) -> tuple[int, Any]:
+        return int(place if self.numbers is None else self.numbers[place]), self.items[place]
+
+
+def _by_cost(items: Sequence[Any]) -> NDArray[np.int64]:
+    """The order of items by what they cost, (n,): those with an image first, then long texts."""
+    costs = np.fromiter(map(_cost, items), dtype=np.int64, count=len(items))
+    return np.argsort(-costs, kind="stable")
+
+
+def _cost(item: Any) -> int:
+    image = 2**40  # more than any text has characters
     if isinstance(item, str):
-        return False, len(item)
+        return len(item)
     if isinstance(item, Sample):
-        return item.image is not None, len(item.text)
+        return image * (item.image is not None) + len(item.text)
     if isinstance(item, Mapping):
-        return bool(item.get("image")), len(item.get("text") or "")
-    return True, 0
+        return image * bool(item.get("image")) + len(item.get("text") or "")
+    return image
 
 
 @dataclass(frozen=True)
@@ -172,14 +194,14 @@ class _CollateItems:
 
     collate: Collate
 
-    def __call__(self, items: Sequence[Numbered]) -> dict[str, Tensor]:
+    def __call__(self, items: Sequence[tuple[int, Any]]) -> dict[str, Tensor]:
         return self.collate([as_sample(item, index) for index, item in items])
 
 
 def encode_on_devices(
     devices: Sequence[str | torch.device],
     encoder: Encoder,
-    items: Sequence[Numbered],
+    items: Sequence[Any],
     batch_size: int,
     num_workers: int,
     bar: tqdm | None,
@@ -196,7 +218,7 @@ def encode_on_devices(
         raise ValueError("`device` is an empty list: name one device or several, or leave it out")
     if is_sharded(encoder):
         raise ValueError("the encoder is sharded over the ranks already: call `encode` without `device`")
-    order = sorted(range(len(items)), key=lambda place: _size(items[place][1]), reverse=True)
+    order = _by_cost(items)
     # several parts for each process, as in SentenceTransformer's pool: not all are equally fast
     size = batch_size * max(1, len(items) // (10 * batch_size * len(devices)))
     parts = [order[start : start + size] for start in range(0, len(order), size)]
@@ -210,10 +232,10 @@ def encode_on_devices(
     try:
         arguments = (encoder.cpu(), free, threads, batch_size, num_workers)
         with ProcessPoolExecutor(len(devices), context, _start, arguments) as pool:
-            futures = [pool.submit(_encode_part, [items[place] for place in part]) for part in parts]
+            futures = [pool.submit(_encode_part, [items[place] for place in part], part) for part in parts]
             try:
                 for part, future in zip(parts, futures):
-                    embeddings[torch.tensor(part)] = torch.from_numpy(future.result())
+                    embeddings[torch.from_numpy(part)] = torch.from_numpy(future.result())
                     if bar is not None:
                         bar.update(len(part))
             except BaseException:
@@ -238,8 +260,8 @@ def _start(
 
 
 @torch.inference_mode()
-def _encode_part(items: Sequence[Numbered]) -> Any:
+def _encode_part(items: Sequence[Any], numbers: NDArray[np.int64]) -> Any:
     assert _worker is not None
     encoder, device, batch_size, num_workers = _worker
     # as an array: a tensor would be sent through a file descriptor, of which there are few
-    return encode_items(encoder, items, device, batch_size, num_workers).numpy()
+    return encode_items(encoder, _Items(items, numbers), device, batch_size, num_workers).numpy()
