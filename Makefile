@@ -69,6 +69,7 @@ bench: install
 	$(BIN)/python benchmarks/encoders.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/large_batch.py
+	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/tiled_loss.py
 	$(BIN)/python benchmarks/kill.py
 

@@ -34,8 +34,9 @@ class ScoreboardWriter(Callback):
 
         {"step": 400, "outcomes": {"CIRR": [1, 0, 0.5, null, ...], ...}}
 
-    The history has every validation of the run, even if it was resumed, the latest last. The sanity check
-    prints and writes nothing; ``fast_dev_run`` writes nothing.
+    The history has every validation of the run, even if it was resumed, the latest last, and further metrics
+    of the module as ``"metrics": {"recall_at_10": {"retrieval": 0.4, ...}, ...}``. The sanity check prints
+    and writes nothing; ``fast_dev_run`` writes nothing.
 
     Args:
         path: the folder to write to; ``None`` for the logger's, or the trainer's ``default_root_dir``.
@@ -75,7 +76,7 @@ class ScoreboardWriter(Callback):
         if trainer.sanity_checking or board is None:
             return
         means = {name: mean.precision for name, mean in board.means.items()}
-        self.history.append({**_when(trainer), "means": means})
+        self.history.append({**_when(trainer), "means": means, **_history_of_metrics(board)})
         self._show(trainer, pl_module, "validation", "scores.json", history=self.history)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -110,6 +111,14 @@ class ScoreboardWriter(Callback):
                 file = folder / name.replace("scores", "outcomes")
                 write_json(file, {"step": trainer.global_step, "outcomes": lists})
             write_json(folder / name, {**values, **extra}, indent=1)
+
+
+def _history_of_metrics(board: Scoreboard) -> dict[str, Any]:
+    values: dict[str, dict[str, float]] = {}
+    for mean, score in board.means.items():
+        for metric, found in score.metrics.items():
+            values.setdefault(metric, {})[mean] = found.value
+    return {"metrics": values} if values else {}
 
 
 def _plain(outcome: float) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -22,32 +23,29 @@ from fanoise_lightning.distributed import reach_all
 from fanoise_lightning.encoders.base import Encoder
 from fanoise_lightning.encoders.remote_code import refuse_remote_code
 from fanoise_lightning.evaluation.batch_accuracy import batch_accuracy
+from fanoise_lightning.evaluation.retrieval_metrics import retrieval_metrics
 from fanoise_lightning.evaluation.scoreboard import Scoreboard
 from fanoise_lightning.evaluation.scorer import SuiteScorer
 from fanoise_lightning.losses import InfoNCE
 from fanoise_lightning.sample import Collate, Sample
 from fanoise_lightning.training.checkpoints import read_arguments
 from fanoise_lightning.training.describe import describe_module
-from fanoise_lightning.training.embedding import (
-    as_list,
-    as_sample,
-    embed_batch,
-    embed_sides,
-    eval_mode,
-    warn_of_batch_norm,
-)
+from fanoise_lightning.training.embedding import embed_batch, embed_sides, warn_of_batch_norm
+from fanoise_lightning.training.encode import check_truncation, encode
 from fanoise_lightning.training.identities import identities, loss_options
-from fanoise_lightning.training.lockstep import embed_own_rows, is_sharded, largest
+from fanoise_lightning.training.lockstep import embed_own_rows
 from fanoise_lightning.training.schedules import LinearWarmup
 from fanoise_lightning.training.sharding import average_gradients, shard
 from fanoise_lightning.training.trained_only import TrainedOnlyCheckpoints
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
     from fanoise_lightning.sample import ImageLike
+
+    Encodable = Sample | str | ImageLike | dict[str, Any]
 
 __all__ = ["ContrastiveModule"]
 
@@ -55,7 +53,7 @@ Batch = dict[str, Any]
 
 
 class ContrastiveModule(TrainedOnlyCheckpoints):
-    """Trains an encoder so that queries find their targets, and scores it by precision@1.
+    """Trains an encoder so that queries find their targets, and scores it by precision@1 and other metrics.
 
     Embeddings are normalised right before the loss. For noise, add
     :class:`~fanoise_lightning.callbacks.FANoise` to the trainer. The module brings
@@ -64,7 +62,7 @@ class ContrastiveModule(TrainedOnlyCheckpoints):
     Logged in training: ``train/loss``, and at the trainer's log interval ``train/accuracy`` (precision@1
     among the loss's candidates, without those known to be right), ``train/logit_scale`` (1 / temperature) and
     ``train/pairs_per_second`` (over all ranks). In validation and test: ``val/precision_at_1/...`` and
-    ``test/precision_at_1/...`` for each subset and mean.
+    ``test/precision_at_1/...`` for each subset and mean, and likewise each of `metrics`.
 
     Args:
         encoder: turns samples into embeddings.
@@ -79,13 +77,15 @@ class ContrastiveModule(TrainedOnlyCheckpoints):
         save_frozen: whether checkpoints hold frozen weights that are loaded again with the encoder, from
             the model, file or tag that it names. By default they do not: a checkpoint needs that model
             anyway to build the encoder, and it refuses one whose weights have changed.
+        metrics: what evaluation reports beside precision@1: ``"recall_at_k"`` and ``"ndcg_at_k"`` with a
+            number for k, such as ``"recall_at_10"``; ``"mrr"``; ``"median_rank"``.
 
     Attributes:
         scoreboard: the scores of the latest validation or test, ``None`` before.
         pairs_seen: how many pairs this rank has trained on.
 
     Raises:
-        ValueError: if ``chunk_size`` is not positive.
+        ValueError: if ``chunk_size`` is not positive, or a metric is unknown.
 
     Example:
         >>> module = ContrastiveModule(OpenClipEncoder("ViT-B-32"))        # doctest: +SKIP
@@ -101,6 +101,7 @@ class ContrastiveModule(TrainedOnlyCheckpoints):
         lr_scheduler: LRSchedulerCallable | None = None,
         chunk_size: int | tuple[int, int] | None = None,
         save_frozen: bool = False,
+        metrics: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if chunk_size is not None and min(chunk_size if isinstance(chunk_size, tuple) else (chunk_size,)) < 1:
@@ -110,6 +111,7 @@ class ContrastiveModule(TrainedOnlyCheckpoints):
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self.chunk_size, self.save_frozen = chunk_size, save_frozen
+        self.metrics = [metric.name for metric in retrieval_metrics(metrics)]
         self.scoreboard: Scoreboard | None = None
         self.pairs_seen = 0
         self._scorer: SuiteScorer | None = None
@@ -230,10 +232,10 @@ class ContrastiveModule(TrainedOnlyCheckpoints):
     # Validation and test: the distinct texts and images of all subsets are embedded once, then compared
 
     def on_validation_epoch_start(self) -> None:
-        self._scorer = SuiteScorer.of(self.trainer.val_dataloaders, self.device)
+        self._scorer = SuiteScorer.of(self.trainer.val_dataloaders, self.device, self.metrics)
 
     def on_test_epoch_start(self) -> None:
-        self._scorer = SuiteScorer.of(self.trainer.test_dataloaders, self.device)
+        self._scorer = SuiteScorer.of(self.trainer.test_dataloaders, self.device, self.metrics)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         assert self._scorer is not None
@@ -257,37 +259,60 @@ class ContrastiveModule(TrainedOnlyCheckpoints):
     # Embeddings
 
     @torch.inference_mode()
-    def encode(self, samples: Iterable[Sample | str | ImageLike], batch_size: int = 256) -> Tensor:
-        """Embed texts and images: the encoder in eval mode, on its device, in batches.
+    def encode(
+        self,
+        samples: Encodable | Iterable[Encodable],
+        batch_size: int = 256,
+        *,
+        show_progress_bar: bool = False,
+        num_workers: int = 0,
+        convert_to_numpy: bool = False,
+        normalize: bool = True,
+        truncate_dim: int | None = None,
+        device: str | torch.device | Sequence[str | torch.device] | None = None,
+    ) -> Any:
+        """Embed texts and images: the encoder in eval mode, in batches, long texts together.
 
         Args:
-            samples: n samples in order. A string is a text, never the path of a file; an image is a Pillow
-                image, an array or a :class:`pathlib.Path`. Text and image together are a
-                :class:`~fanoise_lightning.Sample`.
+            samples: one sample, or n in order. A string is a text, never the path of a file; an image is a
+                Pillow image, an array or a :class:`pathlib.Path`. Text and image together are a
+                :class:`~fanoise_lightning.Sample` or ``{"text": ..., "image": ...}``.
             batch_size: how many go through the encoder at once.
+            show_progress_bar: count the samples that are done.
+            num_workers: processes that open images and tokenise, for each device; 0 does it in between.
+            convert_to_numpy: return an array instead of a tensor.
+            normalize: return unit vectors; otherwise, what the encoder returns.
+            truncate_dim: keep the first dimensions alone, for encoders that were trained so that these
+                suffice; ``None`` for all D. Unit vectors are of unit length afterwards.
+            device: where to embed; by default where the module is. One device moves the module there;
+                several, such as ``["cuda:0", "cuda:1"]`` or ``["cpu", "cpu"]``, start a process with a copy
+                of the encoder for each. A script then needs ``if __name__ == "__main__":``.
 
         Returns:
-            (n, D) unit vectors, float32, on the CPU.
+            (n, D) float32, on the CPU; (D,) for one sample. A tensor, or an array if asked for.
 
         Raises:
-            TypeError: for a single sample instead of a sequence, or an item that is not a sample.
-            ValueError: if ``batch_size`` is below 1, or an item is empty or cannot be decoded.
+            TypeError: for what is neither a sample nor a sequence of some.
+            ValueError: if ``batch_size`` or ``truncate_dim`` is below 1, ``truncate_dim`` is above D, or an
+                item is empty or cannot be decoded.
             FileNotFoundError: if a path does not exist. An error of an item names its index.
 
         Example:
             >>> vectors = module.encode(["a red apple", image, Sample("red", image)])    # doctest: +SKIP
-            >>> vectors @ vectors.T                                                      # doctest: +SKIP
+            >>> vectors @ module.encode("an apple")                                      # doctest: +SKIP
         """
         check_at_least("batch_size", batch_size, 1)
-        items = as_list(samples)
-        parts = [torch.empty(0, self.encoder.embedding_dim)]
-        most = largest(len(items)) if is_sharded(self.encoder) else len(items)
-        with eval_mode(self):
-            for start in range(0, most, batch_size):
-                some = [as_sample(item, i) for i, item in enumerate(items[start : start + batch_size], start)]
-                inputs = self.collate(some) if some else {}
-                parts.append(embed_batch(self, self.encoder, inputs, self.device).float().cpu())
-        return torch.cat(parts)
+        check_at_least("num_workers", num_workers, 0)
+        check_truncation(truncate_dim, self.encoder.embedding_dim)
+        if isinstance(device, str | torch.device):
+            self.to(device)
+            device = None
+        where = self.device if device is None else device
+        found = encode(self.encoder, samples, where, batch_size, num_workers, show_progress_bar)
+        found = found[..., :truncate_dim].contiguous()
+        if normalize:
+            F.normalize(found, dim=-1, out=found)
+        return found.numpy() if convert_to_numpy else found
 
     def embed(self, samples: Iterable[Sample], batch_size: int = 256) -> Tensor:
         """The former name of :meth:`encode`."""

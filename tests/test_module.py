@@ -4,12 +4,10 @@ import json
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from PIL import Image
 from torch import nn
 
 from fanoise_lightning import (
@@ -19,7 +17,6 @@ from fanoise_lightning import (
     LinearWarmup,
     MMEBDataModule,
     OpenClipEncoder,
-    Sample,
 )
 from fanoise_lightning.__main__ import main
 from fanoise_lightning.callbacks import FANoise
@@ -207,102 +204,6 @@ def test_stop_and_resume_in_the_middle_of_an_epoch_equals_no_stop_bit_for_bit(ti
 def test_a_schedule_that_cannot_be_is_refused(arguments):
     with pytest.raises(ValueError, match="warmup_steps"):
         LinearWarmup(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), **arguments)
-
-
-def test_encode_gives_unit_vectors_in_eval_mode_and_leaves_the_modes_as_they_were():
-    seed_everything(0, verbose=False)
-    module = ContrastiveModule(OpenClipEncoder("emoji-resnet"))  # has batch norm: a row depends on its batch
-    module.train()
-    module.loss.eval()
-    samples = [Sample(image=Image.effect_noise((48, 48), 20 * i).convert("RGB")) for i in (1, 2, 3)]
-    together, alone = module.encode(samples), torch.cat([module.encode([sample]) for sample in samples])
-    in_parts = module.encode(samples, batch_size=2)
-    assert together.shape == (3, module.encoder.embedding_dim)
-    assert torch.allclose(together, alone, atol=1e-6)
-    assert torch.allclose(together, in_parts, atol=1e-6)
-    assert torch.allclose(together.norm(dim=1), torch.ones(3))
-    assert module.encoder.training
-    assert not module.loss.training
-    assert module.encode([]).shape == (0, module.encoder.embedding_dim)
-
-
-def test_encode_takes_texts_and_images_as_they_are(tiny_clip, tmp_path):
-    module = build(tiny_clip)
-    image = Image.effect_noise((48, 48), 40).convert("RGB")
-    image.save(tmp_path / "noise.png")
-    bare = module.encode(["a red apple", image, np.asarray(image), tmp_path / "noise.png"])
-    assert torch.equal(bare, module.encode([Sample("a red apple"), *[Sample(image=image)] * 3]))
-
-
-def test_to_encode_the_path_of_an_image_as_a_string_is_a_text(tiny_clip, tmp_path):
-    module, path = build(tiny_clip), str(tmp_path / "absent.png")
-    assert torch.equal(module.encode([path]), module.encode([Sample(text=path)]))
-
-
-IMAGE = Image.effect_noise((8, 8), 40).convert("RGB")
-
-
-@pytest.mark.parametrize(
-    "one",
-    [
-        "red",
-        Sample("red"),
-        IMAGE,
-        Path("red.png"),
-        np.asarray(IMAGE),
-        b"red",
-        {"text": "red"},
-        {"red"},
-        torch.ones(2, 2),
-        7,
-    ],
-    ids=lambda one: type(one).__name__,
-)
-def test_what_is_not_a_sequence_of_samples_is_refused(tiny_clip, one):
-    with pytest.raises(
-        TypeError, match=r"takes a sequence of texts, images and Samples, got .*in a list, `\[...\]`"
-    ):
-        build(tiny_clip).encode(one)
-
-
-def test_encode_takes_any_iterable(tiny_clip):
-    module, texts = build(tiny_clip), ["red", "green", "blue"]
-    expected = module.encode(texts, batch_size=2)
-    for given in (tuple(texts), iter(texts), (text for text in texts), np.array(texts)):
-        assert torch.equal(module.encode(given, batch_size=2), expected)
-    images = np.stack([np.asarray(IMAGE)] * 3)  # a batch of images
-    assert torch.equal(module.encode(images), module.encode([IMAGE] * 3))
-
-
-@pytest.mark.parametrize(
-    ("item", "error", "message"),
-    [
-        ("", ValueError, "needs a text, an image or both"),
-        (b"red", TypeError, "is bytes; expected a Pillow image"),
-        (None, ValueError, "needs a text"),
-        (Path("absent.png"), FileNotFoundError, "absent.png"),
-        (["red", IMAGE], TypeError, "is a list with a text in it: pass Sample"),
-        (np.zeros((8, 8), np.float32), ValueError, "array of float32"),
-    ],
-    ids=lambda part: type(part).__name__,
-)
-def test_an_item_that_cannot_be_encoded_is_named_by_its_index(tiny_clip, item, error, message):
-    with pytest.raises(error, match=f"item 3 of `encode`.*{message}"):
-        build(tiny_clip).encode(["a", "b", IMAGE, item, "c"], batch_size=2)
-
-
-@pytest.mark.parametrize("batch_size", [0, -1])
-def test_a_batch_has_at_least_one_sample(tiny_clip, batch_size):
-    with pytest.raises(ValueError, match=f"`batch_size` must be at least 1, got {batch_size}"):
-        build(tiny_clip).encode(["red"], batch_size)
-
-
-def test_embed_is_encode_with_a_warning_for_its_caller(tiny_clip):
-    module = build(tiny_clip)
-    with pytest.warns(FutureWarning, match="`embed` is now called `encode`") as caught:
-        vectors = module.embed([Sample("a red apple")], batch_size=1)
-    assert caught[0].filename == __file__
-    assert torch.equal(vectors, module.encode(["a red apple"]))
 
 
 def remote_checkpoint(tiny_clip, folder):

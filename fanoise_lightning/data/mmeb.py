@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -61,7 +62,8 @@ class MMEBDataModule(ContrastiveDataModule):
             instructions.
         streaming: read training rows as they are needed, instead of all before the first step. Choose it for
             rows that do not fit into memory, or for files on the hub that do not fit on the disk.
-        num_samples: take this many rows of each training subset; ``None`` for all.
+        num_samples: take this many rows of each training subset, or this share of its rows (a float from 0
+            to 1), rounded up; ``None`` for all.
         sample: which rows `num_samples` takes: the ``"first"``, or ``"random"`` ones, which depend only on
             `seed` and the name of the subset.
         sampling: each subset's share of an epoch: ``"proportional"`` to its size, ``"uniform"``, a
@@ -104,7 +106,7 @@ class MMEBDataModule(ContrastiveDataModule):
         eval_subsets: Sequence[str] | None = None,
         split: str = "original",
         streaming: bool = False,
-        num_samples: int | None = None,
+        num_samples: int | float | None = None,
         sample: Literal["first", "random"] = "first",
         sampling: Sampling = "proportional",
         batch_subsets: BatchSubsets = "mixed",
@@ -119,8 +121,7 @@ class MMEBDataModule(ContrastiveDataModule):
     ) -> None:
         check_choice("mask_same_target", mask_same_target, MaskSameTarget)
         check_choice("sample", sample, ("first", "random"))
-        if num_samples is not None:
-            check_at_least("num_samples", num_samples, 1)
+        check_num_samples(num_samples)
         if streaming and sample == "random":
             raise ValueError(
                 "`sample='random'` takes rows from all over the files, but a stream reads them from the "
@@ -193,19 +194,23 @@ class MMEBDataModule(ContrastiveDataModule):
 
     def _open_stream(self, name: str) -> TrainStream:
         rows, num_rows = self._layout.stream(name)
-        masks, samples = self._masks(name), self.num_samples
+        masks, samples = self._masks(name), how_many(self.num_samples, num_rows)
         return TrainStream(name, rows, num_rows, masks, num_samples=samples, blind=self.blind)
 
     def _read_rows(self, name: str) -> TrainRows:
-        limit = self.num_samples if self.sample == "first" else None
+        # a share is of the rows that can be used, which are known only when all are read
+        limit = self.num_samples if self.sample == "first" and isinstance(self.num_samples, int) else None
         files, masks = self._layout.files("train", name), self._masks(name)
         rows = read_train(files, name, limit=limit, blind=self.blind, mask_same_target=masks)
-        if self.num_samples is None or len(rows) <= self.num_samples:
+        samples = how_many(self.num_samples, len(rows))
+        if samples is None or len(rows) <= samples:
             return rows
+        if self.sample == "first":
+            return rows.take(np.arange(samples))
         seed = DEFAULT_SEED if self.seed is None else self.seed
         # the name is part of the seed, so that the sample does not depend on the other subsets
         random = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        return rows.take(np.sort(random.choice(len(rows), self.num_samples, replace=False)))
+        return rows.take(np.sort(random.choice(len(rows), samples, replace=False)))
 
     def read_eval(self) -> list[EvalRows]:
         """Read the evaluation rows of the chosen subsets, in the order of the scoreboard."""
@@ -217,3 +222,32 @@ class MMEBDataModule(ContrastiveDataModule):
     def images(self, part: Part) -> ImageRoot | None:
         """The image root of the training or evaluation rows, ``None`` if there is none."""
         return self._layout.images(part)
+
+
+def check_num_samples(num_samples: float | None) -> None:
+    """Raise ValueError if this is neither a number of rows nor a share of them."""
+    if num_samples is None:
+        return
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int | float):
+        raise TypeError(f"`num_samples` must be a number of rows or a share of them, got {num_samples!r}")
+    is_share = isinstance(num_samples, float)
+    if is_share and not 0 < num_samples <= 1:
+        raise ValueError(
+            "`num_samples` as a float is a share of the rows and must lie between 0 and 1, got "
+            f"{num_samples}; pass an int for a number of rows"
+        )
+    if not is_share:
+        check_at_least("num_samples", num_samples, 1)
+
+
+def how_many(num_samples: float | None, num_rows: int) -> int | None:
+    """The number of rows that `num_samples` takes of `num_rows`; ``None`` for all.
+
+    Example:
+        >>> how_many(0.25, 10), how_many(25, 10)
+        (3, 25)
+    """
+    if not isinstance(num_samples, float):
+        return num_samples
+    # a share such as 0.07 of 100 is 7, not 8: a product of floats may be slightly too large
+    return math.ceil(round(num_samples * num_rows, 6))

@@ -16,6 +16,7 @@ from fanoise_lightning._checks import check_at_least, check_choice
 from fanoise_lightning._log import report
 from fanoise_lightning.data.datamodule import DEFAULT_SEED, ContrastiveDataModule
 from fanoise_lightning.data.images.roots import ImageRoot
+from fanoise_lightning.data.rows.answers import chance_of, merge_answers
 from fanoise_lightning.data.rows.records import EvalRows, TrainRows, pad_candidates, read_train
 from fanoise_lightning.data.rows.references import unique_references
 from fanoise_lightning.data.rows.splits import Pairs, Split, count_candidates, no_distractors, split
@@ -34,8 +35,8 @@ class PairDataModule(ContrastiveDataModule):
     ``neg_image_path``, which hold one value or a list. An empty path means no image.
 
     The held-out pairs are the evaluation subset ``validation``, after `setup` in ``eval_sets[0]``. Each query
-    has to find its target among other held-out targets; neither other right answers nor the query itself are
-    candidates. A query whose target is its only candidate is skipped, with a warning.
+    has to find its target, or its targets if it is in several pairs, among other held-out targets; the query
+    itself is no candidate. A query without a wrong candidate is skipped, with a warning.
 
     Pairs that share a query, a target or an image, directly or through other pairs, are held out together or
     not at all, and so are both directions of a pair: nothing that is validated on was trained on. If a few
@@ -47,7 +48,9 @@ class PairDataModule(ContrastiveDataModule):
         image_root: the folder or zip archive that image paths are relative to; by default the folder of
             `path`, and that of `val_path` for its pairs.
         val_fraction: the share of the pairs that is held out for validation.
-        num_candidates: candidates of each validation query, its target included, if there are that many.
+        num_candidates: candidates of each validation query with one target, if there are that many; a query
+            with several targets has as many wrong ones. ``None`` for the whole catalogue: all held-out
+            targets.
         batch_size: training pairs per process and step.
         eval_batch_size: texts and images per process and evaluation step.
         blind: drop the query images in training and validation, to measure what can be solved without them.
@@ -80,7 +83,7 @@ class PairDataModule(ContrastiveDataModule):
         path: str | Path,
         image_root: str | Path | None = None,
         val_fraction: float = 0.1,
-        num_candidates: int = 1000,
+        num_candidates: int | None = 1000,
         batch_size: int = 128,
         eval_batch_size: int = 256,
         blind: bool = False,
@@ -94,7 +97,8 @@ class PairDataModule(ContrastiveDataModule):
         split_seed: int = DEFAULT_SEED,
     ) -> None:
         check_choice("mask_same_target", mask_same_target, ("all", "none"))
-        check_at_least("num_candidates", num_candidates, 2)  # the target and another
+        if num_candidates is not None:
+            check_at_least("num_candidates", num_candidates, 2)  # the target and another
         if not 0 < val_fraction < 1:
             raise ValueError(f"`val_fraction` must lie between 0 and 1, got {val_fraction}")
         super().__init__(
@@ -156,21 +160,25 @@ class PairDataModule(ContrastiveDataModule):
         trained, pairs = number_pairs(train, rows)
         items, codes = unique_references(rows.queries, rows.targets)
         queries, targets = codes[: len(rows)], codes[len(rows) :]
-        candidates = draw_candidates(queries, targets, self.num_candidates, self.split_seed)
+        catalogue = None
+        if self.num_candidates is None:
+            candidates, catalogue = targets[:, None], np.unique(targets)
+        else:
+            candidates = draw_candidates(queries, targets, self.num_candidates, self.split_seed)
         enough = count_candidates(pairs) > 1
         if not enough.all():  # their targets stay candidates of others
             self._report_alone(rows, enough)
             queries, candidates, pairs = queries[enough], candidates[enough], pairs.take(enough)
-        counts = (candidates >= 0).sum(axis=1)
-        chance = float((1 / counts).mean())
-        details = f"{counts.min()} to {counts.max()} candidates, chance {chance:.1%}"
         held_out = items.take(np.union1d(queries, candidates[:, 0]))
+        queries, candidates, num_right = merge_answers(queries, candidates)
+        counts, chance = chance_of(queries, candidates, num_right, catalogue)
+        details = f"{counts.min()} to {counts.max()} candidates, chance {chance:.1%}"
         hard = pc.sum(pc.is_in(held_out.keys, value_set=train.all_negatives.keys)).as_py()
         if hard:
             details += f"; {hard} of {len(held_out)} items are hard negatives of training pairs"
         self._report_overlap(trained, pairs, how, details)
         subset = Subset("validation", "retrieval", "IND", {"chance": chance})
-        return [EvalRows(subset, items, queries, candidates, rows.embedded)]
+        return [EvalRows(subset, items, queries, candidates, rows.embedded, num_right, catalogue)]
 
     def _report_alone(self, rows: TrainRows, enough: NDArray[np.bool_]) -> None:
         """Warn of the queries that are skipped because they have fewer than two candidates.

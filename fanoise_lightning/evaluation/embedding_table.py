@@ -63,6 +63,25 @@ class Embeddings:
             cosines[block] = products.gather(1, inverse).float()
         return cosines
 
+    def products(self, queries: Tensor, items: Tensor) -> Tensor:
+        """The cosine of each query with each of the same items.
+
+        Args:
+            queries: (Q,) items that arrived.
+            items: (N,) items.
+
+        Returns:
+            (Q, N) float32; arbitrary where an item never arrived.
+        """
+        dtype = score_dtype(self.rows.device)
+        query = self.rows[self.position[queries]].to(dtype)
+        products = self.rows.new_empty(len(queries), len(items))
+        for part, block in zip(
+            items.split(_CANDIDATES_PER_BLOCK), products.split(_CANDIDATES_PER_BLOCK, dim=1)
+        ):
+            block.copy_(query @ self.rows[self.position[part].clamp_min(0)].to(dtype).T)
+        return products
+
 
 class EmbeddingTable(Metric):
     """Collects the embeddings of numbered items over a pass and over all ranks.

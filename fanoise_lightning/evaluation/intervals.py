@@ -1,4 +1,4 @@
-"""95 % intervals for a precision, and for the mean of several."""
+"""95 % intervals for a proportion, for a median, and for the mean of several."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import NormalDist, fmean
 
-__all__ = ["CONFIDENCE", "mean_interval", "wilson_interval"]
+__all__ = ["CONFIDENCE", "mean_interval", "median_interval", "wilson_interval"]
 
 CONFIDENCE = 0.95
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
@@ -15,8 +15,8 @@ _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 def wilson_interval(precision: float, num_queries: int) -> tuple[float, float]:
     """The 95 % score interval of a proportion [0], which keeps its coverage near 0 and 1 and for few queries.
 
-    Ties count between 0 and 1 and so vary less than the interval assumes: with them it is too wide, if
-    anything.
+    Ties, and metrics such as NDCG, count between 0 and 1 and so vary less than the interval assumes: with
+    them it is too wide, if anything.
 
     Args:
         precision: the proportion, 0 to 1.
@@ -36,6 +36,37 @@ def wilson_interval(precision: float, num_queries: int) -> tuple[float, float]:
     centre = (precision + shrink / 2) / (1 + shrink)
     half = math.sqrt(shrink * precision * (1 - precision) + shrink * shrink / 4) / (1 + shrink)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of a median, whatever the distribution: two of the values, by their order [0].
+
+    Args:
+        values: at least 1; of fewer than 6, the interval is their range, and covers less.
+
+    Returns:
+        ``(lower, upper)``.
+
+    References:
+        [0] Conover, "Practical Nonparametric Statistics", third edition, 1999, section 3.2.
+
+    Example:
+        >>> median_interval(range(1, 101))
+        (40, 61)
+    """
+    ordered, count = sorted(values), len(values)
+    below, wins = 0.0, 0  # the chance that fewer than `wins` of the values lie below the median
+    while wins < count // 2:
+        more = below + math.exp(_log_choose(count, wins) - count * math.log(2))
+        if more > (1 - CONFIDENCE) / 2:
+            break
+        below, wins = more, wins + 1
+    place = max(wins - 1, 0)
+    return ordered[place], ordered[count - 1 - place]
+
+
+def _log_choose(count: int, chosen: int) -> float:
+    return math.lgamma(count + 1) - math.lgamma(chosen + 1) - math.lgamma(count - chosen + 1)
 
 
 def mean_interval(

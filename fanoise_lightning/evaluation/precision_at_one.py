@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics.utilities import rank_zero_warn
 
 from fanoise_lightning.evaluation.embedding_table import Embeddings, EmbeddingTable
-from fanoise_lightning.evaluation.ties import TIE, share_won
+from fanoise_lightning.evaluation.ranks import rank
+from fanoise_lightning.evaluation.subset_ranks import check_subset, subset_ranks
+from fanoise_lightning.evaluation.ties import TIE
 
 __all__ = [
     "PrecisionAtOne",
@@ -69,15 +70,8 @@ def precision_at_one(scores: Tensor, mask: Tensor | None = None, name: str = "",
     if not mask[:, 0].all():
         row = int((~mask[:, 0]).nonzero()[0])
         raise ValueError(f"subset {name!r}: the ground truth (column 0) of row {row} of `scores` is masked")
-    broken = mask & ~scores.isfinite()
-    if broken.any():
-        raise ValueError(
-            f"subset {name!r}: {int(broken.sum())} of {int(mask.sum())} scores are not finite (first in row "
-            f"{int(broken.any(dim=1).nonzero()[0])}): the encoder returned NaN or infinity. Check the "
-            "learning rate, the precision, and the inputs of that row"
-        )
-    ground_truth = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
-    return share_won(scores.masked_fill(~mask, -torch.inf), ground_truth, atol)
+    ranks = rank(scores, torch.ones_like(mask[:, :1]), mask, name, atol)
+    return ranks.precision_at_one().to(scores.device, torch.float32)
 
 
 def query_outcomes(
@@ -103,19 +97,7 @@ def query_outcomes(
         ValueError: if there is no query, a query or a ground truth is missing (negative), the shapes do not
             fit, or a score is not finite.
     """
-    _check_subset(queries, candidates, name)
-    device = embeddings.rows.device
-    queries, candidates = queries.to(device), _without_repeats(candidates.to(device))
-    if warn:
-        _warn_of_missing(embeddings, queries, candidates, name)
-    arrived = embeddings.position >= 0
-    is_candidate = (candidates >= 0) & arrived[candidates]  # (Q, C); -1 is padding, whatever it indexes
-    kept = arrived[queries] & is_candidate[:, 0]
-    outcomes = torch.full((len(queries),), torch.nan, device=device)
-    if kept.any():
-        scores = embeddings.cosines(queries[kept], candidates[kept])
-        outcomes[kept] = precision_at_one(scores, is_candidate[kept], name).to(outcomes)
-    return outcomes.cpu()
+    return subset_ranks(embeddings, queries, candidates, name, warn).precision_at_one().float()
 
 
 def score_subset(
@@ -178,7 +160,7 @@ class PrecisionAtOne(EmbeddingTable):
     higher_is_better = True
 
     def __init__(self, queries: Tensor, candidates: Tensor, name: str = "", **kwargs: Any) -> None:
-        _check_subset(queries, candidates, name)
+        check_subset(queries, candidates, name)
         num_items = 1 + int(max(queries.max(), candidates.max()))
         super().__init__(num_items, owner=f"subset {name!r}", **kwargs)
         self.name, self.queries, self.candidates = name, queries, candidates
@@ -200,35 +182,3 @@ class PrecisionAtOne(EmbeddingTable):
             embeddings, self.queries, self.candidates, self.name, warn=not self._is_batch
         )
         return torch.tensor(self.result.precision, dtype=torch.float32, device=self.device)
-
-
-def _check_subset(queries: Tensor, candidates: Tensor, name: str) -> None:
-    if queries.ndim != 1 or candidates.ndim != 2 or len(queries) != len(candidates):
-        raise ValueError(
-            f"subset {name!r}: `queries` must be (Q,) and `candidates` (Q, C), got "
-            f"{tuple(queries.shape)} and {tuple(candidates.shape)}"
-        )
-    if candidates.numel() == 0:
-        raise ValueError(f"subset {name!r} has no queries or no candidates: omit it")
-    incomplete = (queries < 0) | (candidates[:, 0] < 0)
-    if incomplete.any():
-        row = int(incomplete.nonzero()[0])
-        raise ValueError(f"subset {name!r}: row {row} has no query or no ground truth (-1): omit it")
-
-
-def _without_repeats(candidates: Tensor) -> Tensor:
-    """Repeats within a row become padding; the first, and so the ground truth, stays."""
-    ordered, order = candidates.sort(dim=1, stable=True)
-    repeated = torch.zeros_like(candidates, dtype=torch.bool)
-    repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
-    return candidates.masked_fill(torch.zeros_like(repeated).scatter(1, order, repeated), -1)
-
-
-def _warn_of_missing(embeddings: Embeddings, queries: Tensor, candidates: Tensor, name: str) -> None:
-    items = torch.cat([queries, candidates[candidates >= 0]]).unique()
-    missing = int((embeddings.position[items] < 0).sum())
-    if missing:
-        rank_zero_warn(
-            f"subset {name!r}: {missing} of {len(items)} texts and images have no embedding (broken images, "
-            "or a limited number of batches): with fewer distractors its score is too high"
-        )

@@ -126,14 +126,19 @@ class Scoreboard:
 
         Returns:
             ``{prefix}/precision_at_1/{mean}`` for each of :attr:`means`, and
-            ``{prefix}/precision_at_1/{meta_task}/{subset}`` for each subset with scored queries.
+            ``{prefix}/precision_at_1/{meta_task}/{subset}`` for each subset with scored queries; likewise
+            ``{prefix}/{metric}/...`` for each further metric.
         """
-        root = f"{prefix}/precision_at_1"
-        means = {f"{root}/{name}": mean.precision for name, mean in self.means.items()}
-        return means | {f"{root}/{s.meta_task}/{s.name}": s.precision for s in self._scored}
+        scores: dict[str, SubsetScore | MeanScore] = {**self.means}
+        scores |= {f"{s.meta_task}/{s.name}": s for s in self._scored}
+        values = {f"{prefix}/precision_at_1/{name}": score.precision for name, score in scores.items()}
+        for metric in self._metrics:
+            known = {name: score.metrics[metric] for name, score in scores.items() if metric in score.metrics}
+            values |= {f"{prefix}/{metric}/{name}": score.value for name, score in known.items()}
+        return values
 
     def to_dict(self) -> dict[str, Any]:
-        """The scoreboard as JSON values. All scores are fractions, 0 to 1.
+        """The scoreboard as JSON values. All scores are fractions, 0 to 1, but the ``median_rank``.
 
         Returns:
             ``{"metric": "precision_at_1", "confidence": 0.95, "subsets": {...}, "means": {...}}``.
@@ -141,7 +146,8 @@ class Scoreboard:
             A subset is ``{"meta_task", "distribution", "precision", "interval": [lower, upper],
             "num_queries", "num_ties", "num_skipped", "floors": {name: fraction}}``, and a ``"task"`` if it
             has one; precision and interval are null if no query was scored. A mean (see :attr:`means`) is
-            ``{"precision", "interval", "num_subsets", "floors"}``.
+            ``{"precision", "interval", "num_subsets", "floors"}``. Both have further metrics, if there are
+            any, as ``"metrics": {name: {"value", "interval", "chance"}}``.
         """
         return {
             "metric": "precision_at_1",
@@ -153,24 +159,37 @@ class Scoreboard:
     def table(self, title: str = "", references: Mapping[str, ReferenceScores] | None = None) -> Table:
         """The scoreboard to print: percentages by meta-task, with the floors beside each score.
 
+        A single subset is one line, or one for each metric.
+
         Args:
             title: a line above the table.
             references: scores of other models, one column each; see :meth:`beside`.
         """
+        if len(self.subsets) == 1 and self._metrics:
+            return _table_of_one(self.subsets[0], title)
         floors = list(dict.fromkeys(name for subset in self.subsets for name in subset.floors))
         others = {header: self.beside(scores) for header, scores in (references or {}).items()}
         counts = self._count_columns()
-        table = _empty_table(title, ["score", "95 %", *others, *floors, *counts])
+        headers = ["score", "95 %", *others, *floors, *map(_label, self._metrics), *counts]
+        table = _empty_table(title, "precision@1, %", headers)
 
         def cells(kind: str, name: str, score: SubsetScore | MeanScore | None) -> list[str]:
-            """Score, interval, references and floors in percent; a dash for each that is missing."""
+            """Score, interval, references, floors and metrics; a dash for each that is missing."""
             known = {} if score is None else score.floors
+            more = {} if score is None else score.metrics
             return [
                 *_estimate(score),
                 *(_percent(other[kind].get(name)) for other in others.values()),
                 *(_percent(known.get(floor)) for floor in floors),
+                *(_value(metric, more[metric].value) if metric in more else "-" for metric in self._metrics),
             ]
 
+        if len(self.subsets) == 1:  # all means are its own score
+            (s,) = self.subsets
+            numbers = [str(getattr(s, name)) for name in counts.values()]
+            row = cells("subsets", s.name, s if s.num_queries else None)
+            table.add_row(s.name, s.distribution, *row, *numbers)
+            return table
         for meta_task in dict.fromkeys(subset.meta_task for subset in self.subsets):
             mean = self.meta_tasks.get(meta_task)
             table.add_row(meta_task, "", *cells("means", meta_task, mean), style="bold")
@@ -189,6 +208,10 @@ class Scoreboard:
     def _scored(self) -> list[SubsetScore]:
         return [subset for subset in self.subsets if subset.num_queries]
 
+    @property
+    def _metrics(self) -> list[str]:
+        return list(dict.fromkeys(name for subset in self.subsets for name in subset.metrics))
+
     def _count_columns(self) -> dict[str, str]:
         """The field of each column of counts; without ties or skipped queries, theirs are omitted."""
         columns = {"n": "num_queries"}
@@ -199,12 +222,26 @@ class Scoreboard:
         return columns
 
 
-def _empty_table(title: str, headers: Sequence[str]) -> Table:
+def _table_of_one(subset: SubsetScore, title: str) -> Table:
+    """The metrics of a subset, one a line."""
+    others = [name for name in subset.floors if name != "chance"]
+    table = _empty_table(title, f"{subset.name}, %", ["score", "95 %", "chance", *others, "n"])
+    count = str(subset.num_queries)
+    floors = [_percent(subset.floors.get(name)) for name in ("chance", *others)]
+    table.add_row("precision@1", subset.distribution, *_estimate(subset), *floors, count)
+    for name, score in subset.metrics.items():
+        interval = "–".join(_value(name, limit) for limit in score.interval)
+        values = [_value(name, score.value), interval, _value(name, score.chance)]
+        table.add_row(_label(name), "", *values, *["-"] * len(others), count)
+    return table
+
+
+def _empty_table(title: str, first: str, headers: Sequence[str]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(title=title or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("precision@1, %", no_wrap=True)
+    table.add_column(first, no_wrap=True)
     table.add_column("")
     for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
@@ -223,6 +260,7 @@ def _subset_dict(subset: SubsetScore) -> dict[str, Any]:
         "num_skipped": subset.num_skipped,
         "floors": dict(subset.floors),
         **({} if subset.task is None else {"task": subset.task}),
+        **_metrics_dict(subset),
     }
 
 
@@ -232,7 +270,16 @@ def _mean_dict(mean: MeanScore) -> dict[str, Any]:
         "interval": list(mean.interval),
         "num_subsets": mean.num_subsets,
         "floors": dict(mean.floors),
+        **_metrics_dict(mean),
     }
+
+
+def _metrics_dict(score: SubsetScore | MeanScore) -> dict[str, Any]:
+    metrics = {
+        name: {"value": found.value, "interval": list(found.interval), "chance": found.chance}
+        for name, found in score.metrics.items()
+    }
+    return {"metrics": metrics} if metrics else {}
 
 
 def _estimate(score: SubsetScore | MeanScore | None) -> tuple[str, str]:
@@ -244,3 +291,12 @@ def _estimate(score: SubsetScore | MeanScore | None) -> tuple[str, str]:
 
 def _percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def _label(metric: str) -> str:
+    """``recall@10`` for ``recall_at_10``."""
+    return {"mrr": "MRR", "median_rank": "median rank"}.get(metric, metric.replace("_at_", "@"))
+
+
+def _value(metric: str, value: float) -> str:
+    return f"{value:.1f}" if metric == "median_rank" else _percent(value)

@@ -9,16 +9,21 @@ import torch
 from torch import Tensor
 
 from fanoise_lightning.evaluation.embedding_table import EmbeddingTable
-from fanoise_lightning.evaluation.precision_at_one import query_outcomes
+from fanoise_lightning.evaluation.retrieval_metrics import retrieval_metrics
 from fanoise_lightning.evaluation.scoreboard import Scoreboard
 from fanoise_lightning.evaluation.scores import SubsetScore
+from fanoise_lightning.evaluation.subset_ranks import subset_ranks
 from fanoise_lightning.subset import Subset
 
 __all__ = ["Suite", "SuiteScorer", "SuiteSubset"]
 
 
 class SuiteSubset(Protocol):
-    """One subset of a suite; see :class:`~fanoise_lightning.data.batches.evaluation.EvalDataset`."""
+    """One subset of a suite; see :class:`~fanoise_lightning.data.batches.evaluation.EvalDataset`.
+
+    It may have `num_right` and `catalogue` too; see
+    :func:`~fanoise_lightning.evaluation.subset_ranks.subset_ranks`.
+    """
 
     subset: Subset
     queries: Tensor
@@ -48,6 +53,11 @@ class SuiteScorer:
     Args:
         suite: the subsets, and how their items are numbered.
         device: where the embeddings are kept and compared.
+        metrics: what to report beside precision@1, such as ``["recall_at_10", "mrr"]``; see
+            :func:`~fanoise_lightning.evaluation.retrieval_metrics.retrieval_metrics`.
+
+    Raises:
+        ValueError: for an unknown metric.
 
     Example:
         >>> scorer = SuiteScorer.of(trainer.val_dataloaders, module.device)    # doctest: +SKIP
@@ -56,17 +66,18 @@ class SuiteScorer:
         0.601
     """
 
-    def __init__(self, suite: Suite, device: torch.device | str) -> None:
-        self.suite = suite
+    def __init__(self, suite: Suite, device: torch.device | str, metrics: Sequence[str] = ()) -> None:
+        self.suite, self.metrics = suite, retrieval_metrics(metrics)
         self._table = EmbeddingTable(len(suite), owner="the evaluation suite").to(device)
 
     @classmethod
-    def of(cls, loader: Any, device: torch.device | str) -> SuiteScorer:
+    def of(cls, loader: Any, device: torch.device | str, metrics: Sequence[str] = ()) -> SuiteScorer:
         """A scorer for the suite that a data loader reads.
 
         Args:
             loader: the evaluation loader, whose data set must be a :class:`Suite`.
             device: where the embeddings are kept and compared.
+            metrics: what to report beside precision@1.
 
         Raises:
             TypeError: if there are several loaders, or the data set is not a suite.
@@ -78,7 +89,7 @@ class SuiteScorer:
                 f"ContrastiveModule evaluates one loader over all subsets (an EvalSuite), got {got}; use "
                 "MMEBDataModule or PairDataModule for the evaluation loader"
             )
-        return cls(suite, device)
+        return cls(suite, device, metrics)
 
     def update(self, embeddings: Tensor, index: Tensor) -> None:
         """Add a batch of items.
@@ -102,6 +113,13 @@ class SuiteScorer:
         scores = []
         for part, numbers in zip(self.suite.subsets, self.suite.numbers, strict=True):
             own = embeddings.select(numbers)
-            outcomes = query_outcomes(own, part.queries, part.candidates, part.subset.name)
-            scores.append(SubsetScore.of(part.subset, outcomes))
+            ranks = subset_ranks(
+                own,
+                part.queries,
+                part.candidates,
+                part.subset.name,
+                num_right=getattr(part, "num_right", None),
+                catalogue=getattr(part, "catalogue", None),
+            )
+            scores.append(SubsetScore.of_ranks(part.subset, ranks, self.metrics))
         return Scoreboard(scores)

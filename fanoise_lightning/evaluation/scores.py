@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from fanoise_lightning.evaluation.intervals import mean_interval, wilson_interval
 from fanoise_lightning.evaluation.precision_at_one import subset_result
+from fanoise_lightning.evaluation.ranks import Ranks
+from fanoise_lightning.evaluation.retrieval_metrics import RetrievalMetric
 from fanoise_lightning.subset import DISTRIBUTIONS, Subset
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["MeanScore", "ReferenceScores", "SubsetScore", "group_by_mean", "mean_score"]
+__all__ = ["MeanScore", "MetricScore", "ReferenceScores", "SubsetScore", "group_by_mean", "mean_score"]
 
 
 class _HasKind(Protocol):
@@ -32,6 +34,21 @@ _AnySubset = TypeVar("_AnySubset", bound=_HasKind)
 
 
 @dataclass(frozen=True)
+class MetricScore:
+    """What a subset, or the mean of several, scores in a metric beside precision@1.
+
+    Args:
+        value: a fraction; for a median rank, a rank from 1.
+        interval: its 95 % interval.
+        chance: what a collapsed encoder scores: all candidates of a query in random order.
+    """
+
+    value: float
+    interval: tuple[float, float]
+    chance: float
+
+
+@dataclass(frozen=True)
 class SubsetScore:
     """The score of one subset.
 
@@ -46,6 +63,7 @@ class SubsetScore:
         floors: what is reached without a model: name (``"chance"``, ``"constant"``, ``"blind"``) to fraction.
         outcomes: what each query scored, (Q,): 0 to 1, NaN for a skipped one; ``None`` if that is unknown.
         task: the name of what is asked, if a subset of the other distribution asks it too.
+        metrics: further metrics by name, such as ``"recall_at_10"``; empty if no query was scored.
     """
 
     name: str
@@ -58,6 +76,27 @@ class SubsetScore:
     floors: Mapping[str, float] = field(default_factory=dict)
     outcomes: Tensor | None = field(default=None, repr=False, compare=False)
     task: str | None = None
+    metrics: Mapping[str, MetricScore] = field(default_factory=dict)
+
+    @classmethod
+    def of_ranks(cls, subset: Subset, ranks: Ranks, metrics: Sequence[RetrievalMetric] = ()) -> SubsetScore:
+        """The score of a subset, with chance as a floor if the subset does not state it.
+
+        Args:
+            subset: its name, kind, floors and task.
+            ranks: those of its queries.
+            metrics: what to report beside precision@1.
+        """
+        score = cls.of(subset, ranks.precision_at_one().float())
+        if not score.num_queries:
+            return score
+        by_chance = ranks.by_chance()
+        chance = float(by_chance.precision_at_one().nanmean())
+        values = {
+            metric.name: MetricScore(metric.value(ranks), metric.interval(ranks), metric.value(by_chance))
+            for metric in metrics
+        }
+        return replace(score, floors={"chance": chance} | dict(subset.floors), metrics=values)
 
     @classmethod
     def of(cls, subset: Subset, outcomes: Tensor) -> SubsetScore:
@@ -98,12 +137,14 @@ class MeanScore:
         interval: its 95 % interval, fractions.
         num_subsets: how many subsets it is over.
         floors: the means of the floors that all of these subsets have.
+        metrics: the means of the further metrics that all of these subsets have.
     """
 
     precision: float
     interval: tuple[float, float]
     num_subsets: int
     floors: Mapping[str, float]
+    metrics: Mapping[str, MetricScore] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -167,10 +208,22 @@ def group_by_mean(subsets: Iterable[_AnySubset]) -> dict[str, list[_AnySubset]]:
 def mean_score(scores: Sequence[SubsetScore] | Sequence[MeanScore]) -> MeanScore:
     """The mean of some scores, with its interval and the floors that all of them have."""
     estimates = [score.precision for score in scores]
-    shared = [floor for floor in scores[0].floors if all(floor in score.floors for score in scores)]
+    shared = _shared([score.floors for score in scores])
+    metrics = _shared([score.metrics for score in scores])
     return MeanScore(
         precision=fmean(estimates),
         interval=mean_interval(estimates, [score.interval for score in scores]),
         num_subsets=sum(score.num_subsets for score in scores),
         floors={floor: fmean(score.floors[floor] for score in scores) for floor in shared},
+        metrics={name: _mean_metric([score.metrics[name] for score in scores]) for name in metrics},
     )
+
+
+def _shared(parts: Sequence[Mapping[str, object]]) -> list[str]:
+    return [name for name in parts[0] if all(name in part for part in parts)]
+
+
+def _mean_metric(scores: Sequence[MetricScore]) -> MetricScore:
+    values = [score.value for score in scores]
+    interval = mean_interval(values, [score.interval for score in scores])
+    return MetricScore(fmean(values), interval, fmean(score.chance for score in scores))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,12 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fanoise_lightning.encoders.base import Encoder
-from fanoise_lightning.sample import Sample
 from fanoise_lightning.sides import embedding_side
 from fanoise_lightning.training.grad_cache import embed_in_chunks
 from fanoise_lightning.training.lockstep import is_sharded, same_calls, same_parts
 
-__all__ = ["as_list", "as_sample", "embed_batch", "embed_sides", "eval_mode", "warn_of_batch_norm"]
+__all__ = ["embed_batch", "embed_sides", "eval_mode", "warn_of_batch_norm"]
 
 Embed = Callable[[dict[str, Tensor]], Tensor]
 ChunkSize = int | tuple[int, int] | None
@@ -84,48 +82,6 @@ def embed_batch(embed: Embed, encoder: Encoder, inputs: dict[str, Tensor], devic
     # the first pass allocates the buffers of whole parameters: training cannot use those of inference mode
     with torch.inference_mode(False), torch.no_grad():
         return run(inputs)
-
-
-def as_list(samples: Any) -> list[Any]:
-    """The items that ContrastiveModule.encode is given.
-
-    Raises:
-        TypeError: if this is a single item, or has no order.
-    """
-    single = isinstance(samples, Sample | str | bytes | os.PathLike | Mapping | Set)
-    if getattr(samples, "ndim", 1) in (0, 2, 3):  # an array of one image, not of texts or of images
-        single = True
-    if single or not isinstance(samples, Iterable):
-        raise TypeError(
-            f"`encode` takes a sequence of texts, images and Samples, got {_named(samples)}; pass a single "
-            "one in a list, `[...]`"
-        )
-    return list(samples)
-
-
-def as_sample(item: Any, index: int) -> Sample:
-    """A sample of what ContrastiveModule.encode takes for one: a string is a text, anything else an image.
-
-    Raises:
-        TypeError: if it is something else.
-        ValueError: if it is empty or cannot be decoded.
-        FileNotFoundError: if it is a path and the file does not exist.
-    """
-    if isinstance(item, Sample):
-        return item
-    if isinstance(item, list | tuple) and any(isinstance(part, str) for part in item):
-        raise TypeError(
-            f"item {index} of `encode` is a {type(item).__name__} with a text in it: pass Sample(text, image)"
-        )
-    try:
-        return Sample(item) if isinstance(item, str) else Sample(image=item)
-    except (TypeError, ValueError, FileNotFoundError) as error:
-        kind = next(kind for kind in (TypeError, FileNotFoundError, ValueError) if isinstance(error, kind))
-        raise kind(f"item {index} of `encode`: {error}") from error
-
-
-def _named(value: Any) -> str:
-    return repr(value) if isinstance(value, str) else type(value).__qualname__
 
 
 def warn_of_batch_norm(encoder: nn.Module, chunk_size: ChunkSize) -> None:

@@ -96,6 +96,21 @@ def test_num_samples_takes_the_first_rows_of_each_subset(root: Path) -> None:
     assert numbers(set_up(root, num_samples=6)) == [*range(1000, 1006), *range(2000, 2006)]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_num_samples_takes_a_share_of_each_subset(root: Path, streaming: bool) -> None:
+    """Of 24 and of 12 rows, rounded up."""
+    found = numbers(set_up(root, num_samples=0.26, streaming=streaming, batch_size=1))
+    assert sorted(found) == [*range(1000, 1007), *range(2000, 2004)]
+    assert len(numbers(set_up(root, num_samples=1.0, streaming=streaming))) == 36
+
+
+def test_a_share_can_be_a_random_sample(root: Path) -> None:
+    drawn, other = (numbers(set_up(root, num_samples=0.5, sample="random", seed=seed)) for seed in (1, 2))
+    for found in (drawn, other):
+        assert [sum(low <= n < low + 1000 for n in found) for low in (1000, 2000)] == [12, 6]
+    assert sorted(drawn) != sorted(other)
+
+
 def test_blind_drops_the_query_images_everywhere(root: Path) -> None:
     data = set_up(root, blind=True)
     assert all((batch["query"]["grey"] == -1).all() for batch in data.train_dataloader())
@@ -123,6 +138,8 @@ def test_single_subset_batches(root: Path) -> None:
         ({"num_workers": -1}, "`num_workers` must be at least 0, got -1"),
         ({"max_skipped": 1.5}, "`max_skipped`.*1.5"),
         ({"num_samples": 0}, "`num_samples` must be at least 1, got 0"),
+        ({"num_samples": 1.5}, "share of the rows and must lie between 0 and 1, got 1.5; pass an int"),
+        ({"num_samples": 0.0}, "share of the rows and must lie between 0 and 1, got 0.0"),
         ({"batch_size": 37}, "36 rows, fewer than a global batch of 37"),
         ({"sampling": "evenly"}, "`sampling`.*'evenly'"),
         ({"batch_subsets": "one"}, "`batch_subsets`.*'one'"),

@@ -13,7 +13,11 @@ from lightning.pytorch import Trainer
 
 from fanoise_lightning.data import PairDataModule
 from fanoise_lightning.data.pairs import draw_candidates
+from fanoise_lightning.data.rows.answers import merge_answers
 from fanoise_lightning.data.rows.splits import hold_out
+
+# some texts are queries and targets
+answers = st.lists(st.tuples(st.integers(0, 8), st.integers(4, 14)), min_size=1, max_size=30, unique=True)
 
 
 def set_up(path: Path, **options: Any) -> PairDataModule:
@@ -58,6 +62,46 @@ def test_the_number_of_candidates_is_bounded(pairs: Path) -> None:
     (validation,) = set_up(pairs, val_fraction=0.5, num_candidates=7).eval_sets
     assert validation.candidates.shape == (20, 7)
     assert all(len(set(row)) == 7 for row in validation.candidates.tolist())
+
+
+def test_all_right_answers_of_a_query_come_first(tmp_path: Path) -> None:
+    rows = [{**train_row(n), "qry": f"query {n % 10}"} for n in range(30)]
+    (found,) = set_up(write_rows(tmp_path / "p.jsonl", rows), val_fraction=0.5, num_candidates=5).eval_sets
+    texts = [found.items[index].text for index in range(len(found))]
+    assert len(found.queries) == 5
+    assert found.num_right.tolist() == [3] * 5
+    held_out = {text for text in texts if text.startswith("t")}
+    for query, candidates in zip(found.queries.tolist(), found.candidates.tolist()):
+        own = {f"t{n}" for n in range(30) if texts[query] == f"query {n % 10}"}
+        assert {texts[item] for item in candidates[:3]} == own
+        wrong = [texts[item] for item in candidates[3:] if item >= 0]
+        assert len(set(wrong)) == len(wrong) == 4
+        assert set(wrong) <= held_out - own
+    assert found.subset.floors["chance"] == pytest.approx(3 / 7)
+
+
+def test_the_whole_catalogue_is_all_held_out_targets(tmp_path: Path) -> None:
+    one_way = [train_row(number) for number in range(30)]
+    back = [{**row, "qry": row["pos_text"], "pos_text": row["qry"]} for row in one_way]
+    path = write_rows(tmp_path / "b.jsonl", [*one_way, *back])
+    (found,) = set_up(path, val_fraction=0.3, num_candidates=None).eval_sets
+    assert found.candidates.shape == (18, 1)
+    assert sorted(found.catalogue.tolist()) == sorted(found.candidates[:, 0].tolist())
+    assert found.subset.floors["chance"] == pytest.approx(1 / 17)  # a query is not in its own catalogue
+
+
+@given(answers, st.integers(1, 4))
+def test_merged_answers_are_those_of_each_query(pairs: list, width: int) -> None:
+    queries = np.array([query for query, _ in pairs])
+    candidates = np.array([[target, *range(100, 100 + width - 1)] for _, target in pairs])
+    expected: dict[int, list[int]] = {}
+    for query, target in pairs:
+        expected.setdefault(query, []).append(target)
+    found = merge_answers(queries, candidates)
+    assert found[0].tolist() == list(expected)
+    for row, count, right in zip(found[1].tolist(), found[2].tolist(), expected.values()):
+        assert row[:count] == right
+        assert [item for item in row[count:] if item >= 0] == list(range(100, 100 + width - 1))
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
@@ -113,10 +157,6 @@ def test_a_group_is_never_on_both_sides_of_a_split(groups: np.ndarray, fraction:
     assert not set(groups[held_out]) & set(groups[~held_out])
     wanted = round(fraction * len(groups))
     assert wanted <= held_out.sum() <= wanted + np.bincount(groups).max() - 1 or wanted == held_out.sum() == 0
-
-
-# some texts are queries and targets
-answers = st.lists(st.tuples(st.integers(0, 8), st.integers(4, 14)), min_size=1, max_size=30, unique=True)
 
 
 @given(answers, st.integers(2, 15), st.integers(0, 5))

@@ -207,7 +207,7 @@ def test_a_row_that_is_added_leaves_the_others_as_they_are(encoder_of, family):
 
 def test_a_process_alone_adds_no_rows_and_asks_nobody(encoder_of, monkeypatch):
     module = ContrastiveModule(encoder_of("clip"), InfoNCE(0.2))
-    for name in ("module.largest", "training.embedding.same_calls", "training.embedding.same_parts"):
+    for name in ("training.encode.largest", "training.embedding.same_calls", "training.embedding.same_parts"):
         monkeypatch.setattr(f"fanoise_lightning.{name}", None)
     assert step(module, [Pair(A, P), Pair(B, C)], chunk_size=1)
     assert module.encode([A, P], batch_size=1).shape == (2, 24)

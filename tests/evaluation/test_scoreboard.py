@@ -9,9 +9,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from fanoise_lightning.evaluation.intervals import mean_interval, wilson_interval
+from fanoise_lightning.evaluation.intervals import mean_interval, median_interval, wilson_interval
 from fanoise_lightning.evaluation.scoreboard import Scoreboard
-from fanoise_lightning.evaluation.scores import ReferenceScores, SubsetScore
+from fanoise_lightning.evaluation.scores import MetricScore, ReferenceScores, SubsetScore
 from fanoise_lightning.subset import Subset
 
 Z = 1.959963984540054
@@ -326,3 +326,56 @@ def test_references_have_columns_of_their_own() -> None:
     assert rows["vqa"][-4:] == ["31.0", "25.0", "15.0", "-"]
     assert rows["overall"][-4:] == ["43.3", "-", "10.3", "-"]
     assert rows["mean"][-4:] == ["50.5", "-", "8.0", "-"]
+
+
+def measured(name: str, value: float, rank: float) -> SubsetScore:
+    metrics = {
+        "recall_at_10": MetricScore(value, (value - 0.1, value + 0.1), 0.01),
+        "median_rank": MetricScore(rank, (rank - 1, rank + 2), 250.5),
+    }
+    return SubsetScore(name, "retrieval", "IND", 0.2, 100, floors={"chance": 0.001}, metrics=metrics)
+
+
+def test_further_metrics_are_averaged_logged_written_and_printed() -> None:
+    board = Scoreboard([measured("a", 0.5, 3), measured("b", 0.7, 8)])
+    assert board.means["overall"].metrics["recall_at_10"].value == pytest.approx(0.6)
+    interval = mean_interval([0.5, 0.7], [(0.4, 0.6), (0.6, 0.8)])
+    assert board.means["overall"].metrics["recall_at_10"].interval == pytest.approx(interval)
+    logged = board.metrics("val")
+    assert logged["val/recall_at_10/retrieval/b"] == 0.7
+    assert logged["val/median_rank/overall"] == 5.5
+    values = json.loads(json.dumps(board.to_dict(), allow_nan=False))
+    assert values["subsets"]["a"]["metrics"]["median_rank"] == {
+        "value": 3,
+        "interval": [2, 5],
+        "chance": 250.5,
+    }
+    lines = [line.split() for line in text(board).splitlines()]
+    (row,) = [line for line in lines if line[:1] == ["b"]]
+    assert row == ["b", "IND", "20.0", "13.3–28.9", "0.1", "70.0", "8.0", "100"]
+
+
+def test_a_single_subset_is_one_line_of_each_metric_with_interval_and_chance() -> None:
+    lines = [
+        line.split() for line in text(Scoreboard([measured("mine", 0.5, 3)])).splitlines() if line.strip()
+    ]
+    assert lines[1] == ["mine,", "%", "score", "95", "%", "chance", "n"]
+    assert lines[3:] == [
+        ["precision@1", "IND", "20.0", "13.3–28.9", "0.1", "100"],
+        ["recall@10", "50.0", "40.0–60.0", "1.0", "100"],
+        ["median", "rank", "3.0", "2.0–5.0", "250.5", "100"],
+    ]
+    alone = Scoreboard([SubsetScore("mine", "retrieval", "IND", 0.2, 100, floors={"chance": 0.001})])
+    rows = [line.split() for line in text(alone).splitlines() if line.strip()]
+    assert rows[3:] == [["mine", "IND", "20.0", "13.3–28.9", "0.1", "100"]]
+
+
+def test_the_interval_of_a_median_covers_it_95_times_in_100() -> None:
+    draws = np.random.default_rng(2).exponential(size=(4000, 25))
+    covered = 0
+    for row in draws:
+        lower, upper = median_interval(row.tolist())
+        covered += lower <= math.log(2) <= upper
+    assert 0.95 <= covered / 4000 < 0.975
+    assert median_interval([3, 1, 2]) == (1, 3)
+    assert median_interval([7]) == (7, 7)

@@ -31,13 +31,17 @@ class EvalDataset(Dataset):
     Attributes:
         subset: name, meta-task, distribution and floors.
         queries: ``(Q,)`` int64, the item of each query.
-        candidates: ``(Q, C)`` int64, the items of its candidates: the ground truth first, ``-1`` after the
+        candidates: ``(Q, C)`` int64, the items of its candidates: the right answers first, ``-1`` after the
             last.
+        num_right: ``(Q,)`` int64, how many of them are right; ``None`` for one of each query.
+        catalogue: ``(N,)`` int64, further candidates of every query; ``None`` for none.
     """
 
     def __init__(self, rows: EvalRows, store: ImageStore) -> None:
         self.subset, self.items, self.store = rows.subset, rows.items, store
         self.queries, self.candidates = torch.from_numpy(rows.queries), torch.from_numpy(rows.candidates)
+        self.num_right = None if rows.num_right is None else torch.from_numpy(rows.num_right)
+        self.catalogue = None if rows.catalogue is None else torch.from_numpy(rows.catalogue)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -96,6 +100,10 @@ class EvalSuite(Dataset):
             head = (part.subset.name, tuple(part.candidates.shape), len(part))
             digest.update(repr(head).encode())
             digest.update(part.queries.numpy().tobytes() + part.candidates.numpy().tobytes())
+            if part.num_right is not None and part.num_right.max() > 1:
+                digest.update(part.num_right.numpy().tobytes())
+            if part.catalogue is not None:
+                digest.update(part.catalogue.numpy().tobytes())
             for reference in part.items.to_list():
                 digest.update(repr(tuple(reference)).encode())
         return digest.hexdigest()

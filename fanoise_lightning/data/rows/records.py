@@ -103,8 +103,11 @@ class EvalRows:
         subset: what the rows belong to.
         items: each (text, image) once; those without an image first, and short texts before long ones.
         queries: ``(Q,)``.
-        candidates: ``(Q, C)``, each once in a row, the ground truth in column 0, ``-1`` after the last.
+        candidates: ``(Q, C)``, each once in a row, the right answers first, ``-1`` after the last.
         embedded: the images that the rows themselves hold.
+        num_right: ``(Q,)``, how many candidates of a query are right; ``None`` for one of each.
+        catalogue: ``(N,)``, further candidates of every query, except of one that is that item; ``None`` for
+            none.
     """
 
     subset: Subset
@@ -112,6 +115,8 @@ class EvalRows:
     queries: NDArray[np.int64]
     candidates: NDArray[np.int64]
     embedded: EmbeddedImages | None = None
+    num_right: NDArray[np.int64] | None = None
+    catalogue: NDArray[np.int64] | None = None
 
     @property
     def name(self) -> str:

@@ -54,12 +54,19 @@ def set_up(path: Path, rows: list[Row], **options: Any) -> tuple[PairDataModule,
     return data, "\n".join(str(warning.message) for warning in caught)
 
 
+def right_answers(data: PairDataModule) -> list[tuple[int, int]]:
+    """The query and the target of each held-out pair."""
+    (found,) = data.eval_sets
+    rows = zip(found.queries.tolist(), found.candidates.tolist(), found.num_right.tolist(), strict=True)
+    return [(query, target) for query, candidates, count in rows for target in candidates[:count]]
+
+
 def texts_and_images(data: PairDataModule, name: str, held_out: bool) -> set[tuple[str, str]]:
     """The different queries or targets of one part."""
     if held_out:
         found = data.eval_sets[0]
-        numbers = found.queries if name == "queries" else found.candidates[:, 0]
-        return {(found.items[i].text, found.items[i].image) for i in numbers.tolist()}
+        numbers = [pair[name == "targets"] for pair in right_answers(data)]
+        return {(found.items[i].text, found.items[i].image) for i in numbers}
     return {tuple(each) for each in getattr(data.train_set.subsets[0], name)}
 
 
@@ -71,8 +78,8 @@ def test_five_captions_of_an_image_stay_together(tmp_path: Path, count: int) -> 
         assert texts_and_images(data, "queries", True).isdisjoint(texts_and_images(data, "queries", False))
         assert told == ""
         wanted = round(0.1 * len(rows))
-        assert wanted <= len(data.eval_sets[0].queries) <= wanted + 10
-        assert len(data.eval_sets[0].queries) + len(data.train_set) == len(rows)
+        assert wanted <= len(right_answers(data)) <= wanted + 10
+        assert len(right_answers(data)) + len(data.train_set) == len(rows)
 
 
 def test_images_that_queries_share_stay_together(tmp_path: Path) -> None:
@@ -110,7 +117,7 @@ def test_labels_in_both_directions_are_split_by_pair(tmp_path: Path) -> None:
     found = data.eval_sets[0]
     held_out = {
         frozenset((found.items[query].text, found.items[target].text))
-        for query, target in zip(found.queries.tolist(), found.candidates[:, 0].tolist())
+        for query, target in right_answers(data)
     }
     trained = data.train_set.subsets[0]
     assert len(held_out) == 20

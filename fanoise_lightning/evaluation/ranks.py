@@ -1,0 +1,142 @@
+"""Where the right answers of queries are among their candidates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from fanoise_lightning.evaluation.ties import TIE, score_dtype
+
+__all__ = ["Ranks", "rank"]
+
+# Scores are sorted in blocks of about this many.
+_SCORES_PER_BLOCK = 2**22
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The places of the right answers of Q queries; a query that could not be scored has none.
+
+    A right answer ties with candidates of nearly its score: it is equally likely to be at any of the places
+    ``better + 1`` to ``better + tied``.
+
+    Args:
+        is_right: (Q, R) bool, False where a query has no further right answer.
+        better: (Q, R) int64, how many candidates are before each right answer and all that tie with it; 0
+            where there is none.
+        tied: (Q, R) int64, how many tie with it, itself included; 1 where there is none.
+        first_tied: (Q,) int64, how many right answers tie for being the first of them.
+        num_candidates: (Q,) int64.
+    """
+
+    is_right: Tensor
+    better: Tensor
+    tied: Tensor
+    first_tied: Tensor
+    num_candidates: Tensor
+
+    def __len__(self) -> int:
+        return len(self.is_right)
+
+    @property
+    def is_scored(self) -> Tensor:
+        """(Q,) bool."""
+        return self.is_right.any(dim=1)
+
+    @property
+    def first(self) -> tuple[Tensor, Tensor]:
+        """Of the first right answer of each query: ``better`` and ``tied``, (Q,)."""
+        place = self.better.masked_fill(~self.is_right, torch.iinfo(torch.int64).max).argmin(dim=1)
+        rows = torch.arange(len(self))
+        return self.better[rows, place], self.tied[rows, place]
+
+    def precision_at_one(self) -> Tensor:
+        """How likely the first candidate is a right answer, (Q,) float64; NaN where nothing was scored."""
+        better, tied = self.first
+        won = torch.where(better == 0, self.first_tied / tied.double(), 0.0)
+        return won.masked_fill(~self.is_scored, torch.nan)
+
+    def by_chance(self) -> Ranks:
+        """The ranks if all candidates of a query tied: what any metric scores by chance."""
+        everything = self.num_candidates[:, None].expand_as(self.tied)
+        num_right = self.is_right.sum(dim=1)
+        return Ranks(self.is_right, torch.zeros_like(self.better), everything, num_right, self.num_candidates)
+
+    def at(self, rows: Tensor, num_queries: int) -> Ranks:
+        """The same ranks as those of the queries `rows`, (Q,), among `num_queries`."""
+        parts = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            filler = 1 if field.name == "tied" else 0
+            parts[field.name] = value.new_full((num_queries, *value.shape[1:]), filler)
+            parts[field.name][rows] = value
+        return Ranks(**parts)
+
+    @classmethod
+    def cat(cls, parts: list[Ranks]) -> Ranks:
+        """The ranks of further queries below."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+
+def rank(
+    scores: Tensor,
+    is_right: Tensor,
+    mask: Tensor | None = None,
+    name: str = "",
+    atol: float = TIE,
+    row: int = 0,
+) -> Ranks:
+    """Rank the right answers of queries, which are in the first columns, among all of their candidates.
+
+    Args:
+        scores: (Q, C), higher is better.
+        is_right: (Q, R) bool, which of the first R columns are right answers.
+        mask: (Q, C) bool, False where there is no candidate; ``None`` if all are candidates.
+        name: the subset, for messages.
+        atol: scores this close to each other tie; the default suits cosines.
+        row: the number of the first query, for messages.
+
+    Returns:
+        The ranks, on the CPU.
+
+    Raises:
+        ValueError: if the score of a candidate is not finite.
+
+    Example:
+        >>> ranks = rank(torch.tensor([[0.5, 0.9, 0.5, 0.1]]), is_right=torch.tensor([[True]]))
+        >>> ranks.better, ranks.tied
+        (tensor([[1]]), tensor([[2]]))
+    """
+    if mask is None:
+        mask = torch.ones_like(scores, dtype=torch.bool)
+    broken = mask & ~scores.isfinite()
+    if broken.any():
+        first = row + int(broken.any(dim=1).nonzero()[0])
+        raise ValueError(
+            f"subset {name!r}: {int(broken.sum())} of {int(mask.sum())} scores are not finite (first in row "
+            f"{first}): the encoder returned NaN or infinity. Check the "
+            "learning rate, the precision, and the inputs of that row"
+        )
+    size = max(1, _SCORES_PER_BLOCK // scores.shape[1])
+    blocks = zip(scores.split(size), is_right.split(size), mask.split(size), strict=True)
+    return Ranks.cat([_rank_block(*block, atol) for block in blocks])
+
+
+def _rank_block(scores: Tensor, is_right: Tensor, mask: Tensor, atol: float) -> Ranks:
+    # float32 would round `atol` differently for each score
+    scores = scores.to(score_dtype(scores.device)).masked_fill(~mask, -torch.inf)
+    is_right = is_right & mask[:, : is_right.shape[1]]
+    right = scores[:, : is_right.shape[1]].contiguous()
+    ordered = scores.sort(dim=1).values
+    end = torch.searchsorted(ordered, right + atol, right=True)
+    # As in `share_won`, a tie reaches down from its best score: the best that is not before the right answer.
+    lowest = ordered.gather(1, (end - 1).clamp_min(0)) - atol
+    tied = end - torch.searchsorted(ordered, lowest)
+    better = scores.shape[1] - end
+    best = better.masked_fill(~is_right, torch.iinfo(torch.int64).max).argmin(dim=1, keepdim=True)
+    first_tied = ((right >= lowest.gather(1, best)) & is_right).sum(dim=1)
+    better, tied = better.masked_fill(~is_right, 0), tied.masked_fill(~is_right, 1)
+    return Ranks(*(part.cpu() for part in (is_right, better, tied, first_tied, mask.sum(dim=1))))

@@ -1,0 +1,172 @@
+"""Ranks among a query's candidates and in a whole catalogue, against sorting in plain Python."""
+
+from __future__ import annotations
+
+import random
+from statistics import fmean
+from typing import Any
+
+import pytest
+import torch
+from processes import run_on_ranks
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from fanoise_lightning.evaluation.embedding_table import Embeddings, EmbeddingTable
+from fanoise_lightning.evaluation.scorer import SuiteScorer
+from fanoise_lightning.evaluation.subset_ranks import subset_ranks
+from fanoise_lightning.subset import Subset
+
+ITEMS, QUERIES = 50, 20
+
+
+class Part:
+    """A subset with one to three right answers a query, in a catalogue of items 10 to 49."""
+
+    def __init__(self, seed: int = 0, *, catalogue: bool = True) -> None:
+        draw = random.Random(seed)
+        self.subset = Subset("mine", "retrieval", "IND")
+        self.embeddings = normalize(
+            torch.randn(ITEMS, 6, generator=torch.Generator().manual_seed(seed)), dim=1
+        )
+        self.right = [draw.sample(range(10, ITEMS), draw.randint(1, 3)) for _ in range(QUERIES)]
+        wrong = [draw.sample(sorted(set(range(10, ITEMS)) - set(own)), 7) for own in self.right]
+        self.catalogue = torch.arange(10, ITEMS) if catalogue else None
+        listed = self.right if catalogue else [own + others for own, others in zip(self.right, wrong)]
+        most = max(map(len, listed))
+        self.candidates = torch.tensor([row + [-1] * (most - len(row)) for row in listed])
+        self.queries = torch.tensor([draw.choice(range(ITEMS)) for _ in range(QUERIES)])
+        self.num_right = torch.tensor([len(own) for own in self.right])
+
+    def places(self, arrived: set[int] | None = None) -> list[list[int]]:
+        """The places of the right answers of each query, from 1, by sorting its candidates."""
+        arrived = set(range(ITEMS)) if arrived is None else arrived
+        rows = []
+        for query, listed, right in zip(self.queries.tolist(), self.candidates.tolist(), self.right):
+            candidates = {item for item in listed if item >= 0}
+            if self.catalogue is not None:
+                candidates |= set(self.catalogue.tolist()) - {query}
+            candidates &= arrived
+            mine = [
+                float(self.embeddings[query].double() @ self.embeddings[i].double()) for i in range(ITEMS)
+            ]
+            order = sorted(candidates, key=lambda item: -mine[item])
+            scored = query in arrived
+            rows.append([order.index(item) + 1 for item in right if item in candidates] if scored else [])
+        return rows
+
+
+def ranks_of(part: Part, arrived: set[int] | None = None) -> list[list[int]]:
+    position = torch.tensor([item if arrived is None or item in arrived else -1 for item in range(ITEMS)])
+    ranks = subset_ranks(
+        Embeddings(part.embeddings, position),
+        part.queries,
+        part.candidates,
+        warn=False,
+        num_right=part.num_right,
+        catalogue=part.catalogue,
+    )
+    assert (ranks.tied == 1).all()
+    return [
+        [b + 1 for b, own in zip(*row) if own] for row in zip(ranks.better.tolist(), ranks.is_right.tolist())
+    ]
+
+
+@pytest.mark.parametrize("catalogue", [True, False])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_places_are_those_of_sorting(seed: int, catalogue: bool) -> None:
+    part = Part(seed, catalogue=catalogue)
+    assert ranks_of(part) == part.places()
+
+
+@pytest.mark.parametrize("catalogue", [True, False])
+def test_items_that_never_arrived_are_no_candidates(catalogue: bool) -> None:
+    part, arrived = Part(2, catalogue=catalogue), set(range(0, ITEMS, 3)) | set(range(1, ITEMS, 3))
+    found = ranks_of(part, arrived)
+    assert found == part.places(arrived)
+    assert [] in found  # a query is skipped only if it is missing, or all of its answers are
+    assert any(0 < len(own) < len(right) for own, right in zip(found, part.right))
+
+
+def test_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = Part(3)
+    monkeypatch.setattr("fanoise_lightning.evaluation.subset_ranks._SCORES_PER_BLOCK", 100)
+    monkeypatch.setattr("fanoise_lightning.evaluation.embedding_table._CANDIDATES_PER_BLOCK", 7)
+    assert ranks_of(part) == part.places()
+
+
+def test_the_catalogue_gives_what_listing_all_of_it_gives() -> None:
+    part = Part(4)
+    items = [
+        set(range(10, ITEMS)) - {query} - set(own) for query, own in zip(part.queries.tolist(), part.right)
+    ]
+    listed = [own + sorted(others) for own, others in zip(part.right, items)]
+    most = max(map(len, listed))
+    candidates = torch.tensor([row + [-1] * (most - len(row)) for row in listed])
+    table = Embeddings(part.embeddings, torch.arange(ITEMS))
+    ranks = [
+        subset_ranks(table, part.queries, rows, num_right=part.num_right, catalogue=catalogue)
+        for rows, catalogue in ((part.candidates, part.catalogue), (candidates, None))
+    ]
+    assert torch.equal(ranks[0].better, ranks[1].better)
+    assert torch.equal(ranks[0].num_candidates, ranks[1].num_candidates)
+
+
+class Suite:
+    def __init__(self) -> None:
+        self.subsets, self.numbers = [Part(5)], [torch.arange(ITEMS)]
+
+    def __len__(self) -> int:
+        return ITEMS
+
+
+METRICS = ("recall_at_1", "recall_at_5", "ndcg_at_10", "mrr", "median_rank")
+
+
+def scored(rank: int, world_size: int) -> dict[str, float]:
+    suite = Suite()
+    scorer = SuiteScorer(suite, "cpu", METRICS)
+    mine = torch.arange(ITEMS)[rank::world_size]
+    for index in mine.split(9):
+        scorer.update(suite.subsets[0].embeddings[index], index)
+    return scorer.compute().metrics("val")
+
+
+def test_the_board_has_each_metric_of_the_subset_and_of_its_means() -> None:
+    values, places = scored(0, 1), Suite().subsets[0].places()
+    assert values["val/recall_at_5/retrieval/mine"] == pytest.approx(
+        fmean(sum(place <= 5 for place in own) / len(own) for own in places)
+    )
+    assert values["val/mrr/overall"] == pytest.approx(fmean(1 / min(own) for own in places))
+    assert values["val/precision_at_1/overall"] == pytest.approx(fmean(min(own) == 1 for own in places))
+    assert {name.split("/")[1] for name in values} == {"precision_at_1", *METRICS}
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_find_what_one_process_finds(world_size: int) -> None:
+    for values in run_on_ranks(scored, world_size, world_size):
+        assert values == scored(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("num_right", "message"),
+    [
+        (torch.tensor([1]), r"`num_right` must be \(Q,\) = \(2,\), got \(1,\)"),
+        (torch.tensor([1, 0]), "row 1 has 0 right answers among its 1 candidates"),
+        (torch.tensor([3, 1]), "row 0 has 3 right answers among its 2 candidates"),
+    ],
+)
+def test_wrong_counts_of_right_answers_are_refused(num_right: Tensor, message: str) -> None:
+    table: Any = EmbeddingTable(3)
+    table.update(torch.eye(3), torch.arange(3))
+    with pytest.raises(ValueError, match=message):
+        subset_ranks(
+            table.compute(), torch.tensor([0, 0]), torch.tensor([[1, 2], [1, -1]]), num_right=num_right
+        )
+
+
+def test_a_broken_embedding_in_the_catalogue_is_an_error() -> None:
+    part = Part(6)
+    part.embeddings[17] = torch.nan
+    with pytest.raises(ValueError, match="scores are not finite"):
+        ranks_of(part)
