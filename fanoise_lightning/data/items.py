@@ -102,7 +102,7 @@ def read_items(
     kinds: tuple[tuple[str | None, Kind], ...] = ((side.text, "text"), (side.image, "image"))
     columns: Columns = {name: kind for name, kind in kinds if name is not None}
     table, embedded = opened.read({**columns, **({} if id is None or id in columns else {id: "id"})})
-    clean = Cleaner(opened.name, table, opened.absolute)
+    clean = Cleaner(opened.short_name, table, opened.absolute)
     references = clean.references(side.text, side.image)
     kept = clean.keep(references.is_empty)
     ids = _check_ids(table, id)

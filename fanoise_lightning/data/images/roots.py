@@ -13,8 +13,8 @@ from unicodedata import normalize
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from lightning.fabric.utilities.rank_zero import rank_zero_warn
 
+from fanoise_lightning._log import report
 from fanoise_lightning.data.images.archives import Archive
 from fanoise_lightning.data.images.decode import ImageError, check_size
 from fanoise_lightning.data.rows.paths import ABSOLUTE, CLIMBS, LEAVES_ROOT, ambiguous, folded, same_letters
@@ -108,8 +108,8 @@ class ImageRoot:
         Raises:
             FileNotFoundError: if there is none of them.
         """
-        chosen = paths.take(pa.array(np.unique(np.linspace(0, len(paths) - 1, SAMPLE).astype(int))))
-        chosen = chosen.to_pylist() if len(paths) else []
+        rows = np.unique(np.linspace(0, len(paths) - 1, min(SAMPLE, len(paths))).astype(int))
+        chosen = paths.take(pa.array(rows)).to_pylist()
         missing = [path for path in chosen if path not in self]
         if not missing:
             return
@@ -122,7 +122,7 @@ class ImageRoot:
             raise FileNotFoundError(f"{found}; addresses are not opened: download the pictures first")
         if len(missing) == len(chosen):
             raise FileNotFoundError(f"{found}; pass the folder that they are relative to as `image_root`")
-        rank_zero_warn(found)
+        report(found)  # they are counted when they are opened, see `max_skipped`
 
     def __contains__(self, path: str) -> bool:
         path = self._checked(path)

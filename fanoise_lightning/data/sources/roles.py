@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from fanoise_lightning._log import report
 from fanoise_lightning.data.rows.columns import Kind
+from fanoise_lightning.data.rows.records import PairColumns, Side
 from fanoise_lightning.data.sources.source import Source
 
-__all__ = ["ItemColumns", "PairColumns", "Side", "choose_item", "choose_pair"]
+__all__ = ["ItemColumns", "choose_item", "choose_pair"]
 
 Names = str | Sequence[str] | None
 
@@ -20,28 +21,6 @@ _NEGATIVES = ("neg", "negative", "negatives", "hard_negative", "hard_negatives")
 _TEXTS = ("caption", "text", "title", "description", "prompt", "label")
 _IDS = ("id", "_id", "key", "uid")
 _ENDINGS = ("", "_text", "_image", "_image_path", "_img_path", "_path")
-
-
-class Side(NamedTuple):
-    """The columns of one side of a pair; ``None`` for none."""
-
-    text: str | None = None
-    image: str | None = None
-
-    def __str__(self) -> str:
-        parts = (
-            f"`{self.text}` (text)" if self.text else "",
-            f"`{self.image}` (picture)" if self.image else "",
-        )
-        return " and ".join(filter(None, parts)) or "none"
-
-
-class PairColumns(NamedTuple):
-    """The columns of pairs."""
-
-    query: Side
-    target: Side
-    negatives: Side
 
 
 class ItemColumns(NamedTuple):

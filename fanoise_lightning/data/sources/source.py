@@ -47,6 +47,11 @@ class Source:
     folder: Path
     absolute: bool = True
 
+    @property
+    def short_name(self) -> str:
+        """The name without folders and suffix."""
+        return re.sub(r"(\.[a-z]+)?(\.gz)?$", "", Path(self.name).name, flags=re.IGNORECASE)
+
     def check(self, names: Iterable[str]) -> None:
         """Raise ValueError for a column that is missing, or holds neither texts nor pictures."""
         try:
