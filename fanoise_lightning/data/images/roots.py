@@ -118,7 +118,7 @@ class ImageRoot:
             f"`{subset}`: {len(chosen) - len(missing)} of {some}{len(paths)} pictures found under "
             f"`{self.path}`; the first that is missing: `{missing[0]}`"
         )
-        if re.match("[a-z]+://", missing[0]):
+        if re.match("[a-z]{2,}:/", missing[0]):
             raise FileNotFoundError(f"{found}; addresses are not opened: download the pictures first")
         if len(missing) == len(chosen):
             raise FileNotFoundError(f"{found}; pass the folder that they are relative to as `image_root`")

@@ -14,11 +14,11 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
 from fanoise_lightning.data.rows.columns import Columns, Kind, check_columns, is_lines
-from fanoise_lightning.data.rows.embedded import EmbeddedImages
+from fanoise_lightning.data.rows.embedded import EmbeddedImages, holds_images
 from fanoise_lightning.data.rows.lines import open_lines
 from fanoise_lightning.data.rows.tables import SHARDS, read_table, reading_parquet
 from fanoise_lightning.data.sources.memory import open_list
-from fanoise_lightning.data.sources.source import SAMPLE, Source, kind_of_values, kinds_of_table, read_from
+from fanoise_lightning.data.sources.source import SAMPLE, Source, kinds_of_records, kinds_of_table, read_from
 
 __all__ = ["SUFFIXES", "is_file_of_rows", "open_file", "open_shards"]
 
@@ -59,17 +59,23 @@ def open_shards(folder: Path) -> Source:
 def _open_parquet(path: Path, files: list[Path]) -> Source:
     with reading_parquet(files[0]), pq.ParquetFile(files[0]) as opened:
         schema = opened.schema_arrow
-        first = next(opened.iter_batches(SAMPLE), None)
-        table = schema.empty_table() if first is None else pa.Table.from_batches([first])
-    check_columns(schema.names, dict.fromkeys(schema.names, "text"), files[0])  # none twice
-    return Source(str(path), kinds_of_table(table), lambda columns: read_table(path, columns), path.parent)
+        check_columns(schema.names, dict.fromkeys(schema.names, "text"), files[0])  # none twice
+        kinds = kinds_of_table(schema.empty_table())
+        texts = [field.name for field in schema if kinds[field.name] and not _holds_images(field.type)]
+        if texts and (first := next(opened.iter_batches(SAMPLE, columns=texts), None)) is not None:
+            kinds |= kinds_of_table(pa.Table.from_batches([first]))
+    return Source(str(path), kinds, lambda columns: read_table(path, columns), path.parent)
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return holds_images(kind.value_type if is_list else kind)
 
 
 def _kinds_of_lines(file: Path) -> dict[str, Kind | None]:
     with open_lines(file) as lines:
         records = [_parse(line) for line in islice((line for line in lines if line.strip()), SAMPLE)]
-    names = dict.fromkeys(name for record in records for name in record)
-    return {name: kind_of_values(name, [record.get(name) for record in records]) for name in names}
+    return kinds_of_records(records)
 
 
 def _parse(line: bytes) -> dict[str, Any]:

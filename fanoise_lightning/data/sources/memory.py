@@ -12,7 +12,14 @@ import pyarrow.compute as pc
 
 from fanoise_lightning.data.rows.columns import Columns, Kind
 from fanoise_lightning.data.rows.embedded import EmbeddedImages
-from fanoise_lightning.data.sources.source import SAMPLE, Source, kind_of_values, kinds_of_table, read_from
+from fanoise_lightning.data.sources.source import (
+    SAMPLE,
+    Source,
+    kind_of_values,
+    kinds_of_records,
+    kinds_of_table,
+    read_from,
+)
 from fanoise_lightning.pixels import upright_rgb
 from fanoise_lightning.sample import Pair, Sample
 
@@ -68,15 +75,17 @@ def open_list(rows: Sequence[Any], label: str = "list") -> Source:
     """
     if not rows:
         raise ValueError(f"the {label} is empty: there are no rows to read")
-    single = kind_of_values("", rows[:SAMPLE])
+    forms = [
+        next((form for form in (Mapping, Pair, Sample, str) if isinstance(row, form)), object) for row in rows
+    ]
+    if (other := next((index for index, form in enumerate(forms) if form is not forms[0]), None)) is not None:
+        raise TypeError(
+            f"row {other} of the {label} is a {type(rows[other]).__name__}, and row 0 is a "
+            f"{type(rows[0]).__name__}; give all rows the same form"
+        )
+    single = kind_of_values("", rows)
     records = [_as_record(row, index, single, label) for index, row in enumerate(rows)]
-    if len(forms := {type(row) if isinstance(row, Pair | Sample | str) else object for row in rows}) > 1:
-        names = ", ".join(sorted(form.__name__ for form in forms))
-        raise TypeError(f"the {label} mixes rows of several types ({names}); give all rows the same form")
-    columns = list(dict.fromkeys(name for record in records[:SAMPLE] for name in record))
-    kinds = {
-        name: kind_of_values(name, [record.get(name) for record in records[:SAMPLE]]) for name in columns
-    }
+    kinds = kinds_of_records(records)
 
     def read(wanted: Columns) -> tuple[pa.Table, EmbeddedImages | None]:
         arrays = {name: _to_array(records, name, kind, label) for name, kind in wanted.items()}

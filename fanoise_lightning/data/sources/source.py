@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from fanoise_lightning._checks import check_names
@@ -19,9 +21,19 @@ from fanoise_lightning.data.rows.tables import convert, is_text
 from fanoise_lightning.pixels import FORMATS
 from fanoise_lightning.sample import DeferredImage
 
-__all__ = ["SAMPLE", "Source", "kind_of_values", "kinds_of_table", "read_from", "suffixes"]
+__all__ = [
+    "SAMPLE",
+    "Source",
+    "kind_of_values",
+    "kinds_of_records",
+    "kinds_of_table",
+    "read_from",
+    "suffixes",
+]
 
-SAMPLE = 100  # rows that say what a column holds
+SAMPLE = 10_000  # rows of a file in which columns are looked for
+_LISTS: dict[Kind | None, Kind] = {"text": "texts", "image": "images"}
+_ENOUGH = 100  # values that say what a column holds
 _SAYS_PICTURE = re.compile(
     r"(^|_)(image|img|picture|photo|file_?name|(image|img)_?(path|file))$", re.IGNORECASE
 )
@@ -77,25 +89,31 @@ def kinds_of_table(table: pa.Table, more: Mapping[str, Kind] | None = None) -> d
     kinds: dict[str, Kind | None] = {}
     for name in table.column_names:
         column = table[name].slice(0, SAMPLE)
-        inner = column.type
-        is_list = pa.types.is_list(inner) or pa.types.is_large_list(inner)
+        is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
         if is_list:
-            inner = inner.value_type
-        if holds_images(inner):
-            kinds[name] = "images" if is_list else "image"
-        else:
-            kinds[name] = kind_of_values(name, column.to_pylist()) if is_text(inner) else None
+            column = pc.list_flatten(column)
+        kind: Kind | None = "image" if holds_images(column.type) else None
+        if is_text(column.type):
+            kind = kind_of_values(name, column.to_pylist())
+        kinds[name] = _LISTS.get(kind) if is_list else kind
     return kinds | dict(more or {})
 
 
-def kind_of_values(name: str, values: Sequence[Any]) -> Kind | None:
+def kinds_of_records(records: Sequence[Mapping[str, Any]]) -> dict[str, Kind | None]:
+    """What rows hold under each of their names."""
+    names = dict.fromkeys(name for record in records for name in record)
+    return {name: kind_of_values(name, (record.get(name) for record in records)) for name in names}
+
+
+def kind_of_values(name: str, values: Iterable[Any]) -> Kind | None:
     """What a column holds, by its first values; ``None`` for neither texts nor pictures."""
-    first = next((value for value in values if not _is_missing(value)), None)
+    values = list(islice((value for value in values if not _is_missing(value)), _ENOUGH))
+    first = values[0] if values else None
     if isinstance(first, list | tuple):
         inner = kind_of_values(
             name, [item for value in values if isinstance(value, list | tuple) for item in value]
         )
-        return {"text": "texts", "image": "images"}.get(str(inner))  # type: ignore[return-value]
+        return _LISTS.get(inner)
     if first is None:
         return "image" if _SAYS_PICTURE.search(name) else "text"
     if isinstance(first, str):
