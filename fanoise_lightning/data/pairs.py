@@ -1,10 +1,10 @@
-"""Pairs of your own: one file, partly held out for validation."""
+"""Pairs of your own, partly held out for validation."""
 
 from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,22 +17,28 @@ from fanoise_lightning._log import report
 from fanoise_lightning.data.datamodule import DEFAULT_SEED, ContrastiveDataModule
 from fanoise_lightning.data.images.roots import ImageRoot
 from fanoise_lightning.data.rows.answers import chance_of, merge_answers
-from fanoise_lightning.data.rows.records import EvalRows, TrainRows, pad_candidates, read_train
-from fanoise_lightning.data.rows.references import unique_references
-from fanoise_lightning.data.rows.splits import Pairs, Split, count_candidates, no_distractors, split
-from fanoise_lightning.data.rows.tables import subset_name
+from fanoise_lightning.data.rows.records import EvalRows, TrainRows
+from fanoise_lightning.data.rows.references import number_references, text_hashes, unique_references
+from fanoise_lightning.data.rows.splits import Pairs, Split, count_candidates, draw_candidates, split
+from fanoise_lightning.data.sources.any_source import open_source
+from fanoise_lightning.data.sources.pair_rows import read_pairs
+from fanoise_lightning.data.sources.roles import choose_pair
+from fanoise_lightning.data.sources.source import Source
 from fanoise_lightning.sample import Collate
 from fanoise_lightning.subset import Subset
 
-__all__ = ["PairDataModule", "draw_candidates", "number_pairs"]
+__all__ = ["PairDataModule", "number_pairs"]
+
+HELD_OUT = 1000  # pairs, by default, as many as MMEB's subsets have queries
 
 
 class PairDataModule(ContrastiveDataModule):
     """Fine-tunes on pairs of your own, partly held out for validation.
 
-    The pairs are rows of a ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` file with MMEB's training columns:
-    ``qry``, ``qry_image_path``, ``pos_text``, ``pos_image_path``, and for hard negatives ``neg_text`` and
-    ``neg_image_path``, which hold one value or a list. An empty path means no image.
+    The pairs are rows of a file (``.jsonl``, ``.json``, ``.parquet``, ``.csv`` or ``.tsv``; all but parquet
+    may be compressed, as ``.gz``), of a DataFrame, of a `datasets.Dataset` or of a list, or the pictures of a
+    folder with their texts. A side of a pair is a text, a picture, or both. A column holds pictures if its
+    values are images, bytes or paths of image files. An empty path means no image.
 
     The held-out pairs are the evaluation subset ``validation``, after `setup` in ``eval_sets[0]``. Each query
     has to find its target, or its targets if it is in several pairs, among other held-out targets; the query
@@ -44,10 +50,21 @@ class PairDataModule(ContrastiveDataModule):
     warning says how many of the targets are trained on too.
 
     Args:
-        path: the file of pairs, or a folder of parquet shards.
+        source: the path of a file of pairs, of a folder of parquet files, or of a folder of pictures, whose
+            texts are the names of its subfolders, else those of the files, or are in its ``metadata.csv``;
+            the id of a data set on the hub, of which the split ``train`` is read; a DataFrame (pandas,
+            polars, Arrow); a `datasets.Dataset`; or a list of dicts or of `Pair`.
+        query: the column of the queries; a column of texts and one of pictures, as a list, for both. By
+            default, `query` and `target` follow from the names of the columns, which is reported: those of
+            MMEB (``qry``, ``qry_image_path``, ``pos_text``, ...) and sentence-transformers (``anchor``,
+            ``positive``, ``negative``), or a text such as ``caption`` for the only column of pictures.
+        target: the column or columns of the targets.
+        negatives: the column or columns of hard negatives, which hold one value or a list.
         image_root: the folder or zip archive that image paths are relative to; by default the folder of
-            `path`, and that of `val_path` for its pairs.
-        val_fraction: the share of the pairs that is held out for validation.
+            `source`, and that of `val` for its pairs. Absolute paths are followed, except those of a data
+            set from the hub.
+        val_fraction: the share of the pairs that is held out for validation; by default a tenth, but no more
+            than 1000 pairs.
         num_candidates: candidates of each validation query with one target, if there are that many; a query
             with several targets has as many wrong ones. ``None`` for the whole catalogue: all held-out
             targets.
@@ -65,7 +82,7 @@ class PairDataModule(ContrastiveDataModule):
             this many pixels, which is several times as fast for large photographs. It should not be less
             than the size that the encoder resizes to. ``None`` opens them in full size.
         collate: turns samples into tensors; by default the module's own.
-        val_path: validation pairs of your own, with the same columns; then no pairs are held out.
+        val: validation pairs of your own, as `source`, with the same columns; then none are held out.
         split_seed: seed of the split and the candidates, which do not depend on `seed`.
 
     Raises:
@@ -80,9 +97,12 @@ class PairDataModule(ContrastiveDataModule):
 
     def __init__(
         self,
-        path: str | Path,
+        source: Any,
+        query: str | list[str] | None = None,
+        target: str | list[str] | None = None,
+        negatives: str | list[str] | None = None,
         image_root: str | Path | None = None,
-        val_fraction: float = 0.1,
+        val_fraction: float | None = None,
         num_candidates: int | None = 1000,
         batch_size: int = 128,
         eval_batch_size: int = 256,
@@ -93,13 +113,13 @@ class PairDataModule(ContrastiveDataModule):
         max_skipped: float = 0.01,
         decode_size: int | None = None,
         collate: Collate | None = None,
-        val_path: str | Path | None = None,
+        val: Any = None,
         split_seed: int = DEFAULT_SEED,
     ) -> None:
         check_choice("mask_same_target", mask_same_target, ("all", "none"))
         if num_candidates is not None:
             check_at_least("num_candidates", num_candidates, 2)  # the target and another
-        if not 0 < val_fraction < 1:
+        if val_fraction is not None and not 0 < val_fraction < 1:
             raise ValueError(f"`val_fraction` must lie between 0 and 1, got {val_fraction}")
         super().__init__(
             batch_size=batch_size,
@@ -111,53 +131,57 @@ class PairDataModule(ContrastiveDataModule):
             decode_size=decode_size,
             collate=collate,
         )
-        self.path = Path(path).expanduser()
-        self.val_path = None if val_path is None else Path(val_path).expanduser()
+        self.source, self.val = source, val
+        self.query, self.target, self.negatives = query, target, negatives
         self.image_root = None if image_root is None else Path(image_root).expanduser()
         self.val_fraction, self.num_candidates, self.blind = val_fraction, num_candidates, blind
         self.split_seed = split_seed
-        self._parts: tuple[TrainRows, TrainRows, str] | None = None
+        self._parts: tuple[_Part, _Part, str] | None = None
 
-    def _split(self) -> tuple[TrainRows, TrainRows, str]:
-        """The rows to train on, the rows to validate on, and how they were split."""
+    def _split(self) -> tuple[_Part, _Part, str]:
+        """The pairs to train on, the pairs to validate on, and how they were split."""
         if self._parts is None:
-            rows = self._read(self.path)
-            if self.val_path is not None:
-                self._parts = rows, self._read(self.val_path), f"those of `{self.val_path}`"
+            rows = self._read(self._opened, self._images)
+            if self._val_opened is not None:
+                held_out = self._read(self._val_opened, self._val_images)
+                pairs, held_out_pairs = number_pairs(rows, held_out)
+                how = f"those of `{self._val_opened.name}`"
+                self._parts = _Part(rows, pairs), _Part(held_out, held_out_pairs), how
             else:
-                found = self._find_split(rows)
-                train = rows.take(np.flatnonzero(~found.held_out))
-                held_out = rows.take(np.flatnonzero(found.held_out))
-                self._parts = train, held_out, f"split by {found.by}"
+                whole = _Part(rows, *number_pairs(rows))
+                found = self._find_split(whole.pairs)
+                self._parts = whole.take(~found.held_out), whole.take(found.held_out), f"split by {found.by}"
         return self._parts
 
-    def _read(self, path: Path) -> TrainRows:
+    def _read(self, source: Source, images: ImageRoot) -> TrainRows:
+        columns = choose_pair(source, self.query, self.target, self.negatives)
         masks = self.mask_same_target == "all"
-        return read_train(path, subset_name(path), blind=self.blind, mask_same_target=masks)
+        rows = read_pairs(source, columns, blind=self.blind, mask_same_target=masks)
+        images.check_sample(rows.paths, source.name)
+        return rows
 
-    def _find_split(self, rows: TrainRows) -> Split:
-        (pairs,) = number_pairs(rows)
-        wanted = round(self.val_fraction * len(rows))
-        asked = f"`{self.path}`: val_fraction={self.val_fraction} of {len(rows)} pairs"
-        if not 0 < wanted < len(rows):
+    def _find_split(self, pairs: Pairs) -> Split:
+        fraction = min(0.1, HELD_OUT / len(pairs)) if self.val_fraction is None else self.val_fraction
+        wanted = round(fraction * len(pairs))
+        asked = f"`{self._opened.name}`: val_fraction={fraction:.3g} of {len(pairs)} pairs"
+        if not 0 < wanted < len(pairs):
             raise ValueError(f"{asked} leaves nothing to {'train' if wanted else 'validate'} on")
-        found = split(pairs, self.val_fraction, self.split_seed)
+        found = split(pairs, fraction, self.split_seed)
         if found is None:
             raise ValueError(
                 f"{asked} with {len(np.unique(pairs.queries))} different queries and "
                 f"{len(np.unique(pairs.targets))} different targets: no split leaves something to train on, "
-                "and queries with two candidates; pass another `val_fraction`, or a `val_path`"
+                "and queries with two candidates; pass another `val_fraction`, or `val`"
             )
         return found
 
     def read_train(self) -> list[TrainRows]:
         """Read the pairs that are not held out."""
-        return [self._split()[0]]
+        return [self._split()[0].rows]
 
     def read_eval(self) -> list[EvalRows]:
         """Read the pairs to validate on, and draw their candidates."""
-        train, rows, how = self._split()
-        trained, pairs = number_pairs(train, rows)
+        (train, trained), (rows, pairs), how = self._split()
         items, codes = unique_references(rows.queries, rows.targets)
         queries, targets = codes[: len(rows)], codes[len(rows) :]
         catalogue = None
@@ -202,31 +226,54 @@ class PairDataModule(ContrastiveDataModule):
         overlap = ", ".join(f"{count} of {total} {name}" for name, (count, total) in seen.items() if total)
         tell = rank_zero_warn if any(count for count, _ in seen.values()) else report
         tell(
-            f"`{self.path}`: {len(trained)} pairs to train on, {len(pairs)} to validate on ({how}), of which "
-            f"{overlap} are trained on too; {details}"
+            f"`{self._opened.name}`: {len(trained)} pairs to train on, {len(pairs)} to validate on ({how}), "
+            f"of which {overlap} are trained on too; {details}"
         )
 
     def images(self, part: Literal["train", "eval"]) -> ImageRoot | None:
         """The image root, by default the folder of the pairs."""
-        if self.image_root is None and self.val_path is not None and part == "eval":
-            return self._val_images
-        return self._images
+        return self._images if part == "train" else self._val_images
 
     @cached_property
-    def _images(self) -> ImageRoot:  # one for both parts: an archive is opened once
-        return ImageRoot(self.path.parent if self.image_root is None else self.image_root)
+    def _opened(self) -> Source:
+        return open_source(self.source)
+
+    @cached_property
+    def _val_opened(self) -> Source | None:
+        return None if self.val is None else open_source(self.val)
+
+    @cached_property
+    def _images(self) -> ImageRoot:
+        return self._root(self._opened)
 
     @cached_property
     def _val_images(self) -> ImageRoot:
-        assert self.val_path is not None
-        return ImageRoot(self.val_path.parent)
+        opened = self._val_opened
+        # one for both parts, if possible: an archive is opened once
+        if opened is None or (self.image_root is not None and opened.absolute == self._opened.absolute):
+            return self._images
+        return self._root(opened)
+
+    def _root(self, source: Source) -> ImageRoot:
+        folder = source.folder if self.image_root is None else self.image_root
+        return ImageRoot(folder, absolute=source.absolute)
+
+
+class _Part(NamedTuple):
+    """Pairs to train or to validate on, and their numbers, which mean the same in both."""
+
+    rows: TrainRows
+    pairs: Pairs
+
+    def take(self, which: NDArray[np.bool_]) -> _Part:
+        return _Part(self.rows.take(np.flatnonzero(which)), self.pairs.take(which))
 
 
 def number_pairs(*parts: TrainRows) -> list[Pairs]:
     """The pairs of each part as numbers, which mean the same in all parts."""
     groups = [group for rows in parts for group in (rows.queries, rows.targets)]
-    _, references = unique_references(*groups)
-    images = _number_images(pa.concat_arrays([group.images for group in groups]))
+    references = number_references(*groups)
+    images = _number_images(pa.chunked_array([group.images for group in groups]))
     pairs, start = [], 0
     for rows in parts:
         queries = slice(start, start + len(rows))
@@ -236,36 +283,8 @@ def number_pairs(*parts: TrainRows) -> list[Pairs]:
     return pairs
 
 
-def _number_images(paths: pa.Array) -> NDArray[np.int64]:
+def _number_images(paths: pa.ChunkedArray) -> NDArray[np.int64]:
     """Image paths as numbers, -1 for none."""
-    codes = pc.dictionary_encode(pc.if_else(pc.equal(paths, ""), None, paths)).indices
-    return codes.fill_null(-1).to_numpy().astype(np.int64)
-
-
-def draw_candidates(
-    queries: NDArray[np.int64], targets: NDArray[np.int64], count: int, seed: int
-) -> NDArray[np.int64]:
-    """The candidates of each query: its target, and at most ``count - 1`` wrong answers.
-
-    The query itself is not among them: in a file with both directions of the pairs it is a target too, and
-    nothing is more similar to it.
-
-    Args:
-        queries: (N,), see `Pairs`.
-        targets: (N,), see `Pairs`.
-        count: candidates of a query.
-        seed: of the draw.
-
-    Returns:
-        ``(N, C)``, the target in column 0, ``-1`` after the last.
-    """
-    random = np.random.default_rng(seed)
-    pool = np.unique(targets)
-    excluded = no_distractors(queries, targets)
-    rows = []
-    for query, target in zip(queries.tolist(), targets.tolist()):
-        right = excluded[query]
-        drawn = random.choice(pool, min(len(pool), count + len(right)), replace=False).tolist()
-        wrong = [reference for reference in drawn if reference not in right]
-        rows.append([target, *wrong[: count - 1]])
-    return pad_candidates(rows)
+    hashes = text_hashes(paths)
+    codes = np.unique(hashes, return_inverse=True)[1]
+    return np.where(hashes == 0, -1, codes)

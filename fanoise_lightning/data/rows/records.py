@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fanoise_lightning.data.rows.cleaning import Cleaner
-from fanoise_lightning.data.rows.columns import LIST, Columns, where
+from fanoise_lightning.data.rows.columns import LIST, Columns, as_lists, nothing, where
 from fanoise_lightning.data.rows.embedded import EmbeddedImages
 from fanoise_lightning.data.rows.references import (
     Reference,
@@ -21,10 +22,21 @@ from fanoise_lightning.data.rows.references import (
     unique_paths,
     unique_references,
 )
-from fanoise_lightning.data.rows.tables import as_lists, read_table
+from fanoise_lightning.data.rows.tables import read_table
 from fanoise_lightning.subset import Subset
 
-__all__ = ["EvalRows", "TrainRows", "pad_candidates", "read_eval", "read_train", "train_rows"]
+__all__ = [
+    "MMEB",
+    "EvalRows",
+    "PairColumns",
+    "Side",
+    "TrainRows",
+    "keep",
+    "pad_candidates",
+    "read_eval",
+    "read_train",
+    "train_rows",
+]
 
 TRAIN_COLUMNS: Columns = {
     "qry": "text",
@@ -41,6 +53,28 @@ EVAL_COLUMNS: Columns = {
     "tgt_img_path": "images",
 }
 _NEGATIVES = ("neg_text", "neg_image_path")
+
+
+class Side(NamedTuple):
+    """The columns of one side of a pair; ``None`` for none."""
+
+    text: str | None = None
+    image: str | None = None
+
+    def __str__(self) -> str:
+        named = (("text", self.text), ("picture", self.image))
+        return " and ".join(f"`{name}` ({kind})" for kind, name in named if name) or "none"
+
+
+class PairColumns(NamedTuple):
+    """The columns of pairs."""
+
+    query: Side
+    target: Side
+    negatives: Side = Side()
+
+
+MMEB = PairColumns(Side("qry", "qry_image_path"), Side("pos_text", "pos_image_path"), Side(*_NEGATIVES))
 
 
 @dataclass(frozen=True)
@@ -153,24 +187,32 @@ def read_train(
     table, embedded = read_table(path, TRAIN_COLUMNS, limit)
     clean = Cleaner(name, table)
     rows, empty = train_rows(clean, blind=blind)
-    rows = replace(rows, embedded=embedded, mask_same_target=mask_same_target)
-    return rows.take(clean.keep(empty))
+    return replace(keep(clean, rows, empty), embedded=embedded, mask_same_target=mask_same_target)
 
 
-def train_rows(clean: Cleaner, *, blind: bool) -> tuple[TrainRows, NDArray[np.bool_]]:
-    """All rows of a table with the `TRAIN_COLUMNS`, and which of them have an empty query or target."""
-    queries = clean.references("qry", "qry_image_path", blind=blind)
-    targets = clean.references("pos_text", "pos_image_path")
-    rows = TrainRows(clean.subset, queries, targets, _clean_negatives(clean))
+def keep(clean: Cleaner, rows: TrainRows, empty: NDArray[np.bool_]) -> TrainRows:
+    """The rows that are not `empty`, see `Cleaner.keep`."""
+    kept = clean.keep(empty)
+    return rows if len(kept) == len(rows) else rows.take(kept)  # a copy of millions of rows is large
+
+
+def train_rows(
+    clean: Cleaner, *, blind: bool, columns: PairColumns = MMEB
+) -> tuple[TrainRows, NDArray[np.bool_]]:
+    """All rows of a table, and which of them have an empty query or target."""
+    queries = clean.references(*columns.query, blind=blind)
+    targets = clean.references(*columns.target)
+    rows = TrainRows(clean.subset, queries, targets, _clean_negatives(clean, columns.negatives))
     return rows, queries.is_empty | targets.is_empty
 
 
-def _clean_negatives(clean: Cleaner) -> pa.Table:
+def _clean_negatives(clean: Cleaner, side: Side) -> pa.Table:
     """Both columns of the negatives, cleaned, and the origin of the rows; a missing column is filled up."""
     table = clean.table
-    if not any(len(pc.list_flatten(table[name])) for name in _NEGATIVES):
-        return table.select([*_NEGATIVES, "file", "row"])
-    rows = list(zip(*(table[name].to_pylist() for name in _NEGATIVES)))
+    parts = [nothing("optional texts", len(table)) if name is None else table[name] for name in side]
+    if not any(len(pc.list_flatten(part)) for part in parts):
+        return pa.table(dict(zip(_NEGATIVES, parts)) | {"file": table["file"], "row": table["row"]})
+    rows = list(zip(*(part.to_pylist() for part in parts)))
     texts = pa.array([texts or [""] * len(images) for texts, images in rows], LIST)
     images = pa.array([images or [""] * len(texts) for texts, images in rows], LIST)
     origin = {"file": table["file"], "row": table["row"]}
@@ -197,15 +239,29 @@ def read_eval(path: Path | Sequence[Path], subset: Subset, *, blind: bool = Fals
     kept = clean.keep(empty)
     wanted = np.concatenate([np.arange(ends[row] - lengths[row], ends[row]) for row in kept])
     items, codes = unique_references(queries.take(kept), targets.take(wanted))
-    rows = np.split(codes[len(kept) :], np.cumsum(lengths[kept])[:-1])
-    candidates = pad_candidates([row.tolist() for row in rows])
+    candidates = pad_candidates(codes[len(kept) :], lengths[kept])
     return EvalRows(subset, items, codes[: len(kept)], candidates, embedded)
 
 
-def pad_candidates(rows: list[list[int]]) -> NDArray[np.int64]:
-    """The candidates of each query as ``(Q, C)``, each once in a row, ``-1`` after the last."""
-    rows = [list(dict.fromkeys(row)) for row in rows]
-    padded = np.full((len(rows), max(map(len, rows))), -1, dtype=np.int64)
-    for query, row in enumerate(rows):
-        padded[query, : len(row)] = row
+def pad_candidates(items: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The candidates of each query, each once in a row, ``-1`` after the last.
+
+    Args:
+        items: (N,), the candidates of all queries, flat.
+        lengths: (Q,), how many each query has.
+
+    Returns:
+        ``(Q, C)``.
+
+    Example:
+        >>> pad_candidates(np.array([5, 6, 5, 7]), np.array([3, 1])).tolist()
+        [[5, 6], [7, -1]]
+    """
+    query_of = np.repeat(np.arange(len(lengths)), lengths)
+    keys = query_of * (int(items.max(initial=0)) + 1) + items
+    first = np.sort(np.unique(keys, return_index=True)[1])
+    query_of, items = query_of[first], items[first]
+    lengths = np.bincount(query_of, minlength=len(lengths))
+    padded = np.full((len(lengths), lengths.max(initial=0)), -1, dtype=np.int64)
+    padded[query_of, np.arange(len(items)) - (np.cumsum(lengths) - lengths)[query_of]] = items
     return padded

@@ -5,6 +5,7 @@ Both together are the key of a reference: the same caption with another image is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
 
 from fanoise_lightning.data.rows.columns import TEXT
 from fanoise_lightning.data.rows.embedded import KEY_PREFIX
@@ -23,13 +25,18 @@ __all__ = [
     "References",
     "identity",
     "list_negatives",
+    "number_references",
     "spell_paths",
+    "text_hashes",
     "unique_paths",
     "unique_references",
 ]
 
 # backslashes, `.` and empty parts, and letters that may have several Unicode forms
 _MAY_BE_RESPELLED = r"\\|//|/$|(^|/)\.(/|$)|[^\x00-\x7F]"
+
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # so that a text and an image do not add up to the same, swapped
+_BLOCK = 2**16  # texts that are Python objects at a time
 
 
 class Reference(NamedTuple):
@@ -133,10 +140,41 @@ def unique_references(*groups: References) -> tuple[References, NDArray[np.int64
         The unique references, and the index among them of each of the N references, ``(N,)``. Those without
         an image come first, and short texts before long ones, so that batches waste little padding.
     """
-    texts = pa.concat_arrays([group.texts for group in groups])
-    images = pa.concat_arrays([group.images for group in groups])
-    references = References(texts, images)
-    codes = references.keys.dictionary_encode().indices.to_numpy().astype(np.int64)
-    references = references.take(np.unique(codes, return_index=True)[1])
-    order = np.lexsort((pc.utf8_length(references.texts).to_numpy(), references.has_image))
-    return references.take(order), np.argsort(order)[codes]
+    first, codes = _number(groups)
+    texts, images = _columns(groups)
+    return References(*(column.take(pa.array(first)).combine_chunks() for column in (texts, images))), codes
+
+
+def number_references(*groups: References) -> NDArray[np.int64]:
+    """The numbers that `unique_references` returns; without a copy of the references."""
+    return _number(groups)[1]
+
+
+def _columns(groups: Sequence[References]) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    texts = pa.chunked_array([group.texts for group in groups], TEXT)
+    return texts, pa.chunked_array([group.images for group in groups], TEXT)
+
+
+def _number(groups: Sequence[References]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where each different reference is first, and the number of each reference among these."""
+    texts, images = _columns(groups)
+    keys = text_hashes(texts)
+    keys += _ODD * text_hashes(images)
+    _, first, codes = np.unique(keys, return_index=True, return_inverse=True)
+    del keys
+    lengths = pc.utf8_length(texts).to_numpy()[first]
+    has_image = pc.not_equal(images, "").to_numpy()[first]
+    order = np.lexsort((first, lengths, has_image))
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    return first[order], places[codes]
+
+
+def text_hashes(column: pa.ChunkedArray) -> NDArray[np.uint64]:
+    """A hash of 64 bits for each text; 0 for ``""``. Arrow's dictionaries would copy all of the texts."""
+    hashes = np.zeros(len(column), np.uint64)
+    for start in range(0, len(column) if pc.any(pc.not_equal(column, "")).as_py() else 0, _BLOCK):
+        texts = column.slice(start, _BLOCK).cast(pa.large_binary()).to_pylist()
+        values = (xxh3_64_intdigest(text) if text else 0 for text in texts)
+        hashes[start : start + len(texts)] = np.fromiter(values, np.uint64, len(texts))
+    return hashes

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Pairs", "Split", "count_candidates", "hold_out", "no_distractors", "split"]
+__all__ = ["Pairs", "Right", "Split", "count_candidates", "draw_candidates", "hold_out", "split"]
 
 Ints = NDArray[np.int64]
 
@@ -117,7 +117,7 @@ def _rules(pairs: Pairs) -> Iterator[tuple[str, Ints, bool]]:
     yield "connected queries, targets and images", connect(ends, others)[queries], True
     yield "connected queries and targets", connect(queries, targets)[queries], True
     low, high = np.minimum(queries, targets), np.maximum(queries, targets)
-    pair_of = np.unique(np.stack([low, high]), axis=1, return_inverse=True)[1].ravel()
+    pair_of = np.unique(low * first + high, return_inverse=True)[1]
     by_query = len(np.unique(queries)) >= len(np.unique(targets))
     name, kept = ("query", queries) if by_query else ("target", targets)
     yield name, connect(kept, pair_of + first)[kept], False
@@ -154,16 +154,66 @@ def hold_out(group_of: Ints, fraction: float, seed: int) -> NDArray[np.bool_]:
     return np.isin(group_of, order[before < round(fraction * len(group_of))])
 
 
-def no_distractors(queries: Ints, targets: Ints) -> dict[int, set[int]]:
-    """The targets that are not wrong answers of each query: its own, and the query if it is a target."""
-    pool = set(targets.tolist())
-    found: dict[int, set[int]] = {query: {query} & pool for query in queries.tolist()}
-    for query, target in zip(queries.tolist(), targets.tolist()):
-        found[query].add(target)
-    return found
-
-
 def count_candidates(pairs: Pairs) -> Ints:
     """How many candidates each pair can have, (N,): its target, and the wrong answers of its query."""
-    right, pool = no_distractors(pairs.queries, pairs.targets), len(np.unique(pairs.targets))
-    return np.array([pool - len(right[query]) + 1 for query in pairs.queries.tolist()], dtype=np.int64)
+    right = Right(pairs.queries, pairs.targets)
+    return len(np.unique(pairs.targets)) - right.counts(pairs.queries) + 1
+
+
+class Right:
+    """The targets that are not wrong answers of each query: its own, and the query if it is a target.
+
+    Args:
+        queries: (N,), see `Pairs`.
+        targets: (N,), see `Pairs`.
+    """
+
+    def __init__(self, queries: Ints, targets: Ints) -> None:
+        both = np.intersect1d(queries, targets)
+        ends, others = np.concatenate([queries, both]), np.concatenate([targets, both])
+        # one number for each query and answer, sorted: lists of them would take gigabytes
+        self._base = int(max(queries.max(), targets.max())) + 1
+        self._keys = np.unique(ends * self._base + others)
+
+    def _bounds(self, queries: Ints) -> tuple[Ints, Ints]:
+        start = queries * self._base
+        return np.searchsorted(self._keys, start), np.searchsorted(self._keys, start + self._base)
+
+    def counts(self, queries: Ints) -> Ints:
+        """How many targets are not wrong answers of each query."""
+        first, end = self._bounds(queries)
+        return end - first
+
+    def of(self, query: int) -> Ints:
+        """The targets that are not wrong answers of a query, sorted."""
+        first, end = self._bounds(np.array([query]))
+        return self._keys[first[0] : end[0]] % self._base
+
+
+def draw_candidates(queries: Ints, targets: Ints, count: int, seed: int) -> Ints:
+    """The candidates of each query: its target, and at most ``count - 1`` wrong answers.
+
+    The query itself is not among them: in a file with both directions of the pairs it is a target too, and
+    nothing is more similar to it.
+
+    Args:
+        queries: (N,), see `Pairs`.
+        targets: (N,), see `Pairs`.
+        count: candidates of a query.
+        seed: of the draw.
+
+    Returns:
+        ``(N, C)``, the target in column 0, ``-1`` after the last.
+    """
+    random = np.random.default_rng(seed)
+    pool, right = np.unique(targets), Right(queries, targets)
+    size = min(count, len(pool))
+    candidates = np.full((len(queries), size), -1, dtype=np.int64)
+    for place, (query, target) in enumerate(zip(queries.tolist(), targets.tolist())):
+        excluded = right.of(query)
+        drawn = random.choice(pool, min(len(pool), count + len(excluded)), replace=False)
+        wrong = drawn[~np.isin(drawn, excluded)][: size - 1]
+        candidates[place, 0] = target
+        candidates[place, 1 : 1 + len(wrong)] = wrong
+    widest = int((candidates >= 0).sum(axis=1).max(initial=0))
+    return candidates[:, :widest]

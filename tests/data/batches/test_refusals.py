@@ -145,7 +145,7 @@ def test_a_whole_side_of_refused_images_is_told_with_its_cause(tmp_path: Path) -
     for row in (2, 3):
         rows[row] |= {"neg_text": ["7", "8"], "neg_image_path": ["", "strip.png"]}
     path = write_rows(tmp_path / "s.jsonl", rows)
-    data = PairDataModule(path, batch_size=6, num_workers=0, collate=Picky(), max_skipped=0.5, val_path=path)
+    data = PairDataModule(path, batch_size=6, num_workers=0, collate=Picky(), max_skipped=0.5, val=path)
     data.setup()
     lines = [line for batch in data.train_dataloader() for line in batch["skipped"]]
     assert {line.split(": ")[0] for line in lines} == {
@@ -165,7 +165,7 @@ def test_strips_and_qwen2_vl(tmp_path: Path) -> None:
     rows = [train_row(row, f"{row}.png" if row < 2 else "2.png") for row in range(24)]
     path = write_rows(tmp_path / "mine.jsonl", rows)
     encoder = VisionLanguageCollate(save_tiny(tmp_path / "qwen", "qwen2_vl"))
-    data = PairDataModule(path, batch_size=8, num_workers=0, collate=encoder, max_skipped=0.2, val_path=path)
+    data = PairDataModule(path, batch_size=8, num_workers=0, collate=encoder, max_skipped=0.2, val=path)
     data.setup()
     batches = list(data.train_dataloader())
     assert [len(batch["query"]["input_ids"]) for batch in batches] == [8, 8, 8]

@@ -298,5 +298,7 @@ def test_a_data_module_opens_the_archives_before_workers_start(
 
 def test_a_data_module_stops_at_once_if_an_archive_is_missing(tmp_path: Path) -> None:
     data = PairDataModule(pairs(tmp_path), val_fraction=0.5)
-    with pytest.raises(FileNotFoundError, match=r"subset `s`: its images \(the first: `images/A/\d\.png`\)"):
+    with pytest.raises(
+        FileNotFoundError, match=r"s\.jsonl`: 0 of 2 pictures found under .*`images/A/\d\.png`"
+    ):
         data.setup()

@@ -138,7 +138,7 @@ def test_a_query_without_a_wrong_candidate_is_left_out_and_named(tmp_path: Path)
     rows = [row(f"q{n}", f"t{n}") for n in range(4)]
     alone = [row("all", f"t{n}") for n in range(4)]
     write_rows(tmp_path / "val.jsonl", rows + alone)
-    data, told = set_up(tmp_path, labels(3, 5), val_path=tmp_path / "val.jsonl")
+    data, told = set_up(tmp_path, labels(3, 5), val=tmp_path / "val.jsonl")
     assert (
         "4 of 8 validation queries have no candidate but right answers and themselves (the first: 'all', "
         "subset `val`, " in told
@@ -151,7 +151,7 @@ def test_a_query_without_a_wrong_candidate_is_left_out_and_named(tmp_path: Path)
 def test_the_targets_of_queries_that_are_left_out_stay_candidates(tmp_path: Path) -> None:
     """The two directions have only each other, and the third query would be left with its target alone."""
     write_rows(tmp_path / "val.jsonl", [row("a", "b"), row("b", "a"), row("c", "b")])
-    data, told = set_up(tmp_path, labels(3, 5), val_path=tmp_path / "val.jsonl")
+    data, told = set_up(tmp_path, labels(3, 5), val=tmp_path / "val.jsonl")
     assert "2 of 3 validation queries have no candidate but right answers and themselves" in told
     (found,) = data.eval_sets
     (candidates,) = found.candidates.tolist()
@@ -163,9 +163,9 @@ def test_a_validation_that_anything_passes_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"2 of 2 validation queries have no candidate.*any model would be right"
     ):
-        set_up(tmp_path, labels(3, 5), val_path=tmp_path / "val.jsonl")
+        set_up(tmp_path, labels(3, 5), val=tmp_path / "val.jsonl")
     for rows in ([row(f"q{n}", "t") for n in range(40)], [row("q", f"t{n}") for n in range(40)]):
-        with pytest.raises(ValueError, match=r"mine\.jsonl.*different targets: no split leaves.*`val_path`"):
+        with pytest.raises(ValueError, match=r"mine\.jsonl.*different targets: no split leaves.*`val`"):
             set_up(tmp_path, rows)
 
 
@@ -173,7 +173,7 @@ def test_pairs_of_your_own_to_validate_on(tmp_path: Path) -> None:
     write_image(tmp_path / "elsewhere" / "v.png", 9)
     rows = [row(f"new {n}", f"{n}", query_image="v.png") for n in range(6)] + [row("text 0.0", "label 0")]
     write_rows(tmp_path / "elsewhere" / "val.jsonl", rows)
-    data, told = set_up(tmp_path, labels(4, 10), val_path=tmp_path / "elsewhere" / "val.jsonl")
+    data, told = set_up(tmp_path, labels(4, 10), val=tmp_path / "elsewhere" / "val.jsonl")
     assert len(data.train_set) == 40
     assert len(data.eval_sets[0].queries) == 7
     assert (
@@ -255,5 +255,7 @@ def test_spellings_of_an_image_are_one_image_to_the_split(tmp_path: Path) -> Non
 def test_spellings_of_an_image_are_counted_as_trained_on(tmp_path: Path) -> None:
     write_rows(tmp_path / "val.jsonl", [row("", f"new {n}", f"é{n}.png") for n in range(4)])
     rows = [row("", f"caption {n}", f".\\e\u0301{n}.png") for n in range(3)]
-    _, told = set_up(tmp_path, rows, val_path=tmp_path / "val.jsonl")
+    for n in range(4):
+        write_image(tmp_path / f"é{n}.png")
+    _, told = set_up(tmp_path, rows, val=tmp_path / "val.jsonl")
     assert "3 of 4 queries, 0 of 4 targets, 3 of 4 images are trained on too" in told
