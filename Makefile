@@ -68,6 +68,7 @@ bench: install
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/encoders.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/pairs.py
 	$(BIN)/python benchmarks/large_batch.py
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/tiled_loss.py
