@@ -69,7 +69,7 @@ def _parser() -> ArgumentParser:
     add("--num_workers", type=int, default=2, help="Processes that read pictures, for each that embeds.")
     add(
         "--trainer",
-        type=dict,
+        type=dict[str, bool | int | float | str],
         default={},
         help="Arguments of Lightning's Trainer: --trainer.devices=2 --trainer.precision=bf16-mixed.",
     )
