@@ -1,0 +1,1 @@
+"""A catalogue as embeddings on disk, and search in it."""

@@ -1,0 +1,245 @@
+"""The folder that ``fanoise embed`` writes: a manifest, and shards of embeddings beside shards of rows.
+
+::
+
+    manifest.json          what was embedded, by which model; written last: a folder without it is unfinished
+    00000.safetensors      embeddings (n, D)
+    00000.parquet          the id, text and image of these n rows
+    00001.safetensors      ...
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fanoise_lightning.callbacks._files import whole_file
+
+__all__ = ["FORMAT", "MANIFEST", "EmbeddingFolder", "Row", "read_notes", "write_shard"]
+
+FORMAT = 1
+MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
+_COLUMNS = pa.schema([(name, pa.large_string()) for name in ("id", "text", "image")])
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "model": dict,
+    "dimension": int,
+    "dtype": str,
+    "normalized": bool,
+    "rows": int,
+    "shards": list,
+    "skipped": list,
+}
+
+
+class Row(NamedTuple):
+    """A row of the catalogue.
+
+    Args:
+        id: as in the source.
+        text: ``""`` for none.
+        image: the path relative to the manifest's ``image_root``; ``""`` for none.
+    """
+
+    id: str
+    text: str
+    image: str
+
+
+class EmbeddingFolder:
+    """A folder of embeddings, opened for reading; nothing is loaded that is not asked for.
+
+    Args:
+        path: the folder.
+
+    Attributes:
+        path: the same.
+        manifest: what ``manifest.json`` holds.
+
+    Raises:
+        FileNotFoundError: if it is no such folder, it is unfinished, or a shard is missing.
+        ValueError: if the manifest is damaged or of another format.
+
+    Example:
+        >>> folder = EmbeddingFolder("index")                                # doctest: +SKIP
+        >>> scores = [shard.float() @ query for shard in folder.shards()]    # doctest: +SKIP
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        self.manifest = _read_manifest(self.path)
+        self._shards = [(shard["name"], shard["rows"]) for shard in self.manifest["shards"]]
+        for name, _ in self._shards:
+            for file in _files(self.path, name):
+                if not file.is_file():
+                    raise FileNotFoundError(f"`{file}` is missing; {_AGAIN}")
+        self._starts = [0, *accumulate(rows for _, rows in self._shards)]
+
+    def __len__(self) -> int:
+        return int(self.manifest["rows"])
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return int(self.manifest["dimension"])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """``torch.float16`` or ``torch.float32``."""
+        return torch.float16 if self.manifest["dtype"] == "float16" else torch.float32
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the model, see :func:`~fanoise_lightning.encoders.fingerprint.fingerprint`."""
+        return str(self.manifest["model"]["fingerprint"])
+
+    def shards(self) -> Iterator[Tensor]:
+        """The embeddings (n, D) of each shard in the order of the rows, mapped from the file, not read.
+
+        Raises:
+            ValueError: for a damaged file.
+        """
+        for name, rows in self._shards:
+            file, _ = _files(self.path, name)
+            with _reading(file), safe_open(file, "pt") as opened:
+                embeddings = opened.get_tensor("embeddings")
+            if tuple(embeddings.shape) != (rows, self.dimension) or embeddings.dtype != self.dtype:
+                raise ValueError(
+                    f"`{file}` holds {tuple(embeddings.shape)} numbers of {embeddings.dtype}, the manifest "
+                    f"says {(rows, self.dimension)} of {self.dtype}; {_AGAIN}"
+                )
+            yield embeddings
+
+    def row(self, number: int) -> Row:
+        """The row with a number from 0 to ``len(self) - 1``; its shard of rows is read.
+
+        Raises:
+            IndexError: if there is no such row.
+            ValueError: for a damaged file.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(f"there is no row {number} in `{self.path}`, which has {len(self)}")
+        shard = bisect_right(self._starts, number) - 1
+        row = self._table(*self._shards[shard]).slice(number - self._starts[shard], 1).to_pylist()[0]
+        return Row(**row)
+
+    @cached_property
+    def columns(self) -> pa.Table:
+        """The columns ``id``, ``text`` and ``image`` of all rows, in memory.
+
+        Raises:
+            ValueError: for a damaged file.
+        """
+        return pa.concat_tables([_COLUMNS.empty_table(), *(self._table(*shard) for shard in self._shards)])
+
+    def _table(self, name: str, rows: int) -> pa.Table:
+        _, file = _files(self.path, name)
+        with _reading(file):
+            table = pq.read_table(file, partitioning=None)
+        if table.num_rows != rows or not set(_COLUMNS.names) <= set(table.column_names):
+            raise ValueError(
+                f"`{file}` holds {table.num_rows} rows of {table.column_names}, the manifest says {rows} of "
+                f"{_COLUMNS.names}; {_AGAIN}"
+            )
+        return table.select(_COLUMNS.names).cast(_COLUMNS)
+
+
+def write_shard(folder: Path, name: str, embeddings: Tensor, rows: pa.Table, notes: dict[str, Any]) -> None:
+    """Write a shard, whole or not at all.
+
+    Args:
+        folder: where to.
+        name: of the shard.
+        embeddings: (n, D).
+        rows: their n rows: ``id``, ``text`` and ``image``.
+        notes: what :func:`read_notes` is to return.
+    """
+    file, table = _files(folder, name)
+    with whole_file(table) as unfinished:
+        pq.write_table(rows.select(_COLUMNS.names).cast(_COLUMNS), unfinished, compression="zstd")
+    # the embeddings come last: a shard is there if they are
+    with whole_file(file) as unfinished:
+        save_file({"embeddings": embeddings.contiguous()}, unfinished, {"notes": json.dumps(notes)})
+
+
+def read_notes(folder: Path, name: str) -> dict[str, Any] | None:
+    """What was noted with a shard and, under ``rows``, its number of rows; ``None`` if it is not there.
+
+    Raises:
+        ValueError: for a damaged file.
+    """
+    file, table = _files(folder, name)
+    if not (file.is_file() and table.is_file()):
+        return None
+    with _reading(file), safe_open(file, "pt") as opened:
+        notes = json.loads((opened.metadata() or {}).get("notes", "{}"))
+        return {**notes, "rows": opened.get_slice("embeddings").get_shape()[0]}
+
+
+_AGAIN = "remove it and run the same `fanoise embed` again, which writes what is missing"
+
+
+def _files(folder: Path, name: str) -> tuple[Path, Path]:
+    """The files of a shard: embeddings and rows."""
+    return folder / f"{name}.safetensors", folder / f"{name}.parquet"
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Say which file is damaged."""
+    try:
+        yield
+    except (SafetensorError, pa.ArrowException, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"`{file}` is damaged ({error}); {_AGAIN}") from error
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    file = folder / MANIFEST
+    if not file.is_file():
+        if (folder / UNFINISHED).is_file():
+            raise FileNotFoundError(
+                f"`{folder}` is unfinished: run the same `fanoise embed` again, which continues it"
+            )
+        raise FileNotFoundError(f"`{folder}` has no {MANIFEST}: it is no folder that `fanoise embed` wrote")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"`{file}` is damaged ({error}); {_AGAIN}") from error
+    known = manifest.get("format") if isinstance(manifest, dict) else None
+    if known != FORMAT:
+        raise ValueError(f"`{file}` has format {known!r}, this version reads {FORMAT}: write the folder anew")
+    wrong = [name for name, kind in _KINDS.items() if not isinstance(manifest.get(name), kind)]
+    if not wrong and not all(map(_is_shard, manifest["shards"])):
+        wrong = ["shards"]
+    if not wrong and manifest["dtype"] not in ("float16", "float32"):
+        wrong = ["dtype"]
+    if not wrong and not isinstance(manifest["model"].get("fingerprint"), str):
+        wrong = ["model"]
+    if not wrong and manifest["rows"] != sum(shard["rows"] for shard in manifest["shards"]):
+        wrong = ["rows"]
+    if wrong:
+        raise ValueError(f"`{file}` is damaged: {wrong[0]} is {manifest.get(wrong[0])!r}; {_AGAIN}")
+    return manifest
+
+
+def _is_shard(shard: Any) -> bool:
+    """Whether it names files in the folder: a manifest may come from anywhere."""
+    return (
+        isinstance(shard, dict)
+        and re.fullmatch(r"\d{5,}", str(shard.get("name"))) is not None
+        and type(shard.get("rows")) is int
+        and shard["rows"] >= 0
+    )
