@@ -27,7 +27,7 @@ from fanoise_lightning.evaluation.scorer import SuiteScorer
 from fanoise_lightning.losses import InfoNCE
 from fanoise_lightning.sample import Collate, Sample
 from fanoise_lightning.training.checkpoints import read_arguments
-from fanoise_lightning.training.describe import describe_module
+from fanoise_lightning.training.describe import describe_module, warn_of_lost_arguments
 from fanoise_lightning.training.embedding import (
     as_list,
     as_sample,
@@ -119,7 +119,9 @@ class ContrastiveModule(TrainedOnlyCheckpoints):
         if INSTANTIATOR in self.hparams:
             self.save_hyperparameters()
         else:
-            self.save_hyperparameters(describe_module(parts))
+            self.save_hyperparameters(described := describe_module(parts))
+            if not described:
+                warn_of_lost_arguments({"encoder": encoder, "loss": self.loss})
 
     @classmethod
     def load_from_checkpoint(

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
+from torch import nn
 
+from fanoise_lightning import ContrastiveModule, Encoder
 from fanoise_lightning import __main__ as command
 from fanoise_lightning._user_errors import is_users, one_line
 from fanoise_lightning._version import __version__
@@ -182,3 +184,14 @@ def test_a_checkpoint_alone_is_validated_and_runs_say_what_they_wrote(tmp_path: 
         "validate", "--ckpt_path=runs/emoji/version_0/checkpoints/last.ckpt", "--trainer.accelerator=cpu"
     )
     assert "scores.json" in said.splitlines()[-1]
+
+
+class Forgetful(Encoder):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.Linear(width, width)
+
+
+def test_an_encoder_that_does_not_keep_its_arguments_is_warned_of_when_it_is_built() -> None:
+    with pytest.warns(UserWarning, match="not describe the encoder Forgetful: it does not keep `width`"):
+        ContrastiveModule(Forgetful(3))

@@ -7,13 +7,22 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from fanoise_lightning._lightning import INSTANTIATE_MODULE, INSTANTIATOR
 from fanoise_lightning._names import HOME
 from fanoise_lightning.training.trust import Described
 
-__all__ = ["describe", "describe_module", "differences", "not_kept", "public_path", "with_public_paths"]
+__all__ = [
+    "describe",
+    "describe_module",
+    "differences",
+    "not_kept",
+    "public_path",
+    "warn_of_lost_arguments",
+    "with_public_paths",
+]
 
 _PACKAGE = __name__.partition(".")[0]
 _PLAIN = (str, int, float, bool, type(None))
@@ -90,6 +99,21 @@ def not_kept(obj: object) -> list[str]:
     names = list(inspect.signature(type(obj).__init__).parameters)[1:]
     kept = {name: getattr(obj, name) for name in names if hasattr(obj, name)}
     return [name for name in names if name not in kept or not _is_plain(_described(kept[name]))]
+
+
+def warn_of_lost_arguments(parts: Mapping[str, object]) -> None:
+    """Warn of each part that a checkpoint will not describe, while it can still be changed."""
+    for name, part in parts.items():
+        if describe(part) is None:
+            lost = ", ".join(f"`{argument}`" for argument in not_kept(part))
+            why = (
+                f"it does not keep {lost} as plain attributes" if lost else "its class is local to a function"
+            )
+            rank_zero_warn(
+                f"checkpoints will not describe the {name} {type(part).__name__}: {why}. Keep each "
+                "constructor argument as an attribute of the same name, or pass "
+                f"`{name}=` to `load_from_checkpoint`"
+            )
 
 
 def differences(ours: Any, theirs: Any) -> str:
