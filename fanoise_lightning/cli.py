@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import sys
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,28 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from fanoise_lightning._lightning import CheckpointMerger
+from fanoise_lightning._lightning import CLASS_PATH, CheckpointMerger
+from fanoise_lightning._log import report
 from fanoise_lightning.callbacks import FANoise, ScoreboardWriter, SpectrumMonitor
 from fanoise_lightning.callbacks._files import output_folder, refuse_a_used_folder
+from fanoise_lightning.callbacks._written import report_written
+from fanoise_lightning.command_parser import CommandParser, with_recipe
+from fanoise_lightning.data import MMEBDataModule, PairDataModule
 from fanoise_lightning.module import ContrastiveModule
 from fanoise_lightning.training.checkpoints import AtomicCheckpointIO, read_hyperparameters
+from fanoise_lightning.training.describe import differences, public_path
+from fanoise_lightning.training.devices import check_devices
 from fanoise_lightning.training.trust import (
     FACTORIES,
     allowed_paths,
     check_arguments,
+    import_class,
+    is_under,
     named_classes,
     own_arguments,
 )
 
-__all__ = ["FANoiseCLI"]
+__all__ = ["FANoiseCLI", "main"]
 
 
 class FANoiseCLI(CheckpointMerger, LightningCLI):
@@ -51,19 +61,50 @@ class FANoiseCLI(CheckpointMerger, LightningCLI):
             seed_everything_default=42,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={
-                "description": "Train and evaluate embedding models with FANoise. `fanoise data --root DIR` "
-                "downloads MMEB and checks it; see `fanoise data --help`."
+                "prog": "fanoise",
+                "description": "Train and evaluate embedding models with FANoise.",
             },
+            parser_class=CommandParser,
             args=args,
             run=run,
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Lightning's, with a recipe to print where ``--print_config`` comes without a config."""
+        given = sys.argv[1:] if args is None else args
+        if isinstance(given, list) and (full := with_recipe(given, self.subcommands())) != given:
+            self.config = parser.parse_args(full)
+        else:
+            super().parse_arguments(parser, args)
+
     def merge_checkpoint(self) -> None:
-        """Let what a checkpoint describes replace the config's, as Lightning does, if it is allowed."""
+        """Let what a checkpoint describes replace the config's, as Lightning does, if it is allowed.
+
+        Raises:
+            ValueError: if neither the config nor the checkpoint names an encoder and data, or if the
+                checkpoint names what is not allowed.
+        """
         subcommand = self.config.get("subcommand")
         path = self.config[subcommand].get("ckpt_path") if subcommand else None
-        if not path or not Path(path).is_file():
-            return
+        resumed = path if path and Path(path).is_file() else None
+        if not resumed or subcommand == "fit":  # a fit needs its noise and trainer, too
+            self._check_that_parts_are_named(
+                subcommand, f"; there is no file {path}" if path and not resumed else ""
+            )
+        if resumed:
+            self._merge(subcommand, resumed)
+            self._check_that_parts_are_named(subcommand, f", and {path} does not describe it")
+
+    def _check_that_parts_are_named(self, subcommand: str | None, why: str) -> None:
+        config = self.config[subcommand] if subcommand else self.config
+        missing = [f"`{name}`" for name in ("model.encoder", "data") if config.get(name) is None]
+        if missing:
+            raise ValueError(
+                f"{' and '.join(missing)} missing{why}: pass `--config` with a recipe "
+                "(`fanoise fit --print_config` prints one), or these options"
+            )
+
+    def _merge(self, subcommand: str, path: str) -> None:
         options = self.config[subcommand]
         described = own_arguments(ContrastiveModule, read_hyperparameters(path))
         if subcommand != "fit":  # only the weights are needed
@@ -73,8 +114,13 @@ class FANoiseCLI(CheckpointMerger, LightningCLI):
         allow = (*allowed_paths(options.allow or ()), *named_classes(own))
         check_arguments(ContrastiveModule, described, allow)
         trusted = _models_with_code(own)
+        from_file = {"model": described}
+        if options.get("data") is None and (data := described_data(path, allow)):
+            from_file["data"] = data
+        if changes := differences(own.get("encoder"), described.get("encoder")):
+            report(f"the encoder is that of the checkpoint {path}, not the config's: {changes}")
         try:
-            self.config = self.parser.parse_object({subcommand: {"model": described}}, self.config)
+            self.config = self.parser.parse_object({subcommand: from_file}, self.config)
         except SystemExit:
             sys.stderr.write(f"this is how the checkpoint {path} describes its module\n")
             raise
@@ -85,6 +131,22 @@ class FANoiseCLI(CheckpointMerger, LightningCLI):
                 f"{min(others)!r}. Read it, then pass "
                 "`--model.encoder.init_args.trust_remote_code=true` and that `model`"
             )
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse a GPU that is not there before anything is downloaded."""
+        check_devices(self._option("accelerator"), self._option("devices"))
+
+    def _option(self, name: str) -> Any:
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        return config.get(f"trainer.{name}")
+
+    def after_instantiate_classes(self) -> None:
+        """Let checkpoints describe the data too."""
+        data = self.datamodule
+        if data is not None and not data.hparams:
+            config = self.config_dump.get("data") or {}
+            known = {**config.get("init_args", {}), **config.get("dict_kwargs", {})}
+            data.save_hyperparameters({CLASS_PATH: config["class_path"], **known})
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Lightning's, with checkpoint files that are whole or not there."""
@@ -108,7 +170,15 @@ class FANoiseCLI(CheckpointMerger, LightningCLI):
             if isinstance(logger, CSVLogger):
                 _set_aside(Path(logger.log_dir) / "metrics.csv")
 
+        self._started = time.time()
+
     before_test = before_predict = before_validate
+
+    def after_fit(self) -> None:
+        """Say what the run wrote, and where."""
+        report_written(self.trainer, self._started)
+
+    after_validate = after_test = after_predict = after_fit
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -121,6 +191,28 @@ class FANoiseCLI(CheckpointMerger, LightningCLI):
         parser.add_lightning_class_args(FANoise, "noise")
         parser.add_lightning_class_args(ScoreboardWriter, "scoreboard")
         parser.add_lightning_class_args(SpectrumMonitor, "spectrum")
+
+
+def described_data(path: str, allow: Iterable[str]) -> dict[str, Any] | None:
+    """How a checkpoint describes its data module, checked; ``None`` if it does not.
+
+    Raises:
+        ValueError: if it names a class that is not allowed.
+    """
+    found = read_hyperparameters(path, key=LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY)
+    name = public_path(str(found.get(CLASS_PATH, "")))
+    own = {f"fanoise_lightning.{cls.__name__}": cls for cls in (MMEBDataModule, PairDataModule)}
+    if not name:
+        return None
+    if name not in own and not is_under(name, allow):
+        raise ValueError(
+            f"the checkpoint {path} describes data of the class {name!r}; if you trust it, pass "
+            f"`--allow={name.partition('.')[0]}`, or else your own `--data`"
+        )
+    cls: Any = own.get(name) or import_class(name)
+    arguments = own_arguments(cls, found)
+    check_arguments(cls, arguments, allow)
+    return {"class_path": name, "init_args": arguments}
 
 
 def _models_with_code(config: Any) -> set[str]:
@@ -137,3 +229,8 @@ def _set_aside(path: Path) -> None:
     if path.is_file():
         names = (path.with_suffix(f".{number}.csv") for number in itertools.count(1))
         path.rename(next(name for name in names if not name.exists()))
+
+
+def main(args: Sequence[str]) -> None:
+    """``fanoise fit``, ``validate``, ``test`` and ``predict``; `args` start with one of these."""
+    FANoiseCLI(args=None if list(args) == sys.argv[1:] else list(args))

@@ -29,7 +29,7 @@ from fanoise_lightning.evaluation.scorer import SuiteScorer
 from fanoise_lightning.losses import InfoNCE
 from fanoise_lightning.sample import Collate, Sample
 from fanoise_lightning.training.checkpoints import read_arguments
-from fanoise_lightning.training.describe import describe_module
+from fanoise_lightning.training.describe import describe_module, warn_of_lost_arguments
 from fanoise_lightning.training.embedding import embed_batch, embed_sides, warn_of_batch_norm
 from fanoise_lightning.training.encode import check_truncation, encode
 from fanoise_lightning.training.identities import identities, loss_options
@@ -121,7 +121,9 @@ class ContrastiveModule(TrainedOnlyCheckpoints):
         if INSTANTIATOR in self.hparams:
             self.save_hyperparameters()
         else:
-            self.save_hyperparameters(describe_module(parts))
+            self.save_hyperparameters(described := describe_module(parts))
+            if not described:
+                warn_of_lost_arguments({"encoder": encoder, "loss": self.loss})
 
     @classmethod
     def load_from_checkpoint(

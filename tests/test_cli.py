@@ -140,7 +140,7 @@ OWN = {"class_path": "their_code.Loss", "init_args": {"temperature": 0.3}}
     ("command", "key"), [("fit", "loss"), ("validate", "encoder"), ("test", "loss"), ("predict", "loss")]
 )
 def test_a_checkpoint_names_no_class_of_others(run, tmp_path, imported, command, key):
-    with pytest.raises(ValueError, match=rf"`{key}` is refused.*'their_code\.Loss'.*`--allow=their_code`"):
+    with pytest.raises(SystemExit, match=rf"`{key}` is refused.*'their_code\.Loss'.*`--allow=their_code`"):
         main(arguments(OFFLINE, command, tmp_path, with_description(run, tmp_path, **{key: OWN})))
     assert not imported.exists()
 
@@ -160,7 +160,7 @@ def test_optimiser_and_schedule_are_checked_for_a_fit_and_passed_by_without(
 ):
     part = {"class_path": path, "init_args": {"command": f"touch {tmp_path / 'ran'}"}}
     checkpoint = with_description(run, tmp_path, **{key: part})
-    with pytest.raises(ValueError, match=f"`{key}` is refused.*{path}"):
+    with pytest.raises(SystemExit, match=f"`{key}` is refused.*{path}"):
         built("fit", checkpoint)
     module = built("validate", checkpoint)
     optimizer = module._optimizer(module.parameters())
@@ -186,7 +186,7 @@ def test_a_checkpoint_cannot_bring_its_code_in_anywhere(run, tmp_path, place):
         part, place = {"class_path": "torch.nn.ModuleList", "init_args": {"modules": [part]}}, "loss"
     checkpoint = with_description(run, tmp_path, **{place: part})
     with pytest.raises(
-        ValueError, match="asks to run the Python code that comes with its model 'evil/model'"
+        SystemExit, match="asks to run the Python code that comes with its model 'evil/model'"
     ):
         main(arguments(OFFLINE, "validate", tmp_path, checkpoint))
 
@@ -196,7 +196,7 @@ def test_trust_in_the_code_of_one_model_is_none_in_anothers(run, tmp_path):
     part["init_args"] = {"model": "evil/model", "trust_remote_code": True}
     trusting = ["--model.encoder=fanoise_lightning.VisionLanguageEncoder", "--model.encoder.model=good/model"]
     trusting += ["--model.encoder.trust_remote_code=true", with_description(run, tmp_path, encoder=part)]
-    with pytest.raises(ValueError, match="code that comes with its model 'evil/model'"):
+    with pytest.raises(SystemExit, match="code that comes with its model 'evil/model'"):
         main(arguments(OFFLINE, "validate", tmp_path, *trusting))
 
 
@@ -225,7 +225,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_a_used_folder_is_refused_and_left_as_it_is(run):
     before = contents(run)
-    with pytest.raises(ValueError, match=r"\.ckpt is another run's.*`ckpt_path`"):
+    with pytest.raises(SystemExit, match=r"\.ckpt is another run's.*`ckpt_path`"):
         main(fixed(run.parents[1]))
     assert contents(run) == before
 
@@ -238,7 +238,7 @@ def test_a_used_folder_is_continued_in(run, tmp_path):
 
 
 def test_a_folder_for_checkpoints_alone_is_refused_too(run, tmp_path):
-    with pytest.raises(ValueError, match=r"\.ckpt is another run's"):
+    with pytest.raises(SystemExit, match=r"\.ckpt is another run's"):
         main(fixed(tmp_path, f"--trainer.callbacks.dirpath={run / 'checkpoints'}"))
 
 

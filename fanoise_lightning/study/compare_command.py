@@ -6,9 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from fanoise_lightning._log import report
+from fanoise_lightning._user_errors import Parser
 from fanoise_lightning.callbacks._files import whole_file, write_json
 from fanoise_lightning.figures.forest import draw_forest
 from fanoise_lightning.study.comparison import compare
@@ -25,9 +26,10 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the command line; by default ``sys.argv[2:]``.
 
     Raises:
-        SystemExit: with the message of what cannot be compared.
+        ValueError: if the runs cannot be compared.
+        FileNotFoundError: if there are none.
     """
-    parser = ArgumentParser("fanoise compare", description="Compare arms with a baseline, paired by seed.")
+    parser = Parser("fanoise compare", description="Compare arms with a baseline, paired by seed.")
     parser.add_argument("runs", type=str, nargs="+", help="Folders of runs, or folders that contain them.")
     parser.add_argument("--baseline", type=str, required=True, help="An arm, or a pattern such as 'none*'.")
     parser.add_argument(
@@ -41,18 +43,15 @@ def main(args: Sequence[str] | None = None) -> None:
         "--output", type=str | None, default=None, help="A folder for Markdown, JSON, figure."
     )
     given = parser.parse_args(sys.argv[2:] if args is None else args)
-    try:
-        comparison = compare(
-            given.runs,
-            given.baseline,
-            by=given.by,
-            select=parse_seeds(given.select) if given.select else (),
-            confirm=parse_seeds(given.confirm) if given.confirm else (),
-            common_seeds=given.common_seeds,
-            any_version=given.any_version,
-        )
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"fanoise compare: {error}") from error
+    comparison = compare(
+        given.runs,
+        given.baseline,
+        by=given.by,
+        select=parse_seeds(given.select) if given.select else (),
+        confirm=parse_seeds(given.confirm) if given.confirm else (),
+        common_seeds=given.common_seeds,
+        any_version=given.any_version,
+    )
     console = Console()
     console.print(table(comparison), *notes(comparison), sep="\n")
     if given.output is not None:
@@ -63,3 +62,4 @@ def main(args: Sequence[str] | None = None) -> None:
         figure, _ = draw_forest(forest_rows(comparison), f"{comparison.by}, against {comparison.baseline!r}")
         with whole_file(folder / "comparison.png") as file:
             figure.savefig(file, format="png", dpi=150)
+        report(f"wrote to {folder}: comparison.json, comparison.md, comparison.png")

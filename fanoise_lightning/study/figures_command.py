@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
 from fanoise_lightning._checks import check_positive
+from fanoise_lightning._user_errors import Parser
 from fanoise_lightning.figures.spectra import noise_spectrum
 from fanoise_lightning.figures.training_curves import training_curves
 from fanoise_lightning.study.gallery import Gallery
@@ -28,9 +27,9 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the command line; by default ``sys.argv[2:]``.
 
     Raises:
-        SystemExit: with the message of why nothing can be drawn.
+        ValueError: if the source gives none of the figures.
     """
-    parser = ArgumentParser("fanoise figures", description="Draw the paper's figures from your runs.")
+    parser = Parser("fanoise figures", description="Draw the paper's figures from your runs.")
     parser.add_argument(
         "source", type=str, help="A study's folder, a run's, a spectrum.json or a checkpoint."
     )
@@ -47,10 +46,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--any_version", type=bool, default=False, help="Compare runs of any versions.")
     given = parser.parse_args(sys.argv[2:] if args is None else args)
     options = {name: getattr(given, name) for name in ("config", "alpha", "baseline", "any_version")}
-    try:
-        gallery = draw(Path(given.source), **options)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"fanoise figures: {error}") from error
+    gallery = draw(Path(given.source), **options)
     folder = Path(given.output)
     gallery.write(folder)
     for name in gallery.figures:
@@ -58,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> None:
     for line in (*gallery.notes, *(f"no {name}: {why}" for name, why in gallery.missing.items())):
         print(line)
     if not gallery.figures:
-        raise SystemExit(f"fanoise figures: {given.source} gives none of the figures")
+        raise ValueError(f"{given.source} gives none of the figures")
 
 
 def draw(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import io
-import re
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 
@@ -43,23 +41,11 @@ def fingerprints(study: Study) -> dict[tuple[str, str], str]:
 
 
 def _fingerprint(options: Sequence[str], owner: str) -> str:
-    config, errors = io.StringIO(), io.StringIO()
+    config = io.StringIO()
     try:
-        with redirect_stdout(config), redirect_stderr(errors):
+        with redirect_stdout(config), redirect_stderr(io.StringIO()):
             FANoiseCLI(["fit", *options, "--print_config"])
     except SystemExit as end:
         if end.code:
-            raise ValueError(f"{owner}: {_reason(errors.getvalue())}") from None
+            raise ValueError(f"{owner}: {str(end).removeprefix('fanoise: ')}") from None
     return hashlib.sha256(config.getvalue().encode()).hexdigest()
-
-
-def _reason(printed: str) -> str:
-    """What the parser printed, without its usage, and the option that is nearest to an unknown one."""
-    usage, found, reason = printed.partition("error: ")
-    if not found:
-        return printed.strip()
-    known = re.findall(r"\[--([\w.]+)", usage)
-    unknown = re.findall(r"--([\w.]+)", reason) if reason.startswith("unrecognized") else []
-    near = [match for name in unknown[:1] for match in difflib.get_close_matches(name, known, n=1)]
-    hint = f"; did you mean `{near[0]}`?" if near else ""
-    return f"{reason.strip()}{hint} (`fanoise fit --help` lists the options)"

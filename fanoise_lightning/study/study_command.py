@@ -6,8 +6,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from jsonargparse import ArgumentParser
-
+from fanoise_lightning._log import report
+from fanoise_lightning._user_errors import Parser
 from fanoise_lightning.study.launch import run_study
 from fanoise_lightning.study.plan import Study
 
@@ -21,9 +21,10 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the command line; by default ``sys.argv[2:]``.
 
     Raises:
-        SystemExit: if a run failed, or with the message of what cannot be run.
+        SystemExit: if a run failed, with how many.
+        ValueError: if the study cannot be run.
     """
-    parser = ArgumentParser("fanoise study", description="Run every arm of a study under every seed.")
+    parser = Parser("fanoise study", description="Run every arm of a study under every seed.")
     parser.add_argument("study", type=str, help="The study, a YAML file.")
     parser.add_argument(
         "--folder", type=str, required=True, help="Where the runs are kept; a study resumes there."
@@ -38,8 +39,6 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         study = Study.load(given.study)
         failed = run_study(study, given.folder, given.workers, given.cluster)
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"fanoise study: {error}") from error
     except KeyboardInterrupt:
         print("interrupted: run the study again to resume it", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
@@ -47,6 +46,7 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(
             f"{len(failed)} of {len(list(study.runs()))} runs failed; run the study again to retry them"
         )
+    report(f"wrote {len(list(study.runs()))} runs to {given.folder}")
     if study.baseline is not None:
         for regime in study.regimes or [""]:
             where = f"{given.folder}/{regime}".rstrip("/")

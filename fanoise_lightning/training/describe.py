@@ -7,13 +7,22 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from fanoise_lightning._lightning import INSTANTIATE_MODULE, INSTANTIATOR
 from fanoise_lightning._names import HOME
 from fanoise_lightning.training.trust import Described
 
-__all__ = ["describe", "describe_module", "public_path", "with_public_paths"]
+__all__ = [
+    "describe",
+    "describe_module",
+    "differences",
+    "not_kept",
+    "public_path",
+    "warn_of_lost_arguments",
+    "with_public_paths",
+]
 
 _PACKAGE = __name__.partition(".")[0]
 _PLAIN = (str, int, float, bool, type(None))
@@ -76,6 +85,63 @@ def describe_module(parts: Mapping[str, object]) -> dict[str, Any]:
         return {}
     known = {name: description for name, description in described.items() if description is not None}
     return {**known, INSTANTIATOR: INSTANTIATE_MODULE}
+
+
+def not_kept(obj: object) -> list[str]:
+    """The constructor arguments of an object that are not attributes, or not plain data.
+
+    Example:
+        >>> not_kept(nn.Linear(2, 3))
+        ['device', 'dtype']
+    """
+    if type(obj).__init__ is nn.Module.__init__:
+        return []
+    names = list(inspect.signature(type(obj).__init__).parameters)[1:]
+    kept = {name: getattr(obj, name) for name in names if hasattr(obj, name)}
+    return [name for name in names if name not in kept or not _is_plain(_described(kept[name]))]
+
+
+def warn_of_lost_arguments(parts: Mapping[str, object]) -> None:
+    """Warn of each part that a checkpoint will not describe, while it can still be changed."""
+    for name, part in parts.items():
+        if describe(part) is None:
+            lost = ", ".join(f"`{argument}`" for argument in not_kept(part))
+            why = (
+                f"it does not keep {lost} as plain attributes" if lost else "its class is local to a function"
+            )
+            rank_zero_warn(
+                f"checkpoints will not describe the {name} {type(part).__name__}: {why}. Keep each "
+                "constructor argument as an attribute of the same name, or pass "
+                f"`{name}=` to `load_from_checkpoint`"
+            )
+
+
+def differences(ours: Any, theirs: Any) -> str:
+    """How the description of an encoder differs from a checkpoint's, for a message; "" if it does not.
+
+    Args:
+        ours: ``{"class_path": ..., "init_args": {...}}``, or ``None``. An argument that is not given can be
+            anything.
+        theirs: the checkpoint's.
+
+    Example:
+        >>> ours = {"class_path": "a.B", "init_args": {"model": "x", "dim": 2}}
+        >>> differences(ours, {"class_path": "a.B", "init_args": {"model": "y", "dim": 2}})
+        "model='y' in the checkpoint, 'x' here"
+    """
+    if not (isinstance(ours, Mapping) and isinstance(theirs, Mapping)):
+        return ""
+    paths = [public_path(str(part.get("class_path"))) for part in (theirs, ours)]
+    if paths[0] != paths[1]:
+        return f"{paths[0]} in the checkpoint, {paths[1]} here"
+    there, here = (part.get("init_args") or {} for part in (theirs, ours))
+    changed = [name for name in here if name in there and _lists(here[name]) != _lists(there[name])]
+    return ", ".join(f"{name}={there[name]!r} in the checkpoint, {here[name]!r} here" for name in changed)
+
+
+def _lists(value: Any) -> Any:
+    """A value with lists for tuples, as YAML keeps it."""
+    return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def public_path(path: str) -> str:

@@ -22,6 +22,8 @@ __all__ = [
     "allowed_paths",
     "check_arguments",
     "described_arguments",
+    "import_class",
+    "is_under",
     "named_classes",
     "own_arguments",
 ]
@@ -107,7 +109,7 @@ def described_arguments(
     for name, factory in factories.items():
         described = factory.description
         path = described.get("class_path") if isinstance(described, Mapping) else described
-        if not (isinstance(path, str) and _is_under(path, (*_PACKAGES, *allow))):
+        if not (isinstance(path, str) and is_under(path, (*_PACKAGES, *allow))):
             rank_zero_warn(
                 f"the checkpoint's `{name}` is {path!r}, which is not built without asking. The module "
                 f"is loaded without it; to train it again, pass `allow=[...]` or `{name}=...`"
@@ -236,22 +238,22 @@ class _Check:
         """The class at a path that is allowed; the class itself must be allowed too, wherever it is from."""
         if not (isinstance(path, str) and "." in path and all(map(str.isidentifier, path.split(".")))):
             _refuse(place, f"{path!r} is not the dotted path of a class")
-        if not _is_under(path, (*_PACKAGES, *self.allow)):
+        if not is_under(path, (*_PACKAGES, *self.allow)):
             _refuse_class(place, path, path)
-        cls = _import(path)
+        cls = import_class(path)
         if cls is None:
             _refuse(place, f"{path!r} is not a class")
         home = f"{cls.__module__}.{cls.__qualname__}"  # a module also has the names that it imports
-        if path in self.allow or _is_under(home, self.allow):
+        if path in self.allow or is_under(home, self.allow):
             return cls
-        if not _is_under(home, _PACKAGES):
+        if not is_under(home, _PACKAGES):
             _refuse_class(place, path, home)
         if not issubclass(cls, KINDS):
             _refuse(place, f"{path!r} is not a module, optimiser or schedule")
         return cls
 
 
-def _import(path: str) -> type | None:
+def import_class(path: str) -> type | None:
     """A class of a module, or one nested in it, but nothing in a module that this module imports."""
     names = path.split(".")
     size = len(names) - 1
@@ -260,7 +262,7 @@ def _import(path: str) -> type | None:
             found: Any = import_module(".".join(names[:size]))
             break
         except ModuleNotFoundError as error:
-            if size == 1 or error.name is None or not _is_under(path, [error.name]):
+            if size == 1 or error.name is None or not is_under(path, [error.name]):
                 raise
             size -= 1
     for name in names[size:]:
@@ -270,7 +272,8 @@ def _import(path: str) -> type | None:
     return found
 
 
-def _is_under(path: str, roots: Iterable[str]) -> bool:
+def is_under(path: str, roots: Iterable[str]) -> bool:
+    """Whether a dotted path is one of `roots`, or in one."""
     return any(path == root or path.startswith(f"{root}.") for root in roots)
 
 

@@ -157,7 +157,7 @@ def test_a_run_that_was_interrupted_did_not_fail(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(study, tmp_path):
     (tmp_path / "runs").write_text("a file")
-    with pytest.raises(SystemExit, match=r"fanoise study: .*runs"):
+    with pytest.raises(SystemExit, match=r"fanoise: .*runs"):
         main(["study", str(study), f"--folder={tmp_path / 'runs'}"])
 
 
@@ -194,7 +194,7 @@ def test_an_error_with_brackets_is_printed_as_it_is(study, tmp_path, monkeypatch
 )
 def test_the_command_names_what_cannot_be_run(study, tmp_path, options, message):
     path = options or [str(study)]
-    with pytest.raises(SystemExit, match=f"fanoise study: .*{message}"):
+    with pytest.raises(SystemExit, match=f"fanoise: .*{message}"):
         main(["study", *path, f"--folder={tmp_path / 'runs'}", "--workers=0"])
 
 

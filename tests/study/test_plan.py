@@ -152,7 +152,7 @@ def test_each_configuration_has_a_fingerprint_of_its_own(tmp_path):
         ("{noise.alpha: 0.0}", r"the arms 'none' and 'noise 0.5' are alike in regime 'short'"),
         (
             "{noise.alfa: 1}",
-            r"^arm 'noise 0.5' in regime 'short': unrecognized.*alfa=1; did you mean `noise.alpha`",
+            r"^arm 'noise 0.5' in regime 'short': unrecognized.*alfa=1; did you mean `--noise.alpha`",
         ),
         ("{noise.scaling: cubic}", r"arm 'noise 0.5' in regime 'short': .*cubic"),
     ],

@@ -151,10 +151,11 @@ def main(args: Sequence[str]) -> None:
     from jsonargparse import auto_cli
     from rich.console import Console
 
-    try:
-        checks = auto_cli(download, args=list(args), as_positional=False, prog="fanoise data")
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"fanoise data: {error}") from None
+    from fanoise_lightning._user_errors import Parser
+
+    checks = auto_cli(
+        download, args=list(args), as_positional=False, prog="fanoise data", parser_class=Parser
+    )
     console = Console()
     console.print(as_table(checks))
     for check in checks:

@@ -1,0 +1,197 @@
+"""The ``fanoise`` command as people meet it: its help, its errors, and what it says at the end."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from torch import nn
+
+from fanoise_lightning import ContrastiveModule, Encoder
+from fanoise_lightning import __main__ as command
+from fanoise_lightning._user_errors import is_users, one_line
+from fanoise_lightning._version import __version__
+from fanoise_lightning.cli import FANoiseCLI
+from fanoise_lightning.command_parser import RECIPE
+from fanoise_lightning.training.describe import differences
+from fanoise_lightning.training.devices import check_devices
+
+main = command.main
+EMOJI = Path(__file__).parents[1] / "examples" / "configs" / "emoji.yaml"
+
+
+@pytest.fixture(autouse=True)
+def no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["fanoise"])  # Lightning warns of pytest's
+
+
+def printed(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as end:
+        main(args)
+    assert not end.value.code
+    return capsys.readouterr().out
+
+
+def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The only line of a command that ends with code 2."""
+    with pytest.raises(SystemExit) as end:
+        main(args)
+    assert end.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.endswith("Seed set to 42")]
+    assert line.startswith("fanoise: ")
+    return line
+
+
+def test_the_help_lists_every_command_lightnings_too(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    out = capsys.readouterr().out
+    for name in {*FANoiseCLI.subcommands(), "data", "study", "compare", "figures"}:
+        assert f"\n  {name} " in out
+    main(["--version"])
+    assert capsys.readouterr().out == f"fanoise {__version__}\n"
+
+
+def test_the_help_of_fit_is_short_and_complete(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = printed(["fit", "--help"], capsys)
+    assert len(out.splitlines()) < 300
+    assert "torch.nn.Linear" not in out
+    for word in ("InfoNCE", "SigmoidLoss", "--noise.alpha", "--ckpt_path", "detect_anomaly", "max_steps"):
+        assert word in out
+
+
+def test_a_recipe_is_printed_where_no_config_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert yaml.safe_load(RECIPE.read_text()) == yaml.safe_load(EMOJI.read_text())  # which trains in test_cli
+    recipe = yaml.safe_load(printed(["fit", "--print_config"], capsys))
+    assert recipe["model"]["encoder"]["init_args"]["model"] == "emoji-resnet"
+    assert recipe["data"]["init_args"]["root"] == "emoji"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["fti"], "unknown command `fti`; did you mean `fit`"),
+        (["fit", f"--config={EMOJI}", "--noise.alhpa=1"], "did you mean `--noise.alpha`"),
+        (
+            ["fit", f"--config={EMOJI}", "--data.batch_sise=3"],
+            "no argument `batch_sise`; did you mean `batch_size`",
+        ),
+        (["fit", f"--config={EMOJI}", "--noise.scaling=cubic"], "`noise.scaling`: .*sublinear.*got cubic"),
+        (["fit"], "`model.encoder` and `data` missing: pass `--config`"),
+        (["validate", "--ckpt_path=none.ckpt"], "there is no file none.ckpt"),
+        (["compare", "none", "--baseline=x"], "none"),
+    ],
+)
+def test_a_users_error_is_one_line(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(args, capsys)
+    assert re.search(message, line), line
+
+
+def a_module(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "import_module", lambda name: SimpleNamespace(main=act))
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    a_module(lambda rest: int("a"), monkeypatch)
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["data"])
+
+
+def test_with_debug_a_users_error_does_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FANOISE_DEBUG", "1")
+    with pytest.raises(FileNotFoundError):
+        main(["study", "none.yaml", "--folder=x"])
+
+
+def test_what_a_raise_of_this_package_says_is_the_users_to_put_right() -> None:
+    for call, users in (
+        (lambda: check_devices("cuda", 10**6), True),
+        (lambda: check_devices(None, {}[0]), False),
+    ):
+        with pytest.raises((ValueError, KeyError)) as caught:
+            call()
+        assert is_users(caught.value) is users
+
+
+def test_the_error_of_a_worker_is_its_message() -> None:
+    source = Path(command.__file__).with_name("pixels.py")
+    text = (
+        "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        '  File "/x.py", line 1, in f\n    g()\n'
+        f'  File "{source}", line 3, in g\n    raise ValueError(text)\nValueError: row 3 is broken'
+    )
+    error = ValueError(text)
+    assert is_users(error)
+    assert one_line(error) == "row 3 is broken"
+    assert not is_users(ValueError(text.replace(str(source), "/x.py")))
+    assert not is_users(ValueError(text.replace("    raise", "    int")))
+
+
+def test_the_working_directory_can_be_imported_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    main(["--version"])
+    assert sys.path[-1] == str(tmp_path)
+
+
+def test_a_recipe_for_gpus_is_refused_before_anything_is_built(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr(FANoiseCLI, "instantiate_classes", lambda cli: pytest.fail("it was built"))
+    line = refused(["fit", f"--config={EMOJI}", "--trainer.accelerator=cuda"], capsys)
+    assert "no GPU on this machine" in line
+
+
+def test_differences_of_encoders_are_named() -> None:
+    ours = {"class_path": "fanoise_lightning.OpenClipEncoder", "init_args": {"model": "a", "size": (1, 2)}}
+    theirs = {"class_path": "fanoise_lightning.OpenClipEncoder", "init_args": {"model": "b", "size": [1, 2]}}
+    assert differences(ours, ours) == ""
+    assert differences(ours, theirs) == "model='b' in the checkpoint, 'a' here"
+    assert differences(ours, {**theirs, "class_path": "x.Y"}).startswith("x.Y in the checkpoint")
+
+
+def test_a_checkpoint_alone_is_validated_and_runs_say_what_they_wrote(tmp_path: Path) -> None:
+    small = ["--data.eval_subsets=[renderer]", "--data.num_workers=0", "--data.batch_size=16"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    steps = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--trainer.accelerator=cpu"]
+
+    def run(*args: str) -> str:
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(
+            [sys.executable, "-m", "fanoise_lightning", *args, *quiet],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=250,
+        )
+        return done.stderr
+
+    said = run("fit", f"--config={RECIPE}", *small, *steps)
+    assert "wrote to runs/emoji/version_0/checkpoints: " in said
+    said = run(
+        "validate", "--ckpt_path=runs/emoji/version_0/checkpoints/last.ckpt", "--trainer.accelerator=cpu"
+    )
+    assert "scores.json" in said.splitlines()[-1]
+
+
+class Forgetful(Encoder):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.Linear(width, width)
+
+
+def test_an_encoder_that_does_not_keep_its_arguments_is_warned_of_when_it_is_built() -> None:
+    with pytest.warns(UserWarning, match="not describe the encoder Forgetful: it does not keep `width`"):
+        ContrastiveModule(Forgetful(3))
