@@ -241,5 +241,5 @@ def test_a_checkpoint_cannot_ask_for_remote_code(tiny_clip, tmp_path, monkeypatc
         ContrastiveModule.load_from_checkpoint(path, trust_remote_code=True)
     config = Path(__file__).parents[1] / "examples" / "configs" / "emoji.yaml"
     monkeypatch.setattr("sys.argv", ["fanoise"])
-    with pytest.raises(ValueError, match=r"evil\.ckpt asks to run the Python code"):
+    with pytest.raises(SystemExit, match=r"evil\.ckpt asks to run the Python code"):
         main(["validate", f"--config={config}", f"--ckpt_path={path}"])

@@ -52,7 +52,7 @@ def data(tmp_path: Path) -> PairDataModule:
     train = pairs(tmp_path / "train.jsonl", [(200, 200), (210, 210), (220, 220), (230, 230)])
     val = pairs(tmp_path / "val.jsonl", [(0, 1), (0, 40), (30, 20), (31, 32), (14, 14)])
     options = {"num_candidates": None, "batch_size": 4, "num_workers": 0}
-    return PairDataModule(train, val_path=val, **options)
+    return PairDataModule(train, val=val, **options)
 
 
 def run(module: ContrastiveModule, data: PairDataModule, folder: Path) -> tuple[dict, str]:
