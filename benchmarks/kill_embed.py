@@ -4,8 +4,8 @@
 
 A catalogue of texts and pictures, one of them broken, in shards of 8 rows, through a tiny encoder. Each
 folder is begun in a process of its own, and SIGKILL ends it and its workers at a random moment after its
-first file is there; every third is killed twice. Then the same is run to its end, and every file is compared with
-those of the run that nothing interrupted.
+first file is there; every third is killed twice. Then the same is run to its end, and every file is compared
+with those of the run that nothing interrupted.
 """
 
 from __future__ import annotations

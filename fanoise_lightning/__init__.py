@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from fanoise_lightning.module import ContrastiveModule
     from fanoise_lightning.noise import feature_noise
     from fanoise_lightning.sample import Pair, Sample
+    from fanoise_lightning.search.embed import embed
+    from fanoise_lightning.search.folder import EmbeddingFolder
     from fanoise_lightning.spectrum import effective_rank, singular_values
     from fanoise_lightning.training.checkpoints import AtomicCheckpointIO
     from fanoise_lightning.training.schedules import LinearWarmup
@@ -40,6 +42,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "CachedFeatures",
     "ContrastiveModule",
+    "EmbeddingFolder",
     "EmbeddingWriter",
     "Encoder",
     "ExactResume",
@@ -63,6 +66,7 @@ __all__ = [
     "VisionLanguageEncoder",
     "__version__",
     "effective_rank",
+    "embed",
     "feature_noise",
     "singular_values",
 ]

@@ -9,6 +9,7 @@ HOME = {
     "AtomicCheckpointIO": "training.checkpoints",
     "CachedFeatures": "encoders",
     "ContrastiveModule": "module",
+    "EmbeddingFolder": "search.folder",
     "EmbeddingWriter": "callbacks",
     "Encoder": "encoders",
     "ExactResume": "callbacks",
@@ -31,6 +32,7 @@ HOME = {
     "TwoTowerEncoder": "encoders",
     "VisionLanguageEncoder": "encoders",
     "effective_rank": "spectrum",
+    "embed": "search.embed",
     "feature_noise": "noise",
     "singular_values": "spectrum",
 }
