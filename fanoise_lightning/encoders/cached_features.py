@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import blake2b
-from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL.Image import linear_gradient, merge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fanoise_lightning._checks import check_at_least
 from fanoise_lightning.encoders.base import Encoder
 from fanoise_lightning.encoders.feature_store import KEY_BYTES, FeatureStore
+from fanoise_lightning.encoders.fingerprint import fingerprint
 from fanoise_lightning.encoders.heads import Head, make_head
 from fanoise_lightning.encoders.pretrained import PretrainedEncoder
 from fanoise_lightning.encoders.towers import (
@@ -98,15 +96,7 @@ class CachedFeatures(PretrainedEncoder):
 
     def fingerprint(self) -> str:
         """32 hexadecimal digits: the encoder's weights and options, and its inputs of a text and an image."""
-        digest = blake2b(type(self.encoder).__name__.encode(), digest_size=16)
-        probe = self.encoder.collate([Sample("a red apple", merge("RGB", [linear_gradient("L")] * 3))])
-        for part in (self.encoder.state_dict(), probe):
-            for name, value in sorted(part.items()):
-                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-                digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        for name, module in self.encoder.named_modules():
-            digest.update(f"{name} {_options(module)}".encode())
-        return digest.hexdigest()
+        return fingerprint(self.encoder)
 
     def forward(self, rows: Tensor, **batch: Tensor) -> Tensor:  # type: ignore[override]
         """Embed a collated batch of B samples.
@@ -153,22 +143,6 @@ class CachedFeatures(PretrainedEncoder):
 
     def add_row(self, batch: dict[str, Tensor], parts: tuple[bool, ...]) -> dict[str, Tensor]:
         raise NotImplementedError("CachedFeatures trains small heads: use DDP, there is nothing to shard")
-
-
-def _options(module: nn.Module) -> list[tuple[str, Any]]:
-    """Arguments that a module keeps, such as the pooling: with other ones, its features are others."""
-    known = signature(type(module)).parameters
-    kept = sorted((name, value) for name, value in vars(module).items() if name in known)
-    return [(name, value) for name, value in kept if _is_plain(value)]
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether the text of a value is the same in every process."""
-    if isinstance(value, dict):
-        return all(_is_plain(part) for item in value.items() for part in item)
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, str | int | float | torch.dtype)
 
 
 def _forget_collate(module: nn.Module, incompatible: Any) -> None:
