@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-import unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from lightning.fabric.utilities.rank_zero import rank_zero_warn
 
 from fanoise_lightning.data.images.archives import Archive
 from fanoise_lightning.data.images.decode import ImageError, check_size
-from fanoise_lightning.data.rows.paths import LEAVES_ROOT, ambiguous, folded, same_letters
+from fanoise_lightning.data.rows.paths import ABSOLUTE, CLIMBS, LEAVES_ROOT, ambiguous, folded, same_letters
 
 __all__ = ["ImageRoot", "archive_names", "first_paths"]
+
+SAMPLE = 1000  # paths that are looked for before the first batch
 
 # the X of `images/X/rest` and of `X/rest`: an archive may be named after it
 _GROUP = r"^(?:images/)?(?:([^/]*)/)?.*$"
@@ -58,6 +61,7 @@ class ImageRoot:
         path: a folder or a zip archive; ``~`` is the user's home.
         fetch: for messages: the command that fetches an archive of the folder, with ``{archive}`` for its
             name.
+        absolute: whether absolute paths are followed, anywhere on this machine.
 
     Raises:
         FileNotFoundError: if `path` is neither.
@@ -67,8 +71,8 @@ class ImageRoot:
         >>> ImageStore(ImageRoot("MMEB-train")).open("images/A-OKVQA/Train/1.jpg")  # doctest: +SKIP
     """
 
-    def __init__(self, path: str | Path, fetch: str = "") -> None:
-        self.path, self.fetch = Path(path).expanduser().resolve(), fetch
+    def __init__(self, path: str | Path, fetch: str = "", absolute: bool = False) -> None:
+        self.path, self.fetch, self.absolute = Path(path).expanduser().resolve(), fetch, absolute
         self._archives: dict[str, Archive | None] = {}
         self._is_folder = self.path.is_dir()
         if not self._is_folder:
@@ -89,7 +93,8 @@ class ImageRoot:
             FileNotFoundError: if the images are neither unpacked nor in an archive.
             ValueError: if an archive cannot be read.
         """
-        for number, (group, path) in enumerate(first_paths(paths).items()):
+        relative = paths.filter(pc.invert(pc.match_substring_regex(paths, ABSOLUTE)))
+        for number, (group, path) in enumerate(first_paths(relative).items()):
             is_there = self._file(path) or self._needed(path) or self._has_folder(group) or path in self
             if number == 0 and not is_there:  # later ones may be stray paths, which count as broken images
                 raise FileNotFoundError(
@@ -97,8 +102,32 @@ class ImageRoot:
                     + self._missing(path)
                 )
 
+    def check_sample(self, paths: pa.Array, subset: str) -> None:
+        """Look for some of the `paths`, evenly spread, before the first batch does.
+
+        Raises:
+            FileNotFoundError: if there is none of them.
+        """
+        chosen = paths.take(pa.array(np.unique(np.linspace(0, len(paths) - 1, SAMPLE).astype(int))))
+        chosen = chosen.to_pylist() if len(paths) else []
+        missing = [path for path in chosen if path not in self]
+        if not missing:
+            return
+        some = "" if len(chosen) == len(paths) else f"a sample of {len(chosen)} of "
+        found = (
+            f"`{subset}`: {len(chosen) - len(missing)} of {some}{len(paths)} pictures found under "
+            f"`{self.path}`; the first that is missing: `{missing[0]}`"
+        )
+        if re.match("[a-z]+://", missing[0]):
+            raise FileNotFoundError(f"{found}; addresses are not opened: download the pictures first")
+        if len(missing) == len(chosen):
+            raise FileNotFoundError(f"{found}; pass the folder that they are relative to as `image_root`")
+        rank_zero_warn(found)
+
     def __contains__(self, path: str) -> bool:
-        path = _checked(path)
+        path = self._checked(path)
+        if self._is_absolute(path):
+            return self._absolute(path) is not None
         return any(find(path) is not None for find in (self._file, self._member, self._similar))
 
     def read(self, path: str) -> bytes:
@@ -109,7 +138,11 @@ class ImageRoot:
                 or cannot be read.
             ValueError: if an archive that was not prepared cannot be read.
         """
-        path = _checked(path)
+        path = self._checked(path)
+        if self._is_absolute(path):
+            if (found := self._absolute(path)) is None:
+                raise ImageError("no such file")
+            return _read_file(Path(found).resolve().parent, found)
         if (file := self._file(path)) is not None:
             return _read_file(*file)
         if (member := self._member(path)) is not None:
@@ -124,13 +157,25 @@ class ImageRoot:
             raise ImageError(f"no such file, unpacked or in {found}")
         raise ImageError(f"no such file, {self._missing(path)}")
 
+    def _checked(self, path: str) -> str:
+        if re.search(CLIMBS if self.absolute else LEAVES_ROOT, path):
+            raise ImageError("the path leaves the image root")
+        return posixpath.normpath(path)
+
+    def _is_absolute(self, path: str) -> bool:
+        return self.absolute and re.match(ABSOLUTE, path) is not None
+
+    def _absolute(self, path: str) -> str | None:
+        """The file at an absolute path; rows are in NFC, macOS's files in NFD."""
+        return next((name for form in ("NFC", "NFD") if os.path.isfile(name := normalize(form, path))), None)
+
     def _file(self, path: str) -> tuple[Path, str] | None:
         """The folder that the path must not leave, and the file, if there is one with exactly this name."""
         if not self._is_folder:
             return None
         names = _spellings(path)
         if not path.isascii():  # rows are in NFC: find files in macOS's NFD without listing their folder
-            names += _spellings(unicodedata.normalize("NFD", path))
+            names += _spellings(normalize("NFD", path))
         for name in names:
             base, rest = self._base(name)
             if os.path.isfile(file := os.path.join(base, rest)):
@@ -208,12 +253,6 @@ class ImageRoot:
 
     def _command(self, name: str) -> str:
         return f": `{self.fetch.replace('{archive}', name)}`" if self.fetch else ""
-
-
-def _checked(path: str) -> str:
-    if re.search(LEAVES_ROOT, path):
-        raise ImageError("the path leaves the image root")
-    return posixpath.normpath(path)
 
 
 def _spellings(path: str) -> tuple[str, ...]:

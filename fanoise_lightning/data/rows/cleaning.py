@@ -8,8 +8,8 @@ import pyarrow.compute as pc
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 
-from fanoise_lightning.data.rows.columns import TEXT, where
-from fanoise_lightning.data.rows.paths import LEAVES_ROOT
+from fanoise_lightning.data.rows.columns import TEXT, nothing, where
+from fanoise_lightning.data.rows.paths import CLIMBS, LEAVES_ROOT
 from fanoise_lightning.data.rows.references import References, spell_paths
 from fanoise_lightning.sample import IMAGE_PLACEHOLDER
 
@@ -24,44 +24,52 @@ class Cleaner:
     Args:
         subset: its name, for messages.
         table: with the columns ``file`` and ``row``, see `with_origin`.
+        absolute: whether absolute paths of images are allowed.
 
     Attributes:
         strays: how many texts of each column mention an image that the row does not have.
     """
 
-    def __init__(self, subset: str, table: pa.Table) -> None:
+    def __init__(self, subset: str, table: pa.Table, absolute: bool = False) -> None:
         self.subset, self.table = subset, table
+        self._leaves_root = CLIMBS if absolute else LEAVES_ROOT
         self.strays: dict[str, int] = {}
 
-    def references(self, text: str, image: str, *, blind: bool = False) -> References:
+    def references(self, text: str | None, image: str | None, *, blind: bool = False) -> References:
         """The references of a text and a path column, flat where these hold lists.
 
         Args:
-            text: the name of the text column.
-            image: the name of the path column.
+            text: the name of the text column, ``None`` for no texts.
+            image: the name of the path column, ``None`` for no images.
             blind: drop the images.
 
         Raises:
             ValueError: for lists of unequal lengths, or a path that leaves the image root; names the row.
         """
-        texts, written = self.table[text].combine_chunks(), self.table[image].combine_chunks()
+        texts, written = self._column(text), self._column(image)
         row_of = np.arange(len(texts))
-        if pa.types.is_large_list(texts.type):
+        if text and image and pa.types.is_large_list(texts.type):
             row_of = np.repeat(row_of, self._lengths(text, image))
             texts, written = pc.list_flatten(texts), pc.list_flatten(written)
         paths = spell_paths(written)
         # the spelling too: a drive letter can come to the front, as in `./C:`
-        leaves = pc.or_(*(pc.match_substring_regex(each, LEAVES_ROOT) for each in (written, paths)))
+        leaves = pc.or_(*(pc.match_substring_regex(each, self._leaves_root) for each in (written, paths)))
         if (bad := pc.index(leaves, True).as_py()) >= 0:
             raise ValueError(
                 f"{self.where(row_of[bad])}: the path {written[bad].as_py()!r} in `{image}` leaves the "
                 "image root; give paths relative to it, without `..`"
             )
-        stray = pc.and_(pc.match_substring_regex(texts, PLACEHOLDER), pc.equal(paths, ""))
-        self.strays[text] = pc.sum(stray, min_count=0).as_py()
+        if text:
+            stray = pc.and_(pc.match_substring_regex(texts, PLACEHOLDER), pc.equal(paths, ""))
+            self.strays[text] = pc.sum(stray, min_count=0).as_py()
         if blind:
             paths = pa.array([""] * len(paths), TEXT)
         return References(pc.replace_substring_regex(texts, PLACEHOLDER, ""), paths)
+
+    def _column(self, name: str | None) -> pa.Array:
+        if name is None:
+            return nothing("text", len(self.table))
+        return self.table[name].combine_chunks()
 
     def _lengths(self, text: str, image: str) -> NDArray[np.int64]:
         """How many entries each row has in both of two list columns."""

@@ -8,15 +8,47 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-__all__ = ["LIST", "TEXT", "Columns", "Kind", "check_columns", "is_lines", "place", "where", "with_origin"]
+__all__ = [
+    "LIST",
+    "SINGLE",
+    "TEXT",
+    "Columns",
+    "Kind",
+    "as_lists",
+    "check_columns",
+    "is_lines",
+    "nothing",
+    "place",
+    "where",
+    "with_origin",
+]
 
-# optional: the column may be missing, and holds single values or lists
-Kind = Literal["text", "texts", "optional texts", "image", "images", "optional images"]
+# optional: the column may be missing; an optional list may be a single value; an id may be a whole number
+Kind = Literal[
+    "id",
+    "text",
+    "optional text",
+    "texts",
+    "optional texts",
+    "image",
+    "optional image",
+    "images",
+    "optional images",
+]
 Columns = Mapping[str, Kind]
+
+SINGLE: tuple[Kind, ...] = ("id", "text", "optional text", "image", "optional image")  # no lists
 
 TEXT = pa.large_string()
 LIST = pa.large_list(TEXT)
+
+
+def as_lists(lengths: pa.Array, values: pa.Array) -> pa.Array:
+    """A list column from the length of each list and the values of all lists, flat."""
+    ends = pc.cumulative_sum(lengths.cast("int64"))
+    return pa.LargeListArray.from_arrays(pa.concat_arrays([pa.array([0], pa.int64()), ends]), values)
 
 
 def check_columns(names: Sequence[str], columns: Columns, file: str | Path) -> None:
@@ -30,6 +62,13 @@ def check_columns(names: Sequence[str], columns: Columns, file: str | Path) -> N
             raise ValueError(f"`{file}`: column `{name}` is missing; the file has {', '.join(names)}")
         if names.count(name) > 1:
             raise ValueError(f"`{file}`: column `{name}` appears {names.count(name)} times; keep one")
+
+
+def nothing(kind: Kind, size: int) -> pa.Array:
+    """A column in which each row has no text, or no image; an empty list, where lists are wanted."""
+    if kind in SINGLE:
+        return pa.repeat(pa.scalar("", TEXT), size)
+    return pa.LargeListArray.from_arrays(pa.array(np.zeros(size + 1, np.int64)), pa.array([], TEXT))
 
 
 def where(table: pa.Table, index: int) -> str:

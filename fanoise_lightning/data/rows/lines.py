@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,8 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json as arrow_json
 
-from fanoise_lightning.data.rows.columns import LIST, TEXT, Columns, Kind, place, with_origin
+from fanoise_lightning.data.rows.columns import (
+    LIST,
+    SINGLE,
+    TEXT,
+    Columns,
+    Kind,
+    as_lists,
+    nothing,
+    place,
+    with_origin,
+)
 
 __all__ = ["open_lines", "read_lines"]
 
@@ -61,6 +74,8 @@ def open_lines(file: Path) -> Iterator[Iterable[bytes]]:
 
 def _parse_lines(lines: Sequence[tuple[int, bytes]], file: Path, columns: Columns) -> pa.Table:
     numbers = [number for number, _ in lines]
+    if (table := _parse_fast([line for _, line in lines], columns)) is not None:
+        return with_origin(table, file, numbers)
     values: dict[str, list[Any]] = {name: [] for name in columns}
     for number, line in lines:
         try:
@@ -79,7 +94,7 @@ def _parse_lines(lines: Sequence[tuple[int, bytes]], file: Path, columns: Column
     arrays: dict[str, pa.Array] = {}
     for name, kind in columns.items():
         try:
-            arrays[name] = pa.array(values[name], TEXT if kind in ("text", "image") else LIST)
+            arrays[name] = pa.array(values[name], TEXT if kind in SINGLE else LIST)
         except UnicodeEncodeError:
             number = next(number for number, value in zip(numbers, values[name]) if not _is_unicode(value))
             raise ValueError(
@@ -87,6 +102,40 @@ def _parse_lines(lines: Sequence[tuple[int, bytes]], file: Path, columns: Column
                 r"character: repair the `\ud...` escape"
             ) from None
     return with_origin(pa.table(arrays), file, numbers)
+
+
+def _parse_fast(lines: Sequence[bytes], columns: Columns) -> pa.Table | None:
+    """The rows by Arrow, ``None`` if it cannot read them, or might take a wrong row for a right one."""
+    data = b"".join(line if line.endswith(b"\n") else line + b"\n" for line in lines)
+    present = {name: kind for name, kind in columns.items() if data.count(json.dumps(name).encode())}
+    types = {name: TEXT if kind in SINGLE else LIST for name, kind in present.items()}
+    parse = arrow_json.ParseOptions(explicit_schema=pa.schema(types), unexpected_field_behavior="ignore")
+    read = arrow_json.ReadOptions(use_threads=False, block_size=len(data) + 1)
+    try:
+        table = arrow_json.read_json(io.BytesIO(data), read_options=read, parse_options=parse)
+        table.validate(full=True)
+    except (pa.ArrowException, UnicodeDecodeError):
+        return None
+    if len(table) != len(lines):
+        return None
+    arrays: dict[str, pa.Array] = {}
+    for name, kind in columns.items():
+        strict = not kind.startswith("optional")
+        if name not in present:
+            if strict:
+                return None
+            arrays[name] = nothing(kind, len(lines))
+            continue
+        column = table[name].combine_chunks()
+        # Arrow takes a missing column for a null
+        if strict and column.null_count and data.count(json.dumps(name).encode()) < len(lines):
+            return None
+        if kind not in SINGLE:
+            if pc.list_flatten(column).null_count:
+                return None
+            column = as_lists(pc.fill_null(pc.list_value_length(column), 0), pc.list_flatten(column))
+        arrays[name] = pc.fill_null(column, "") if kind in SINGLE else column
+    return pa.table(arrays)
 
 
 def _is_unicode(value: str | list[str]) -> bool:
@@ -101,7 +150,9 @@ def _checked(record: dict[str, Any], name: str, kind: Kind) -> str | list[str]:
     if name not in record and not kind.startswith("optional"):
         raise ValueError(f"column `{name}` is missing; the row has {_names(record)}")
     value = record.get(name)
-    if kind in ("text", "image"):
+    if kind == "id" and type(value) is int:
+        return str(value)
+    if kind in SINGLE:
         if value is None or isinstance(value, str):
             return value or ""
         raise ValueError(f"column `{name}` must hold text, got {value!r}")

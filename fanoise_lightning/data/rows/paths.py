@@ -6,10 +6,12 @@ import posixpath
 import unicodedata
 from collections.abc import Collection, Iterable
 
-__all__ = ["LEAVES_ROOT", "ambiguous", "folded", "same_letters", "spelled"]
+__all__ = ["ABSOLUTE", "CLIMBS", "LEAVES_ROOT", "ambiguous", "folded", "same_letters", "spelled"]
 
 # absolute, a drive letter, or a `..` between separators of either kind; RE2 and `re` both read it
-LEAVES_ROOT = r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)|\x00"
+CLIMBS = r"(^|[/\\])\.\.([/\\]|$)|\x00"
+ABSOLUTE = r"^[/\\]|^[A-Za-z]:"
+LEAVES_ROOT = rf"{ABSOLUTE}|{CLIMBS}"
 
 
 def folded(path: str) -> str:

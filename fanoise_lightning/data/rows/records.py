@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fanoise_lightning.data.rows.cleaning import Cleaner
-from fanoise_lightning.data.rows.columns import LIST, Columns, where
+from fanoise_lightning.data.rows.columns import LIST, Columns, as_lists, where
 from fanoise_lightning.data.rows.embedded import EmbeddedImages
 from fanoise_lightning.data.rows.references import (
     Reference,
@@ -21,7 +21,7 @@ from fanoise_lightning.data.rows.references import (
     unique_paths,
     unique_references,
 )
-from fanoise_lightning.data.rows.tables import as_lists, read_table
+from fanoise_lightning.data.rows.tables import read_table
 from fanoise_lightning.subset import Subset
 
 __all__ = ["EvalRows", "TrainRows", "pad_candidates", "read_eval", "read_train", "train_rows"]

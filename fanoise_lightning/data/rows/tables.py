@@ -17,28 +17,33 @@ import pyarrow.parquet as pq
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
 
 from fanoise_lightning.data.rows.columns import (
-    LIST,
+    SINGLE,
     TEXT,
     Columns,
     Kind,
+    as_lists,
     check_columns,
     is_lines,
+    nothing,
     where,
     with_origin,
 )
 from fanoise_lightning.data.rows.embedded import EmbeddedImages, KeyedBytes, holds_images, to_keys
 from fanoise_lightning.data.rows.lines import read_lines
 
-__all__ = ["as_lists", "convert", "find_subsets", "read_table", "reading_parquet", "subset_name"]
+__all__ = ["convert", "find_subsets", "is_text", "read_table", "reading_parquet", "subset_name"]
 
 SHARDS = "[!.]*.parquet"  # not the ._a.parquet that macOS writes
 LINES = 10_000  # lines of a JSON-lines file that are Python objects at a time
 
 _EXPECTED: Mapping[Kind, str] = {
+    "id": "texts or whole numbers",
     "text": "text",
+    "optional text": "text",
     "texts": "lists of texts",
     "optional texts": "texts or lists of texts",
     "image": "paths or images (bytes, or a struct of bytes and path)",
+    "optional image": "paths or images (bytes, or a struct of bytes and path)",
     "images": "lists of paths or images (bytes, or a struct of bytes and path)",
     "optional images": "paths, images (bytes, or a struct of bytes and path), or lists of them",
 }
@@ -162,7 +167,7 @@ def convert(table: pa.Table, columns: Columns, images: list[KeyedBytes]) -> pa.T
     result: dict[str, pa.Array] = {}
     for name, kind in columns.items():
         if name not in table.column_names:
-            result[name] = pa.array([[]] * len(table), LIST)
+            result[name] = nothing(kind, len(table))
             continue
         column = table[name]
         if not _is_kind(column.type, kind):
@@ -188,13 +193,14 @@ def _find_broken(table: pa.Table, name: str) -> str:
     return f"`{table['file'][0].as_py()}`"
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds texts, or nothing."""
     return (
         pa.types.is_string(kind)
         or pa.types.is_large_string(kind)
         or pa.types.is_string_view(kind)
         or pa.types.is_null(kind)
-        or (pa.types.is_dictionary(kind) and _is_text(kind.value_type))
+        or (pa.types.is_dictionary(kind) and is_text(kind.value_type))
     )
 
 
@@ -204,12 +210,14 @@ def _is_list(kind: pa.DataType) -> bool:
 
 def _is_kind(found: pa.DataType, kind: Kind) -> bool:
     if _is_list(found):
-        if kind in ("text", "image"):
+        if kind in SINGLE:
             return False
         found = found.value_type
     elif kind in ("texts", "images"):
         return False
-    return _is_text(found) or ("image" in kind and holds_images(found))
+    if kind == "id" and pa.types.is_integer(found):
+        return True
+    return is_text(found) or ("image" in kind and holds_images(found))
 
 
 def _read_chunk(column: pa.Array, kind: Kind, images: list[KeyedBytes]) -> pa.Array:
@@ -219,14 +227,8 @@ def _read_chunk(column: pa.Array, kind: Kind, images: list[KeyedBytes]) -> pa.Ar
         images.append(part)
     values = pc.fill_null(values.cast(TEXT), "")
     values.validate(full=True)  # parquet files may call any bytes text
-    if kind in ("text", "image"):
+    if kind in SINGLE:
         return values
     if _is_list(column.type):
         return as_lists(pc.fill_null(pc.list_value_length(column), 0), values)
     return as_lists(pa.array(np.ones(len(column), np.int64)), values)
-
-
-def as_lists(lengths: pa.Array, values: pa.Array) -> pa.Array:
-    """A list column from the length of each list and the values of all lists, flat."""
-    ends = pc.cumulative_sum(lengths.cast("int64"))
-    return pa.LargeListArray.from_arrays(pa.concat_arrays([pa.array([0], pa.int64()), ends]), values)

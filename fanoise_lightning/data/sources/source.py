@@ -1,0 +1,123 @@
+"""A source of rows: what columns it has, what they hold, and how to read some of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from fanoise_lightning._checks import check_names
+from fanoise_lightning.data.rows.columns import Columns, Kind, with_origin
+from fanoise_lightning.data.rows.embedded import EmbeddedImages, KeyedBytes, holds_images
+from fanoise_lightning.data.rows.tables import convert, is_text
+from fanoise_lightning.pixels import FORMATS
+from fanoise_lightning.sample import DeferredImage
+
+__all__ = ["SAMPLE", "Source", "kind_of_values", "kinds_of_table", "read_from", "suffixes"]
+
+SAMPLE = 100  # rows that say what a column holds
+_SAYS_PICTURE = re.compile(
+    r"(^|_)(image|img|picture|photo|file_?name|(image|img)_?(path|file))$", re.IGNORECASE
+)
+
+Read = Callable[[Columns], tuple[pa.Table, EmbeddedImages | None]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows of any kind, not yet read.
+
+    Args:
+        name: what messages call it.
+        kinds: what each column holds; ``None`` for neither texts nor pictures.
+        read: reads columns as `read_table` does.
+        folder: what paths of pictures are relative to.
+        absolute: whether absolute paths of pictures are followed: only in rows that the user made.
+    """
+
+    name: str
+    kinds: Mapping[str, Kind | None]
+    read: Read
+    folder: Path
+    absolute: bool = True
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raise ValueError for a column that is missing, or holds neither texts nor pictures."""
+        try:
+            names = check_names(names, self.kinds, "column")
+        except ValueError as error:
+            raise ValueError(f"`{self.name}`: {error}") from None
+        for name in names:
+            if self.kinds[name] is None:
+                raise ValueError(
+                    f"`{self.name}`: column `{name}` holds neither texts nor pictures; turn it into texts, "
+                    "or choose another column"
+                )
+
+
+def suffixes() -> tuple[str, ...]:
+    """The suffixes of the image files that are read, in lower case."""
+    Image.init()
+    return tuple(suffix for suffix, kind in Image.EXTENSION.items() if kind in FORMATS)
+
+
+def kinds_of_table(table: pa.Table, more: Mapping[str, Kind] | None = None) -> dict[str, Kind | None]:
+    """What the columns of a table hold, by their types and first values; `more` is known already."""
+    kinds: dict[str, Kind | None] = {}
+    for name in table.column_names:
+        column = table[name].slice(0, SAMPLE)
+        inner = column.type
+        is_list = pa.types.is_list(inner) or pa.types.is_large_list(inner)
+        if is_list:
+            inner = inner.value_type
+        if holds_images(inner):
+            kinds[name] = "images" if is_list else "image"
+        else:
+            kinds[name] = kind_of_values(name, column.to_pylist()) if is_text(inner) else None
+    return kinds | dict(more or {})
+
+
+def kind_of_values(name: str, values: Sequence[Any]) -> Kind | None:
+    """What a column holds, by its first values; ``None`` for neither texts nor pictures."""
+    first = next((value for value in values if not _is_missing(value)), None)
+    if isinstance(first, list | tuple):
+        inner = kind_of_values(
+            name, [item for value in values if isinstance(value, list | tuple) for item in value]
+        )
+        return {"text": "texts", "image": "images"}.get(str(inner))  # type: ignore[return-value]
+    if first is None:
+        return "image" if _SAYS_PICTURE.search(name) else "text"
+    if isinstance(first, str):
+        texts = [value.lower() for value in values if isinstance(value, str) and value.strip()]
+        are_paths = all(text.endswith(suffixes()) and "\n" not in text for text in texts)
+        return "image" if are_paths or _SAYS_PICTURE.search(name) else "text"
+    is_picture = isinstance(first, bytes | Path | Image.Image | DeferredImage | np.ndarray)
+    return "image" if is_picture or (isinstance(first, dict) and set(first) == {"bytes", "path"}) else None
+
+
+def _is_missing(value: Any) -> bool:
+    # pandas has NaN for a missing text
+    return (
+        value is None
+        or (isinstance(value, float) and value != value)
+        or (isinstance(value, str) and not value)
+    )
+
+
+def read_from(table: pa.Table, label: str, first: int = 0) -> Read:
+    """Reads columns of a table in memory, whose rows messages count from `first`."""
+
+    def read(columns: Columns) -> tuple[pa.Table, EmbeddedImages | None]:
+        images: list[KeyedBytes] = []
+        part = table.select([name for name in table.column_names if name in columns])
+        rows = np.arange(first, first + len(table))
+        converted = convert(with_origin(part, label, rows), columns, images)  # type: ignore[arg-type]
+        return converted.combine_chunks(), EmbeddedImages(images) if images else None
+
+    return read
