@@ -32,6 +32,10 @@ def main(args: Sequence[str] | None = None) -> None:
         from fanoise_lightning.study.figures_command import main as figures
 
         figures(rest)
+    elif command == ["embed"]:
+        from fanoise_lightning.search.embed_command import main as embed
+
+        embed(rest)
     else:
         from fanoise_lightning.cli import FANoiseCLI
 

@@ -224,6 +224,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     wrong = [name for name, kind in _KINDS.items() if not isinstance(manifest.get(name), kind)]
     if not wrong and not all(map(_is_shard, manifest["shards"])):
         wrong = ["shards"]
+    if not wrong and manifest["dtype"] not in ("float16", "float32"):
+        wrong = ["dtype"]
+    if not wrong and not isinstance(manifest["model"].get("fingerprint"), str):
+        wrong = ["model"]
     if not wrong and manifest["rows"] != sum(shard["rows"] for shard in manifest["shards"]):
         wrong = ["rows"]
     if wrong:
