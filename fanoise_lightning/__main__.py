@@ -36,6 +36,10 @@ def main(args: Sequence[str] | None = None) -> None:
         from fanoise_lightning.search.embed_command import main as embed
 
         embed(rest)
+    elif command == ["search"]:
+        from fanoise_lightning.search.search_command import main as search
+
+        search(rest)
     else:
         from fanoise_lightning.cli import FANoiseCLI
 

@@ -141,20 +141,23 @@ class SearchIndex:
 
     @property
     def _slack(self) -> float:
-        """How far a float32 cosine may be from the exact one: the bound of any order of summation, and more."""
+        """How far a float32 cosine may be from the exact one: the bound for any order of summation."""
         return 1.01 * self.folder.dimension * 2.0**-24 + 1e-6
 
     def _search(self, queries: Tensor, k: int) -> _Found:
         """The k best rows of each query, by query."""
-        found = self._spans(partial(_best, queries, k, self._slack))
+        # what a row must score to be one of the k best; the threads share it, and any of its values is safe
+        floor = torch.full((len(queries),), -torch.inf)
+        found = self._spans(partial(_best, queries, k, self._slack, floor))
         return _keep([part for part in found if len(part.row)], k)
 
     def _spans(self, work: Callable[[Span], T]) -> list[T]:
-        spans = [
+        # mapped anew, not `_shards`: what has been searched leaves the memory of the process
+        spans = (
             Span(start + first, part, self)
-            for start, shard in zip(self._starts, self._shards)
+            for start, shard in zip(self._starts, self.folder.shards())
             for first, part in zip(range(0, len(shard), _SPAN), shard.split(_SPAN))
-        ]
+        )
         with _threads() as pool:
             return list(pool.map(work, spans))
 
@@ -200,19 +203,18 @@ class _Found(NamedTuple):
     score: Tensor
 
 
-def _best(queries: Tensor, k: int, slack: float, span: Span) -> _Found:
+def _best(queries: Tensor, k: int, slack: float, floor: Tensor, span: Span) -> _Found:
     """The k best rows of a span for each query."""
     best = _Found(*(torch.empty(0, dtype=dtype) for dtype in (torch.int64, torch.int64, torch.float64)))
-    floor = torch.full((len(queries),), -torch.inf)  # what a row must score to be one of the k best
     for first, rows, scores in span.blocks(queries):
         if floor[0].isinf() and scores.shape[1] >= k:
-            floor = scores.topk(k).values[:, -1] - slack
+            floor.copy_(scores.topk(k).values[:, -1] - slack)
         query, column = (scores >= floor[:, None] - slack).nonzero(as_tuple=True)
         if len(query):
             exact = span.index._exact(rows, column, queries, query)
             best = _keep([best, _Found(query, first + column, exact)], k)
             if len(best.row) == k * len(queries):
-                floor = best.score.view(-1, k)[:, -1].float()
+                floor.copy_(floor.maximum(best.score.view(-1, k)[:, -1].float()))
     return best
 
 

@@ -135,7 +135,7 @@ def test_what_cannot_be_searched_is_refused(tmp_path: Path) -> None:
         index.ranks(rows[:1], torch.tensor([100]))
     rows[70, 3] = torch.nan
     broken = SearchIndex(write_folder(tmp_path / "b", rows, [60, 40]))
-    with pytest.raises(ValueError, match="row 70 of .* is not finite"):
+    with pytest.raises(ValueError, match=r"row 70 of .* is not finite"):
         broken.search(unit(1, 24))
 
 
