@@ -1,0 +1,174 @@
+"""Search in a million rows: the time of a query and the memory, against one matrix product in memory and faiss.
+
+    python benchmarks/search.py [--rows 1000000] [--rounds 20] [--folder DIR]
+
+A catalogue of random unit vectors in float16, 512 dimensions, in shards as ``fanoise embed`` writes them. Each
+contender runs in a process of its own and answers the same queries in turn: ours from the mapped shards; numpy
+by one product with all rows in float32, and `argpartition`; faiss (if it is installed) with its flat index in
+float32, and with the indexes of ``--index`` on ours, for which the share of the exact ten hits is printed too.
+Memory is the peak of the resident set, mapped shards and all imports included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch.nn import functional as F
+
+from fanoise_lightning.search.folder import EmbeddingFolder, write_shard
+from fanoise_lightning.search.index import SearchIndex
+
+DIMENSION, SHARD, K = 512, 4096, 10
+
+
+def write(folder: Path, rows: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    shards = []
+    for start in range(0, rows, SHARD):
+        n = min(SHARD, rows - start)
+        ids = pa.array([str(start + i) for i in range(n)])
+        vectors = F.normalize(torch.randn(n, DIMENSION, generator=random), dim=1).half()
+        name = f"{len(shards):05d}"
+        write_shard(folder, name, vectors, pa.table({"id": ids, "text": ids, "image": [""] * n}), {})
+        shards.append({"name": name, "rows": n})
+    manifest = {
+        "format": 1,
+        "model": {"fingerprint": "random", "description": {}, "checkpoint": None},
+        "dimension": DIMENSION,
+        "dtype": "float16",
+        "normalized": True,
+        "rows": rows,
+        "source": "random",
+        "image_root": None,
+        "shards": shards,
+        "skipped": [],
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def queries(count: int) -> torch.Tensor:
+    return F.normalize(torch.randn(count, DIMENSION, generator=torch.Generator().manual_seed(1)), dim=1)
+
+
+def ours(folder: Path) -> Callable[[torch.Tensor], Any]:
+    index = SearchIndex(folder)
+    return lambda query: index.search(query, K).rows
+
+
+def product(folder: Path) -> Callable[[torch.Tensor], Any]:
+    rows = torch.cat([shard.float() for shard in EmbeddingFolder(folder).shards()]).numpy()
+
+    def search(query: torch.Tensor) -> Any:
+        scores = query.numpy() @ rows.T
+        best = np.argpartition(-scores, K, axis=1)[:, :K]
+        order = np.take_along_axis(scores, best, 1).argsort(1)[:, ::-1]
+        return torch.from_numpy(np.take_along_axis(best, order, 1))
+
+    return search
+
+
+def flat(folder: Path) -> Callable[[torch.Tensor], Any]:
+    import faiss
+
+    index = faiss.IndexFlatIP(DIMENSION)
+    for shard in EmbeddingFolder(folder).shards():
+        index.add(shard.float().numpy())
+    return lambda query: torch.from_numpy(index.search(query.numpy(), K)[1])
+
+
+def hnsw(folder: Path) -> Callable[[torch.Tensor], Any]:
+    from fanoise_lightning.search.approximate import ApproximateIndex
+
+    index = ApproximateIndex(SearchIndex(folder), "hnsw")
+    return lambda query: index.search(query, K).rows
+
+
+def ivfpq(folder: Path) -> Callable[[torch.Tensor], Any]:
+    from fanoise_lightning.search.approximate import ApproximateIndex
+
+    index = ApproximateIndex(SearchIndex(folder), "ivfpq")
+    return lambda query: index.search(query, K).rows
+
+
+CONTENDERS = {"fanoise": ours, "numpy float32": product, "faiss flat": flat, "hnsw": hnsw, "ivfpq": ivfpq}
+
+
+def serve(name: str, folder: Path, count: int, pipe: Any) -> None:
+    """Answer by number of the query, or all at once; then say how much memory that took."""
+    asked, began = queries(count), time.perf_counter()
+    search = CONTENDERS[name](folder)
+    search(asked[:1])
+    pipe.send(time.perf_counter() - began)
+    while (number := pipe.recv()) is not None:
+        part = asked if number < 0 else asked[number : number + 1]
+        start = time.perf_counter()
+        rows = search(part)
+        pipe.send((time.perf_counter() - start, rows.tolist()))
+    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=64, help="queries that are answered together")
+    parser.add_argument("--folder", type=Path, help="kept for the next time")
+    parser.add_argument("--only", nargs="*", help="the contenders")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.folder or Path(temporary)
+        if not (folder / "manifest.json").exists():
+            write(folder, given.rows)
+        compare(folder, given.rounds, given.batch, given.only)
+
+
+def compare(folder: Path, rounds: int, batch: int, only: list[str] | None) -> None:
+    names = only or ["fanoise", "numpy float32"]
+    if not only and importlib.util.find_spec("faiss"):
+        names += ["faiss flat"]
+    context, pipes, times, first = multiprocessing.get_context("spawn"), {}, {}, {}
+    for name in names:
+        pipes[name], theirs = context.Pipe()
+        process = context.Process(target=serve, args=(name, folder, max(rounds, batch), theirs), daemon=True)
+        process.start()
+        first[name], times[name] = pipes[name].recv(), []
+    found: dict[str, list[list[int]]] = {name: [] for name in names}
+    for number in range(rounds):
+        for name in names:  # in turn: the machine's load is the same for each
+            pipes[name].send(number)
+            seconds, rows = pipes[name].recv()
+            times[name].append(seconds)
+            found[name] += rows
+    rows = EmbeddingFolder(folder).manifest["rows"]
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {rows:,} x {DIMENSION} float16")
+    print(
+        f"{'':14} {'s a query':>10} {'ratio':>6} {f's of {batch}':>10} {'start s':>8} {'GB':>5} {'recall@10':>10}"
+    )
+    for name in names:
+        pipes[name].send(-1)
+        together, _ = pipes[name].recv()
+        pipes[name].send(None)
+        peak = pipes[name].recv()
+        ratio = statistics.median(a / b for a, b in zip(times[name], times[names[0]]))
+        same = [len(set(a) & set(b)) / K for a, b in zip(found[name], found[names[0]])]
+        print(
+            f"{name:14} {statistics.median(times[name]):10.3f} {ratio:6.2f} {together:10.2f} {first[name]:8.1f} "
+            f"{peak:5.2f} {statistics.mean(same):10.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Approximate search by faiss, for catalogues where exact search takes too long."""
+
+from __future__ import annotations
+
+import json
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fanoise_lightning._checks import check_choice
+from fanoise_lightning._log import report
+from fanoise_lightning.callbacks._files import whole_file, write_json
+from fanoise_lightning.search.index import Hits, SearchIndex
+
+__all__ = ["KINDS", "ApproximateIndex"]
+
+KINDS = Literal["hnsw", "ivfpq"]
+
+_TRAINING = 100_000  # rows at most that the cells and codes of ivfpq are learnt from
+_FEWEST = 39 * 256  # that faiss wants for 256 codes
+_CANDIDATES = 4  # times k come from faiss, and are put in order by their exact scores
+
+
+class ApproximateIndex:
+    """Search by an index of faiss beside the shards, which is built when it is not there.
+
+    The scores are exact; some of the nearest rows may be missing among the hits. ``"hnsw"`` is a graph, fast
+    and accurate, of about the size of the embeddings; ``"ivfpq"`` codes a row in an eighth of its dimensions as
+    bytes, and misses more.
+
+    Args:
+        index: the folder, opened.
+        kind: ``"hnsw"`` or ``"ivfpq"``.
+
+    Raises:
+        ImportError: if faiss is not installed.
+        ValueError: if the index is of other embeddings, or the catalogue is too small for ``"ivfpq"``.
+
+    Example:
+        >>> ApproximateIndex(SearchIndex("index"), "hnsw").search(queries)     # doctest: +SKIP
+    """
+
+    def __init__(self, index: SearchIndex, kind: KINDS) -> None:
+        check_choice("kind", kind, get_args(KINDS))
+        self.index, self.kind = index, kind
+        self._faiss = _import_faiss()
+        file = index.folder.path / f"{kind}.faiss"
+        if not file.exists():
+            report(f"building `{file}` for {len(index.folder):,} rows")
+            self._write(file)
+        self._search = self._read(file)
+
+    def search(self, queries: Tensor, k: int = 10) -> Hits:
+        """As :meth:`SearchIndex.search`; where faiss finds fewer than k rows, the search is exact."""
+        queries = self.index.unit(queries)
+        k = min(k, len(self.index.folder))
+        most = min(_CANDIDATES * k, len(self.index.folder))
+        _, rows = self._search.search(queries.numpy(), most)
+        found = torch.from_numpy(rows)
+        if (found < 0).any():
+            return self.index.search(queries, k)
+        asked = torch.arange(len(queries)).repeat_interleave(most)
+        scores = self.index.score(queries[asked], found.view(-1)).view(found.shape)
+        order = torch.from_numpy(np.lexsort((found, -scores)))[:, :k]
+        return Hits(scores.gather(1, order), found.gather(1, order))
+
+    def _write(self, file: Path) -> None:
+        built = self._build()
+        with whole_file(file) as unfinished:
+            self._faiss.write_index(built, str(unfinished))
+        write_json(_note(file), _made_of(self.index))
+
+    def _read(self, file: Path) -> Any:
+        theirs = json.loads(_note(file).read_text(encoding="utf-8")) if _note(file).is_file() else None
+        if theirs != _made_of(self.index):
+            raise ValueError(
+                f"`{file}` is an index of other embeddings than those in `{file.parent}`: remove it, and "
+                "it is built again"
+            )
+        try:
+            opened = self._faiss.read_index(str(file))
+        except RuntimeError as error:
+            raise ValueError(f"`{file}` is damaged: remove it, and it is built again ({error})") from error
+        if (opened.d, opened.ntotal) != (self.index.folder.dimension, len(self.index.folder)):
+            raise ValueError(
+                f"`{file}` has {opened.ntotal} rows of {opened.d} dimensions, `{file.parent}` has "
+                f"{len(self.index.folder)} of {self.index.folder.dimension}: remove it, and it is built again"
+            )
+        self._set_effort(opened)
+        return opened
+
+    def _build(self) -> Any:
+        folder, faiss = self.index.folder, self._faiss
+        if self.kind == "hnsw":
+            built = faiss.index_factory(folder.dimension, "HNSW32,SQfp16", faiss.METRIC_INNER_PRODUCT)
+        else:
+            if len(folder) < _FEWEST:
+                raise ValueError(
+                    f"`ivfpq` needs {_FEWEST:,} rows, `{folder.path}` has {len(folder):,}: use exact search"
+                )
+            codes = next(m for m in range(max(1, folder.dimension // 8), 0, -1) if folder.dimension % m == 0)
+            cells = max(1, min(4096, len(folder) // 256))
+            built = faiss.index_factory(folder.dimension, f"IVF{cells},PQ{codes}", faiss.METRIC_INNER_PRODUCT)
+        if not built.is_trained:
+            built.train(self._sample())
+        for shard in folder.shards():
+            for part in shard.split(2**14):
+                built.add(F.normalize(part.float(), dim=1).numpy())
+        return built
+
+    def _sample(self) -> np.ndarray[Any, Any]:
+        """Rows from all over the catalogue, the same each time."""
+        step = -(-len(self.index.folder) // _TRAINING)
+        return torch.cat([F.normalize(s[::step].float(), dim=1) for s in self.index.folder.shards()]).numpy()
+
+    def _set_effort(self, opened: Any) -> None:
+        space = self._faiss.ParameterSpace()
+        space.set_index_parameter(opened, *(("efSearch", 256) if self.kind == "hnsw" else ("nprobe", 64)))
+
+
+def _note(file: Path) -> Path:
+    return file.with_suffix(".json")
+
+
+def _made_of(index: SearchIndex) -> dict[str, Any]:
+    """What an index must have been built from: the model, and the rows."""
+    manifest = index.folder.manifest
+    content = json.dumps(manifest, sort_keys=True).encode()
+    return {
+        "model": index.folder.fingerprint,
+        "dimension": index.folder.dimension,
+        "rows": len(index.folder),
+        "manifest": blake2b(content, digest_size=16).hexdigest(),
+    }
+
+
+def _import_faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError("`--index` needs faiss: `pip install 'fanoise-lightning[search]'`") from error
+    return faiss

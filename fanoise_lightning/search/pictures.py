@@ -1,0 +1,66 @@
+"""Thumbnails for a page: small, and part of the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fanoise_lightning.data.images.decode import ImageError, decode
+from fanoise_lightning.data.images.roots import ImageRoot
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["Pictures"]
+
+_QUALITIES = (80, 60, 40, 20)
+_BYTES = 12 * 2**10  # of one thumbnail: noise does not compress
+
+
+class Pictures:
+    """Opens pictures and makes them thumbnails, each once.
+
+    Args:
+        root: the folder or zip archive of the pictures; ``None`` if there is none.
+        size: the longer side, in pixels.
+
+    Attributes:
+        missing: why a picture has no thumbnail, by its path.
+    """
+
+    def __init__(self, root: str | Path | None, size: int = 192) -> None:
+        self.size, self.missing = size, dict[str, str]()
+        self._uris: dict[str, str] = {}
+        self._root: ImageRoot | None = None
+        self._why = "the catalogue has no image root"
+        if root is not None:
+            try:
+                self._root = ImageRoot(root, absolute=True)  # the source of `embed` had them
+            except (FileNotFoundError, ValueError) as error:  # moved: the hits are there all the same
+                self._why = str(error)
+
+    def thumbnail(self, path: str) -> str:
+        """A picture as a ``data:`` address; ``""`` if it cannot be opened, which is then in ``missing``."""
+        if path not in self._uris:
+            try:
+                if self._root is None:
+                    raise ImageError(self._why)
+                image = decode(self._root.read(path), path, 2 * self.size)
+                self._uris[path] = data_uri(image, self.size)
+            except (ImageError, OSError, ValueError) as error:
+                self._uris[path], self.missing[path] = "", str(error)
+        return self._uris[path]
+
+
+def data_uri(image: Image.Image, size: int) -> str:
+    """An RGB image as a ``data:`` address of at most 16 kB."""
+    image = image.copy()
+    image.thumbnail((size, size))
+    for quality in _QUALITIES:
+        buffer = io.BytesIO()
+        image.save(buffer, "WEBP", quality=quality)
+        if buffer.tell() <= _BYTES:
+            break
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

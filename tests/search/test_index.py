@@ -1,0 +1,148 @@
+"""Exact search, against a full sort by numpy in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from search.folders import unit, write_folder
+from torch import Tensor
+
+from fanoise_lightning.search import index as index_module
+from fanoise_lightning.search.index import SearchIndex
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several spans, blocks and batches of queries in a small catalogue."""
+    for name, size in (("_SPAN", 300), ("_BLOCK", 64), ("_QUERIES", 7), ("_PAIRS", 50)):
+        monkeypatch.setattr(index_module, name, size)
+
+
+def cosines(queries: Tensor, rows: Tensor) -> NDArray[np.float64]:
+    """(Q, N), of queries that were normalised in float32, as documented."""
+    q = torch.nn.functional.normalize(queries, dim=1).double().numpy()
+    r = rows.double().numpy()
+    return (q[:, None, :] * r[None]).sum(-1)
+
+
+def full_sort(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.stack([np.lexsort((np.arange(scores.shape[1]), -row)) for row in scores])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("k", [1, 10, 100, 5000])
+def test_hits_are_those_of_a_full_sort(dtype: torch.dtype, k: int, tmp_path: Path) -> None:
+    rows, queries = unit(1000, 24).to(dtype), 3 * unit(20, 24, seed=1)
+    index = SearchIndex(write_folder(tmp_path, rows, [1, 0, 650, 349]))
+    scores, found = index.search(queries, k)
+    expected = full_sort(cosines(queries, rows))[:, :k]
+    assert found.tolist() == expected.tolist()
+    assert np.allclose(scores, np.take_along_axis(cosines(queries, rows), expected, 1), rtol=0, atol=1e-12)
+
+
+def test_rows_that_differ_less_than_float32_can_say_are_in_order(tmp_path: Path) -> None:
+    base = unit(1, 512)
+    rows = (base + 1e-7 * torch.randn(800, 512, generator=torch.Generator().manual_seed(1))).float()
+    scores = cosines(base, rows)
+    # the oracle can tell them apart, and float32 cannot
+    assert len(np.unique(scores)) == 800
+    assert len(np.unique((rows @ base.T).numpy())) < 400
+    _, found = SearchIndex(write_folder(tmp_path, rows, [800])).search(base, 50)
+    assert found.tolist() == full_sort(scores)[:, :50].tolist()
+
+
+def test_of_equal_rows_the_lower_comes_first(tmp_path: Path) -> None:
+    few = unit(5, 24)
+    which = torch.randint(5, (1003,), generator=torch.Generator().manual_seed(2))
+    index = SearchIndex(write_folder(tmp_path, few[which].half(), [500, 503]))
+    _, found = index.search(few, 300)
+    for query, rows in enumerate(found):
+        same = (which == query).nonzero()[:, 0]
+        assert rows[: len(same)].tolist() == same[:300].tolist()
+
+
+def test_rows_that_are_all_the_same_are_found_in_order(tmp_path: Path) -> None:
+    index = SearchIndex(write_folder(tmp_path, unit(1, 24).half().repeat(1000, 1), [1000]))
+    assert index.search(unit(9, 24, seed=3), 12).rows.tolist() == [list(range(12))] * 9
+
+
+def test_a_better_row_at_the_end_of_a_shard_is_found(tmp_path: Path) -> None:
+    query, others = unit(1, 24), unit(999, 24, seed=5)
+    rows = torch.cat([others[: 999 - 350], query, others[999 - 350 :]])
+    assert SearchIndex(write_folder(tmp_path, rows, [650, 350])).search(query, 1).rows.tolist() == [[649]]
+
+
+def test_rows_of_any_length_are_compared_by_cosine(tmp_path: Path) -> None:
+    rows = unit(500, 24) * torch.linspace(0.1, 30, 500)[:, None]
+    rows[7] = 0  # a cosine of 0
+    index = SearchIndex(write_folder(tmp_path, rows, [500], normalized=False))
+    queries = unit(4, 24, seed=1)
+    expected = cosines(queries, rows) / rows.double().norm(dim=1).clamp_min(1e-12).numpy()
+    assert index.search(queries, 500).rows.tolist() == full_sort(expected).tolist()
+    own = torch.tensor([0, 7, 100, 499])
+    assert index.ranks(queries, own).tolist() == [
+        1 + full_sort(expected)[i].tolist().index(int(row)) for i, row in enumerate(own)
+    ]
+
+
+def test_ranks_are_places_in_a_full_sort(tmp_path: Path) -> None:
+    rows = unit(900, 24).half()
+    rows[450:] = rows[:450]  # each twice
+    queries = unit(40, 24, seed=1)
+    own = torch.randint(900, (40,), generator=torch.Generator().manual_seed(3))
+    index = SearchIndex(write_folder(tmp_path, rows, [899, 1]))
+    order = full_sort(cosines(queries, rows)).tolist()
+    assert index.ranks(queries, own).tolist() == [1 + line.index(int(row)) for line, row in zip(order, own)]
+
+
+def test_an_empty_catalogue_and_no_queries(tmp_path: Path) -> None:
+    empty = SearchIndex(write_folder(tmp_path / "empty", torch.empty(0, 24), []))
+    assert empty.search(unit(3, 24)).rows.shape == (3, 0)
+    index = SearchIndex(write_folder(tmp_path / "full", unit(5, 24), [5]))
+    assert index.search(torch.empty(0, 24)).rows.shape == (0, 5)
+    assert index.ranks(torch.empty(0, 24), torch.empty(0, dtype=torch.int64)).shape == (0,)
+
+
+def test_settings_for_speed_change_no_hit_and_are_left_as_they_were(tmp_path: Path) -> None:
+    rows, queries = unit(1000, 64), unit(8, 64, seed=1)
+    index = SearchIndex(write_folder(tmp_path, rows, [1000]))
+    torch.set_float32_matmul_precision("medium")
+    threads = torch.get_num_threads()
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = index.search(queries).rows
+        assert torch.get_float32_matmul_precision() == "medium"
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert found.tolist() == full_sort(cosines(queries, rows))[:, :10].tolist()
+
+
+def test_what_cannot_be_searched_is_refused(tmp_path: Path) -> None:
+    rows = unit(100, 24)
+    index = SearchIndex(write_folder(tmp_path / "a", rows, [100]))
+    with pytest.raises(ValueError, match=r"of shape \(Q, 24\).*got \(2, 12\).*model of the folder"):
+        index.search(unit(2, 12))
+    with pytest.raises(ValueError, match="query 1 is zero or not finite"):
+        index.search(torch.stack([rows[0], torch.zeros(24)]))
+    with pytest.raises(ValueError, match="`k` must be at least 1, got 0"):
+        index.search(rows, 0)
+    with pytest.raises(ValueError, match=r"`rows` must be from 0 to 99, got \[100\]"):
+        index.ranks(rows[:1], torch.tensor([100]))
+    rows[70, 3] = torch.nan
+    broken = SearchIndex(write_folder(tmp_path / "b", rows, [60, 40]))
+    with pytest.raises(ValueError, match=r"row 70 of .* is not finite"):
+        broken.search(unit(1, 24))
+
+
+def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no manifest\.json"):
+        SearchIndex(tmp_path)
+    write_folder(tmp_path, unit(10, 8), [10])
+    (tmp_path / "00000.safetensors").write_bytes(b"12345678")
+    with pytest.raises(ValueError, match=r"00000\.safetensors. is damaged"):
+        SearchIndex(tmp_path).search(unit(1, 8))
