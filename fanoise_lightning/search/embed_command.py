@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from jsonargparse import ArgumentParser
-
+from fanoise_lightning._user_errors import Parser
 from fanoise_lightning.search.embed import Dtype, embed
 from fanoise_lightning.search.model import model_of_checkpoint, model_of_recipe
 
@@ -20,37 +19,34 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the command line; by default ``sys.argv[2:]``.
 
     Raises:
-        SystemExit: with the message of what cannot be embedded.
+        ValueError: if something cannot be embedded.
     """
     given = _parser().parse_args(sys.argv[2:] if args is None else args)
-    try:
-        if (given.model is None) == (given.config is None):
-            raise ValueError("name the model: a checkpoint with `--model`, or a recipe with `--config`")
-        if given.model is not None:
-            module = model_of_checkpoint(given.model, given.allow, given.trust_remote_code)
-        else:
-            module = model_of_recipe(given.config)
-        embed(
-            module,
-            given.source,
-            given.out,
-            text=given.text,
-            image=given.image,
-            id=given.id,
-            image_root=given.image_root,
-            dtype=given.dtype,
-            batch_size=given.batch_size,
-            shard_size=given.shard_size,
-            num_workers=given.num_workers,
-            checkpoint=given.model,
-            **given.trainer,
-        )
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"fanoise embed: {error}") from error
+    if (given.model is None) == (given.config is None):
+        raise ValueError("name the model: a checkpoint with `--model`, or a recipe with `--config`")
+    if given.model is not None:
+        module = model_of_checkpoint(given.model, given.allow, given.trust_remote_code)
+    else:
+        module = model_of_recipe(given.config)
+    embed(
+        module,
+        given.source,
+        given.out,
+        text=given.text,
+        image=given.image,
+        id=given.id,
+        image_root=given.image_root,
+        dtype=given.dtype,
+        batch_size=given.batch_size,
+        shard_size=given.shard_size,
+        num_workers=given.num_workers,
+        checkpoint=given.model,
+        **given.trainer,
+    )
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         "fanoise embed",
         description="Embed a catalogue for `fanoise search`. The same command continues a killed run.",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
@@ -173,7 +174,8 @@ class SearchIndex:
         return torch.cat(scores)
 
 
-class Span(NamedTuple):
+@dataclass(frozen=True)
+class Span:
     """Consecutive rows of the catalogue: the number of the first, and their embeddings (n, D)."""
 
     first: int

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fanoise_lightning._user_errors import Parser
 from fanoise_lightning.callbacks._files import whole_file
 from fanoise_lightning.encoders.fingerprint import fingerprint
 from fanoise_lightning.module import ContrastiveModule
@@ -35,13 +36,9 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the command line; by default ``sys.argv[2:]``.
 
     Raises:
-        SystemExit: with the message of what cannot be searched.
+        ValueError: if something cannot be searched.
     """
-    given = _parser().parse_args(sys.argv[2:] if args is None else args)
-    try:
-        _search(given)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"fanoise search: {error}") from error
+    _search(_parser().parse_args(sys.argv[2:] if args is None else args))
 
 
 def check_model(module: ContrastiveModule, folder: EmbeddingFolder) -> None:
@@ -64,8 +61,8 @@ def check_model(module: ContrastiveModule, folder: EmbeddingFolder) -> None:
         )
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         "fanoise search", description="Search what `fanoise embed` wrote, by text, by picture, or by both."
     )
     add = parser.add_argument

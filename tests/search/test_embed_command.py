@@ -85,7 +85,7 @@ def test_what_cannot_be_embedded_is_one_line(
     Path("odd.yaml").write_text("model: 3")
     with pytest.raises(SystemExit) as end:
         main(["embed", str(source), "--out=index", *options])
-    assert str(end.value).startswith(f"fanoise embed: {message}")
+    assert str(end.value).startswith(f"fanoise: {message}")
     assert not Path("index").exists()
 
 

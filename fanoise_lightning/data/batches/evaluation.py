@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import Dataset
@@ -120,6 +120,13 @@ class EvalSuite(Dataset):
         return self.subsets[number].skip(item, why)
 
 
+class NamesSkipped(Protocol):
+    """A data set that says in its own words which item cannot be used, and why."""
+
+    def skip(self, index: int, why: str) -> str:
+        """The line about an item that cannot be used."""
+
+
 @dataclass(frozen=True)
 class ItemCollate:
     """Items that evaluation reads -> ``{"index": (n,), "inputs", "skipped"}``, without broken ones.
@@ -130,7 +137,7 @@ class ItemCollate:
     """
 
     collate: Collate
-    dataset: EvalDataset | EvalSuite | None = None
+    dataset: NamesSkipped | None = None
 
     def __call__(self, read: Sequence[tuple[int, Sample | str]]) -> dict[str, Any]:
         good = [(index, sample) for index, sample in read if isinstance(sample, Sample)]
