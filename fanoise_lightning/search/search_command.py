@@ -40,7 +40,7 @@ def main(args: Sequence[str] | None = None) -> None:
     given = _parser().parse_args(sys.argv[2:] if args is None else args)
     try:
         _search(given)
-    except (ValueError, OSError) as error:
+    except (ImportError, ValueError, OSError) as error:
         raise SystemExit(f"fanoise search: {error}") from error
 
 
