@@ -1,12 +1,11 @@
-"""Search in a million rows: the time of a query and the memory, against one matrix product in memory and faiss.
+"""Search in a million rows: time of a query and memory, against one product in memory and faiss.
 
     python benchmarks/search.py [--rows 1000000] [--rounds 20] [--folder DIR]
 
-A catalogue of random unit vectors in float16, 512 dimensions, in shards as ``fanoise embed`` writes them. Each
-contender runs in a process of its own and answers the same queries in turn: ours from the mapped shards; numpy
-by one product with all rows in float32, and `argpartition`; faiss (if it is installed) with its flat index in
-float32, and with the indexes of ``--index`` on ours, for which the share of the exact ten hits is printed too.
-Memory is the peak of the resident set, mapped shards and all imports included.
+Random unit vectors in float16, 512 dimensions, in shards as ``fanoise embed`` writes them. Each contender runs
+in a process of its own and answers the same queries in turn: ours from the mapped shards; numpy by one product
+with all rows in float32, and `argpartition`; faiss (if installed) with its flat index in float32. Memory is
+the peak of the resident set, all imports included; recall is against our hits.
 """
 
 from __future__ import annotations
@@ -165,8 +164,8 @@ def compare(folder: Path, rounds: int, batch: int, only: list[str] | None) -> No
         ratio = statistics.median(a / b for a, b in zip(times[name], times[names[0]]))
         same = [len(set(a) & set(b)) / K for a, b in zip(found[name], found[names[0]])]
         print(
-            f"{name:14} {statistics.median(times[name]):10.3f} {ratio:6.2f} {together:10.2f} {first[name]:8.1f} "
-            f"{peak:5.2f} {statistics.mean(same):10.3f}"
+            f"{name:14} {statistics.median(times[name]):10.3f} {ratio:6.2f} {together:10.2f} "
+            f"{first[name]:8.1f} {peak:5.2f} {statistics.mean(same):10.3f}"
         )
 
 

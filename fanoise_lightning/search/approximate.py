@@ -30,8 +30,8 @@ class ApproximateIndex:
     """Search by an index of faiss beside the shards, which is built when it is not there.
 
     The scores are exact; some of the nearest rows may be missing among the hits. ``"hnsw"`` is a graph, fast
-    and accurate, of about the size of the embeddings; ``"ivfpq"`` codes a row in an eighth of its dimensions as
-    bytes, and misses more.
+    and accurate, of about the size of the embeddings; ``"ivfpq"`` codes a row in an eighth of its dimensions
+    as bytes, and misses more.
 
     Args:
         index: the folder, opened.

@@ -24,7 +24,7 @@ MEASURE = """JSON.stringify({
   images: document.images.length,
   ground: getComputedStyle(document.body).backgroundColor,
   ink: getComputedStyle(document.body).color,
-  columns: getComputedStyle(document.querySelector('ol') || document.body).gridTemplateColumns.split(' ').length
+  columns: getComputedStyle(document.querySelector('ol')).gridTemplateColumns.split(' ').length
 })"""
 
 
