@@ -101,7 +101,7 @@ class ContrastiveModule(TrainedOnlyCheckpoints):
         lr_scheduler: LRSchedulerCallable | None = None,
         chunk_size: int | tuple[int, int] | None = None,
         save_frozen: bool = False,
-        metrics: Sequence[str] = (),
+        metrics: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         if chunk_size is not None and min(chunk_size if isinstance(chunk_size, tuple) else (chunk_size,)) < 1:
@@ -111,7 +111,7 @@ class ContrastiveModule(TrainedOnlyCheckpoints):
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self.chunk_size, self.save_frozen = chunk_size, save_frozen
-        self.metrics = [metric.name for metric in retrieval_metrics(metrics)]
+        self.metrics = [metric.name for metric in retrieval_metrics(metrics or ())]
         self.scoreboard: Scoreboard | None = None
         self.pairs_seen = 0
         self._scorer: SuiteScorer | None = None

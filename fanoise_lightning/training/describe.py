@@ -92,7 +92,7 @@ def not_kept(obj: object) -> list[str]:
 
     Example:
         >>> not_kept(nn.Linear(2, 3))
-        ['device', 'dtype']
+        ['bias', 'device', 'dtype']
     """
     if type(obj).__init__ is nn.Module.__init__:
         return []

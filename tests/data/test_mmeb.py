@@ -99,7 +99,7 @@ def test_num_samples_takes_the_first_rows_of_each_subset(root: Path) -> None:
 @pytest.mark.parametrize("streaming", [False, True])
 def test_num_samples_takes_a_share_of_each_subset(root: Path, streaming: bool) -> None:
     """Of 24 and of 12 rows, rounded up."""
-    found = numbers(set_up(root, num_samples=0.26, streaming=streaming, batch_size=1))
+    found = numbers(set_up(root, num_samples=0.26, streaming=streaming, batch_size=11))
     assert sorted(found) == [*range(1000, 1007), *range(2000, 2004)]
     assert len(numbers(set_up(root, num_samples=1.0, streaming=streaming))) == 36
 

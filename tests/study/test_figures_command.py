@@ -192,7 +192,7 @@ def data_config(tmp_path: Path) -> Path:
     empty = {"qry_image_path": "", "pos_image_path": ""}
     rows = [{"qry": f"query {i}", "pos_text": f"target {i}", **empty} for i in range(40)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    arguments = {"path": str(tmp_path / "pairs.jsonl"), "batch_size": 8}
+    arguments = {"source": str(tmp_path / "pairs.jsonl"), "batch_size": 8}
     config = {
         "data": {"class_path": "fanoise_lightning.PairDataModule", "init_args": arguments},
         "noise": {"alpha": 0.5},
