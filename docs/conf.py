@@ -32,7 +32,7 @@ html_theme_options = {"navigation_with_keys": True}
 highlight_language = "none"  # of blocks that name no language: commands, trees, tables
 myst_heading_anchors = 3
 nb_execution_mode = "auto"  # tests run the notebooks, too
-nb_execution_excludepatterns = ["tutorials/fine_tune.ipynb"]  # committed with its outputs
+nb_execution_excludepatterns = ["tutorials/fine_tune.ipynb", "tutorials/own_pictures.ipynb"]  # committed with its outputs
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
 
@@ -64,13 +64,14 @@ PAGES = {
     "benchmarks/README": "benchmarks",
     "examples/studies/README": "heads",
     "examples/notebooks/fine_tune": "tutorials/fine_tune",
+    "examples/notebooks/own_pictures": "tutorials/own_pictures",
     "examples/notebooks/read_a_study": "tutorials/read_a_study",
     "examples/notebooks/theory": "tutorials/theory",
 }
 ROOT = Path(__file__).resolve().parents[1]
 
 # Examples of the repository and pages of the site. Not links, which not every checkout has.
-for name in ("fine_tune", "read_a_study", "theory"):
+for name in ("fine_tune", "own_pictures", "read_a_study", "theory"):
     shutil.copyfile(ROOT / f"examples/notebooks/{name}.ipynb", ROOT / f"docs/tutorials/{name}.ipynb")
 
 

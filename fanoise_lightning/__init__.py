@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fanoise_lightning.sample import Pair, Sample
     from fanoise_lightning.search.embed import embed
     from fanoise_lightning.search.folder import EmbeddingFolder
+    from fanoise_lightning.search.index import SearchIndex
     from fanoise_lightning.spectrum import effective_rank, singular_values
     from fanoise_lightning.training.checkpoints import AtomicCheckpointIO
     from fanoise_lightning.training.schedules import LinearWarmup
@@ -60,6 +61,7 @@ __all__ = [
     "RepeatAlpha",
     "Sample",
     "ScoreboardWriter",
+    "SearchIndex",
     "SigmoidLoss",
     "SpectrumMonitor",
     "TwoTowerEncoder",

@@ -27,6 +27,7 @@ HOME = {
     "Sample": "sample",
     "RepeatAlpha": "callbacks",
     "ScoreboardWriter": "callbacks",
+    "SearchIndex": "search.index",
     "SigmoidLoss": "losses",
     "SpectrumMonitor": "callbacks",
     "TwoTowerEncoder": "encoders",
