@@ -7,6 +7,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -24,6 +25,7 @@ LEFT_OUT = "fanoise_lightning.left_out"
 """The key of a checkpoint under which are the names and the digests of the weights that it lacks."""
 
 _STATES = ("state_dict", "current_model_state")  # the second is that of Lightning's WeightAveraging
+_NOWHERE = torch.empty(0)  # stands for a weight that was left out and that the module lacks
 
 
 class TrainedOnlyCheckpoints(LightningModule):
@@ -52,6 +54,23 @@ class TrainedOnlyCheckpoints(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         _check_unmerged(self, "loaded")
         put_back(self, checkpoint)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As in PyTorch, after :func:`put_back`.
+
+        Raises:
+            ValueError: if ``strict``, and the module lacks weights that a checkpoint left out.
+        """
+        # Lightning tells `on_load_checkpoint` nothing about `strict`
+        if strict and (absent := [name for name, value in state_dict.items() if value is _NOWHERE]):
+            raise ValueError(
+                "the checkpoint leaves out frozen weights that this module does not have: "
+                f"{listed(absent, 3)}; build the module with the encoder of the checkpoint, or load with "
+                "`strict=False` what fits"
+            )
+        return super().load_state_dict(state_dict, strict, assign)
 
     @property
     def strict_loading(self) -> bool:
@@ -121,23 +140,20 @@ def leave_out(module: nn.Module, checkpoint: dict[str, Any]) -> int:
 def put_back(module: nn.Module, checkpoint: dict[str, Any]) -> None:
     """Add what :func:`leave_out` took out of a checkpoint, from the module that is to load it.
 
-    Every rank must call it: sharded weights are gathered, one at a time.
+    Every rank must call it: sharded weights are gathered, one at a time. Where the module lacks a weight,
+    an empty one takes its place, which loading finds unexpected if it is strict.
 
     Args:
         module: built as it was for the checkpoint.
         checkpoint: any; one from which nothing was left out stays as it is.
 
     Raises:
-        ValueError: if the module lacks a weight that was left out, or has another in its place.
+        ValueError: if the module has another weight in the place of one that was left out.
     """
     left_out: Mapping[str, str] = checkpoint.get(LEFT_OUT, {})
     own = dict(module.named_parameters(remove_duplicate=False))
-    if absent := [name for name in left_out if name not in own]:
-        raise ValueError(
-            "the checkpoint leaves out frozen weights that this module does not have: "
-            f"{listed(absent, 3)}; build the module with the encoder of the checkpoint"
-        )
-    if different := [name for name, found in left_out.items() if digest(_whole(own[name])) != found]:
+    present = {name: found for name, found in left_out.items() if name in own}
+    if different := [name for name, found in present.items() if digest(_whole(own[name])) != found]:
         raise ValueError(
             f"{len(different)} of the {len(left_out)} frozen weights that the checkpoint leaves out are "
             f"not those it was trained with: {listed(different, 3)}. They were loaded from "
@@ -146,7 +162,9 @@ def put_back(module: nn.Module, checkpoint: dict[str, Any]) -> None:
             "`load_from_checkpoint`. (With `save_frozen=True`, checkpoints hold the frozen weights.)"
         )
     for number, state in enumerate(_states(checkpoint)):
-        for name in left_out.keys() - state.keys():
+        for name in left_out.keys() - own.keys():
+            state.setdefault(name, _NOWHERE)
+        for name in present.keys() - state.keys():
             # a module loads its own weight at no cost; after the first state, it may hold another
             state[name] = own[name].detach().clone() if number else own[name]
 

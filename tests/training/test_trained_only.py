@@ -322,6 +322,40 @@ def test_an_encoder_without_what_was_left_out_is_refused(clip, qwen, tmp_path):
             ContrastiveModule.load_from_checkpoint(tmp_path / "saved.ckpt", encoder=other)
 
 
+def without_vision(folder: str) -> TwoTowerEncoder:
+    encoder = with_frozen_towers(folder)
+    encoder.network.vision_model = nn.Identity()
+    return encoder
+
+
+def test_what_fits_is_loaded_where_strict_is_false(clip, tmp_path):
+    """Oracle: PyTorch's own loading of the weights that were trained."""
+    path = tmp_path / "saved.ckpt"
+    saved = save(disturb(of(with_frozen_towers(clip))), path)
+    assert any(".vision_model." in name for name in saved[LEFT_OUT])
+    expected, resumed = of(without_vision(clip)), of(without_vision(clip))
+    expected.load_state_dict(saved["state_dict"], strict=False)
+    with pytest.warns(
+        UserWarning, match=r"not in the model state dict but in the checkpoint: .*vision_model.*k_proj.weight"
+    ):
+        loaded = ContrastiveModule.load_from_checkpoint(path, encoder=without_vision(clip), strict=False)
+    assert_same(loaded, expected)
+    resumed.strict_loading = False
+    trainer_of().validate(resumed, data(), ckpt_path=path)
+    assert_same(resumed, expected)
+    resumed.strict_loading = True
+    with pytest.raises(ValueError, match=r"does not have: .*vision_model.* `strict=False`"):
+        trainer_of().validate(resumed, data(), ckpt_path=path)
+
+
+def test_what_does_not_fit_is_refused_even_where_strict_is_false(own_clip, tmp_path):
+    path = tmp_path / "saved.ckpt"
+    save(of(with_frozen_towers(own_clip)), path)
+    change_one_weight(own_clip)
+    with pytest.raises(ValueError, match="not those it was trained with"):
+        ContrastiveModule.load_from_checkpoint(path, encoder=without_vision(own_clip), strict=False)
+
+
 def edit(path: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
     checkpoint = torch.load(path, weights_only=True)
     change(checkpoint["state_dict"])
