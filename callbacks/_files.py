@@ -11,6 +11,8 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from fanoise_lightning._disk import naming_a_full_disk
+
 
 def output_folder(trainer: Trainer, path: str | Path | None) -> Path:
     """``path``, or else the logger's folder, or else ``default_root_dir``. Call it on all ranks."""
@@ -50,11 +52,15 @@ def whole_file(path: Path) -> Iterator[Path]:
     """A path to write to; if no error occurs, the file there then replaces ``path``.
 
     A run that is killed while it writes must neither leave half a file nor lose the previous one.
+
+    Raises:
+        OSError: if the disk is full, with the path and the space that is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        yield unfinished
+        with naming_a_full_disk(path):
+            yield unfinished
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 
+from fanoise_lightning.encoders.hub import check_available
 from fanoise_lightning.encoders.remote_code import is_refused
 
 __all__ = ["FAMILIES", "Family", "find_family"]
@@ -87,6 +88,7 @@ def find_family(model: str, trust_remote_code: bool = False) -> Family:
     """
     from transformers import PreTrainedConfig
 
+    check_available(model)
     config, _ = PreTrainedConfig.get_config_dict(model)
     model_type = config.get("model_type")
     if model_type in FAMILIES:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fanoise_lightning._disk import naming_a_full_disk
+
 __all__ = ["KEY_BYTES", "FeatureStore"]
 
 KEY_BYTES = 16
@@ -87,10 +89,11 @@ class FeatureStore:
         """
         data, names = self._files()
         try:
-            data.write(np.ascontiguousarray(rows, np.float32).tobytes())
-            data.flush()  # before the keys: a key without its row would be a wrong feature
-            names.write(_as_bytes(keys).tobytes())
-            names.flush()
+            with naming_a_full_disk(Path(getattr(data, "name", self.folder)), 4 * rows.size):
+                data.write(np.ascontiguousarray(rows, np.float32).tobytes())
+                data.flush()  # before the keys: a key without its row would be a wrong feature
+                names.write(_as_bytes(keys).tobytes())
+                names.flush()
         except BaseException:
             # rows and keys may be out of step: nothing may be appended to these files any more
             self._writer = None

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from fanoise_lightning.encoders.adapters import LoraOptions, add_lora
+from fanoise_lightning.encoders.hub import check_available
 from fanoise_lightning.encoders.linear_attention import use_linear_attention
 from fanoise_lightning.encoders.open_clip_tags import Interpolation, ResizeMode, create_model
 from fanoise_lightning.encoders.plain_text import PlainTexts
@@ -23,7 +24,8 @@ __all__ = ["OpenClipEncoder"]
 
 _OWN_CONFIGS = Path(__file__).parent / "open_clip_configs"
 
-_SCHEMES = ("hf-hub:", "local-dir:")
+_HUB = "hf-hub:"
+_SCHEMES = (_HUB, "local-dir:")
 
 # The loss owns the temperature; CoCa's decoder only writes captions.
 _UNUSED = ("logit_scale", "logit_bias", "text_decoder")
@@ -106,6 +108,7 @@ class OpenClipEncoder(TwoTowers):
             "image_resize_mode": image_resize_mode,
             "quick_gelu": quick_gelu,
         }
+        _check_weights(name, pretrained)
         with _own_code_only(model, name):
             self.clip, transform = create_model(name, pretrained, options)
             tokenizer = open_clip.get_tokenizer(name)
@@ -176,6 +179,24 @@ def _own_code_only(model: str, name: str) -> AbstractContextManager[None]:
             "which is never run: choose a model whose tokenizer is part of transformers"
         )
     return refuse_code(f"the open_clip model {model!r}" + (f", with {' and '.join(named)}," if named else ""))
+
+
+def _check_weights(name: str, pretrained: str | None) -> None:
+    """Refuse weights that are not here and cannot be downloaded."""
+    import open_clip
+
+    if name.startswith(_HUB):
+        check_available(name.removeprefix(_HUB))
+    elif pretrained and not Path(pretrained).is_file():
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        tag = open_clip.get_pretrained_cfg(name, pretrained)
+        if not tag and not name.startswith(_SCHEMES):
+            raise ValueError(
+                f"`pretrained` {pretrained!r} is neither a file nor one of the tags of {name}: "
+                f"{', '.join(tags) or 'it has none'}"
+            )
+        if repository := tag.get("hf_hub", "").rpartition("/")[0]:  # "owner/name/" or "owner/name/file"
+            check_available(repository)
 
 
 def _register(model: str) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fanoise_lightning.encoders._transformers import rename_keys
 from fanoise_lightning.encoders.adapters import LoraOptions, add_lora, inject
+from fanoise_lightning.encoders.hub import check_available
 from fanoise_lightning.encoders.loading import check_keys
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def _read_config(adapter: str) -> LoraConfig:
     import peft
     from transformers.utils import cached_file
 
+    check_available(adapter, "adapter")
     file = str(cached_file(adapter, "adapter_config.json"))
     try:
         settings = json.loads(Path(file).read_text(encoding="utf-8"))

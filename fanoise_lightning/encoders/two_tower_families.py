@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
+from fanoise_lightning.encoders.hub import check_available
+
 __all__ = ["TWO_TOWER_FAMILIES", "TwoTowerFamily", "find_two_tower_family"]
 
 Tower = Callable[..., Tensor]
@@ -126,6 +128,7 @@ def find_two_tower_family(model: str) -> TwoTowerFamily:
     """
     from transformers import PreTrainedConfig
 
+    check_available(model)
     config, _ = PreTrainedConfig.get_config_dict(model)
     model_type = config.get("model_type")
     if model_type not in TWO_TOWER_FAMILIES:

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from fanoise_lightning._disk import naming_a_full_disk
 from fanoise_lightning._lightning import is_local, load_checkpoint, load_hparams_file
 from fanoise_lightning.training.describe import with_public_paths
 from fanoise_lightning.training.trust import described_arguments
@@ -35,6 +36,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Raises:
         ValueError: if a checkpoint cannot be read, with its path.
+        OSError: if the disk is full, with the path, the size and the space that is left.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -49,7 +51,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         # not `*.ckpt`: Lightning takes every last*.ckpt for a last checkpoint
         unfinished = path.with_name(f"{path.name}.tmp")
         try:
-            with unfinished.open("wb") as file:
+            with naming_a_full_disk(path, _size(checkpoint)), unfinished.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())  # or the new name might reach the disk before the data does
@@ -62,6 +64,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         with naming_the_file(path):
             return super().load_checkpoint(path, map_location, weights_only is None or weights_only)
+
+
+def _size(value: Any) -> int:
+    """The bytes of all tensors in a checkpoint."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def read_arguments(
