@@ -2,10 +2,10 @@
 
     python benchmarks/search.py [--rows 1000000] [--rounds 20] [--folder DIR]
 
-Random unit vectors in float16, 512 dimensions, in shards as ``fanoise embed`` writes them. Each contender runs
-in a process of its own and answers the same queries in turn: ours from the mapped shards; numpy by one product
-with all rows in float32, and `argpartition`; faiss (if installed) with its flat index in float32. Memory is
-the peak of the resident set, all imports included; recall is against our hits.
+Random unit vectors in float16, 512 dimensions, in shards as ``fanoise embed`` writes them. Each contender
+runs in a process of its own and answers the same queries in turn: ours from the mapped shards; numpy by one
+product with all rows in float32, and `argpartition`; faiss (if installed) with its flat index in float32.
+Memory is the peak of the resident set, all imports included; recall is against our hits.
 """
 
 from __future__ import annotations
@@ -153,9 +153,10 @@ def compare(folder: Path, rounds: int, batch: int, only: list[str] | None) -> No
             found[name] += rows
     rows = EmbeddingFolder(folder).manifest["rows"]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {rows:,} x {DIMENSION} float16")
-    print(
-        f"{'':14} {'s a query':>10} {'ratio':>6} {f's of {batch}':>10} {'start s':>8} {'GB':>5} {'recall@10':>10}"
+    titles = (
+        f"{'s a query':>10} {'ratio':>6} {f's of {batch}':>10} {'start s':>8} {'GB':>5} {'recall@10':>10}"
     )
+    print(f"{'':14} {titles}")
     for name in names:
         pipes[name].send(-1)
         together, _ = pipes[name].recv()

@@ -32,7 +32,10 @@ html_theme_options = {"navigation_with_keys": True}
 highlight_language = "none"  # of blocks that name no language: commands, trees, tables
 myst_heading_anchors = 3
 nb_execution_mode = "auto"  # tests run the notebooks, too
-nb_execution_excludepatterns = ["tutorials/fine_tune.ipynb", "tutorials/own_pictures.ipynb"]  # committed with its outputs
+nb_execution_excludepatterns = [
+    "tutorials/fine_tune.ipynb",
+    "tutorials/own_pictures.ipynb",
+]  # committed with its outputs
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
 

@@ -132,7 +132,5 @@ def test_the_home_folder_is_to_be_written_out(tmp_path: Path, monkeypatch: pytes
 
 
 def test_unknown_weights_of_open_clip_are_refused_with_the_tags() -> None:
-    with pytest.raises(
-        ValueError, match=r"'nope\.pt' is neither a file nor one of the tags of ViT-B-32: o"
-    ):
+    with pytest.raises(ValueError, match=r"'nope\.pt' is neither a file nor one of the tags of ViT-B-32: o"):
         OpenClipEncoder("ViT-B-32", "nope.pt")
