@@ -100,7 +100,8 @@ class Finish(Callback):
         size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
         shape = f"{rows:,} x {manifest['dimension']} numbers of {manifest['dtype']}"
         left = f"; {len(skipped):,} rows skipped, see `{folder / MANIFEST}`" if skipped else ""
-        report(f"wrote {shape} to `{folder}` ({len(found)} shards, {size:,.1f} MB){left}")
+        shards = f"{len(found)} shard{'s' * (len(found) > 1)}"
+        report(f"wrote {shape} to `{folder}` ({shards}, {size:,.1f} MB){left}")
 
 
 def _read_header(folder: Path) -> dict[str, Any] | None:

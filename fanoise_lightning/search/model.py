@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentParser
 
@@ -95,4 +96,6 @@ def _build(encoder: Any, where: str) -> Encoder:
         config = parser.parse_object({"encoder": encoder})
     except Exception as error:  # jsonargparse's own kinds
         raise ValueError(f"the encoder of `{where}` cannot be built: {error}") from error
-    return parser.instantiate_classes(config).encoder
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # parts without pretrained weights, such as a new head, are the same each time
+        return parser.instantiate_classes(config).encoder

@@ -87,7 +87,7 @@ def _query(row: Any, where: str, folder: Path) -> Query:
         check_names(map(str, row), COLUMNS, "column")
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    text, image, right = (row.get(name) or "" for name in COLUMNS)
+    text, image, right = ("" if row.get(name) is None else row[name] for name in COLUMNS)  # an id may be 0
     several = right if isinstance(right, list) else [right] if right != "" else []
     if not (isinstance(text, str) and isinstance(image, str)):
         raise ValueError(f"{where}: `text` and `image` must be strings, got {text!r} and {image!r}")

@@ -16,7 +16,7 @@ from fanoise_lightning.__main__ import main
 from fanoise_lightning.encoders.fingerprint import fingerprint
 from fanoise_lightning.search.embed_command import _parser
 from fanoise_lightning.search.folder import EmbeddingFolder
-from fanoise_lightning.search.model import model_of_manifest
+from fanoise_lightning.search.model import model_of_manifest, model_of_recipe
 
 ON_CPU = ["--num_workers=0", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 COLUMNS = ["--text=text", "--image=image", "--id=id"]
@@ -34,7 +34,7 @@ def test_a_checkpoint_embeds_and_the_manifest_leads_back_to_it(
     main(["embed", str(source), f"--out={out}", f"--model={checkpoint}", *COLUMNS, *ON_CPU])
     folder = EmbeddingFolder(out)
     assert len(folder) == ROWS - 1
-    assert f"wrote {ROWS - 1} x 24 numbers of float16 to `{out}` (1 shards" in caplog.text
+    assert f"wrote {ROWS - 1} x 24 numbers of float16 to `{out}` (1 shard" in caplog.text
     module = ContrastiveModule.load_from_checkpoint(checkpoint)
     assert folder.fingerprint == fingerprint(module.encoder)
     assert fingerprint(model_of_manifest(folder.manifest).encoder) == folder.fingerprint
@@ -67,6 +67,14 @@ def test_a_recipe_embeds_with_its_encoder_before_training(
     manifest = EmbeddingFolder(tmp_path / "index").manifest
     assert manifest["model"]["checkpoint"] is None
     assert model_of_manifest(manifest).encoder.model == tiny_clip
+
+
+def test_parts_without_weights_are_the_same_each_time(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    encoder = {"class_path": "fanoise_lightning.OpenClipEncoder", "init_args": {"model": "emoji-resnet"}}
+    recipe.write_text(yaml.safe_dump({"model": {"encoder": encoder}}))
+    first, again = (fingerprint(model_of_recipe(recipe).encoder) for _ in range(2))
+    assert first == again
 
 
 @pytest.mark.parametrize(
