@@ -78,7 +78,7 @@ def search_page(queries: Sequence[Query], after: Side, before: Side | None = Non
     if len(queries) == 1:
         title = queries[0].text.strip() or "Search by a picture"
     else:
-        title = f"{len(queries):,} queries" + (f": {after.name} against {before.name}" if before else "")
+        title = f"{len(queries):,} queries" + (f", {before.name} and {after.name}" if before else "")
     head = [f'<p class="about">{_escaped(_about(side, len(sides)))}</p>' for side in sides]
     if any(answer.right for answer in after.answers):
         head.append(_summary(sides))
