@@ -105,7 +105,9 @@ class ApproximateIndex:
                 )
             codes = next(m for m in range(max(1, folder.dimension // 8), 0, -1) if folder.dimension % m == 0)
             cells = max(1, min(4096, len(folder) // 256))
-            built = faiss.index_factory(folder.dimension, f"IVF{cells},PQ{codes}", faiss.METRIC_INNER_PRODUCT)
+            # np: codes are not reordered for a search by Hamming distance, which takes most of the training
+            kind = f"IVF{cells},PQ{codes}np"
+            built = faiss.index_factory(folder.dimension, kind, faiss.METRIC_INNER_PRODUCT)
         if not built.is_trained:
             built.train(self._sample())
         for shard in folder.shards():
