@@ -18,6 +18,7 @@ from fanoise_lightning.data.rows.embedded import EmbeddedImages, holds_images
 from fanoise_lightning.data.rows.lines import open_lines
 from fanoise_lightning.data.rows.tables import SHARDS, read_table, reading_parquet
 from fanoise_lightning.data.sources.memory import open_list
+from fanoise_lightning.data.sources.roles import likely_names
 from fanoise_lightning.data.sources.source import SAMPLE, Source, kinds_of_records, kinds_of_table, read_from
 
 __all__ = ["SUFFIXES", "is_file_of_rows", "open_file", "open_shards"]
@@ -75,7 +76,20 @@ def _holds_images(kind: pa.DataType) -> bool:
 def _kinds_of_lines(file: Path) -> dict[str, Kind | None]:
     with open_lines(file) as lines:
         records = [_parse(line) for line in islice((line for line in lines if line.strip()), SAMPLE)]
+        names = likely_names({name for record in records for name in record})
+        for block in iter(lambda: list(islice(lines, SAMPLE)), []):
+            records += [_parse(line) for line in _with_names(block, names)]
     return kinds_of_records(records)
+
+
+def _with_names(lines: list[bytes], names: list[str]) -> list[bytes]:
+    """The first of the lines with each of the names in it; those that are found are taken from the list."""
+    joined, found = b"".join(lines), []
+    for name in list(names):
+        if (key := f'"{name}":'.encode()) in joined or (key := f'"{name}" :'.encode()) in joined:
+            found.append(next(line for line in lines if key in line))
+            names.remove(name)
+    return found
 
 
 def _parse(line: bytes) -> dict[str, Any]:
