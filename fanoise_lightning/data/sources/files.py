@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -78,17 +78,22 @@ def _kinds_of_lines(file: Path) -> dict[str, Kind | None]:
         records = [_parse(line) for line in islice((line for line in lines if line.strip()), SAMPLE)]
         names = likely_names({name for record in records for name in record})
         for block in iter(lambda: list(islice(lines, SAMPLE)), []):
-            records += [_parse(line) for line in _with_names(block, names)]
+            late = _first_with(block, names)
+            records += late.values()
+            names = [name for name in names if name not in late]
     return kinds_of_records(records)
 
 
-def _with_names(lines: list[bytes], names: list[str]) -> list[bytes]:
-    """The first of the lines with each of the names in it; those that are found are taken from the list."""
-    joined, found = b"".join(lines), []
-    for name in list(names):
-        if (key := f'"{name}":'.encode()) in joined or (key := f'"{name}" :'.encode()) in joined:
-            found.append(next(line for line in lines if key in line))
-            names.remove(name)
+def _first_with(lines: list[bytes], names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The first record that has each of the names, for those that any has."""
+    joined = b"".join(lines)
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        quoted = json.dumps(name).encode()
+        if quoted in joined:
+            with_it = (record for line in lines if quoted in line and name in (record := _parse(line)))
+            if (first := next(with_it, None)) is not None:
+                found[name] = first
     return found
 
 
