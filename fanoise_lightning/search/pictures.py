@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fanoise_lightning.data.images.decode import ImageError, decode
 from fanoise_lightning.data.images.roots import ImageRoot
+from fanoise_lightning.data.rows.paths import ABSOLUTE
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,6 +24,9 @@ _BYTES = 12 * 2**10  # of one thumbnail: noise does not compress
 
 class Pictures:
     """Opens pictures and makes them thumbnails, each once.
+
+    Only what lies under the root is opened, for a page may be passed on: a catalogue of someone else could
+    name any picture of this machine.
 
     Args:
         root: the folder or zip archive of the pictures; ``None`` if there is none.
@@ -37,7 +43,7 @@ class Pictures:
         self._why = "the catalogue has no image root"
         if root is not None:
             try:
-                self._root = ImageRoot(root, absolute=True)  # the source of `embed` had them
+                self._root = ImageRoot(root)
             except (FileNotFoundError, ValueError) as error:  # moved: the hits are there all the same
                 self._why = str(error)
 
@@ -47,11 +53,25 @@ class Pictures:
             try:
                 if self._root is None:
                     raise ImageError(self._why)
-                image = decode(self._root.read(path), path, 2 * self.size)
+                image = decode(self._root.read(_below(self._root.path, path)), path, 2 * self.size)
                 self._uris[path] = data_uri(image, self.size)
             except (ImageError, OSError, ValueError) as error:
                 self._uris[path], self.missing[path] = "", str(error)
         return self._uris[path]
+
+
+def _below(root: Path, path: str) -> str:
+    """A path relative to the root, which checks relative ones itself.
+
+    Raises:
+        ImageError: if it is absolute and outside.
+    """
+    if not re.match(ABSOLUTE, path):
+        return path
+    for file in (Path(os.path.realpath(path)), Path(path)):  # the root may hold links to other disks
+        if file.is_relative_to(root):
+            return file.relative_to(root).as_posix()
+    raise ImageError(f"it is outside the image root `{root}`; `--image_root` names another")
 
 
 def data_uri(image: Image.Image, size: int) -> str:

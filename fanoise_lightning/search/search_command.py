@@ -15,6 +15,7 @@ from rich.table import Table
 
 from fanoise_lightning._user_errors import Parser
 from fanoise_lightning.callbacks._files import whole_file
+from fanoise_lightning.data.images.roots import ImageRoot
 from fanoise_lightning.encoders.fingerprint import fingerprint
 from fanoise_lightning.module import ContrastiveModule
 from fanoise_lightning.search.answers import answer, metrics
@@ -78,6 +79,12 @@ def _parser() -> Parser:
     )
     add("--k", type=int, default=10, help="How many hits.")
     add("--html", type=str | None, default=None, help="A page to write, with the pictures.")
+    add(
+        "--image_root",
+        type=str | None,
+        default=None,
+        help="The folder or zip archive of the pictures, if they were moved or have absolute paths.",
+    )
     add("--against", type=str | None, default=None, help="A folder of another model to compare with.")
     add("--model", type=str | None, default=None, help="The checkpoint of DIR, if it was moved.")
     add("--against_model", type=str | None, default=None, help="The checkpoint of that other folder.")
@@ -90,6 +97,8 @@ def _parser() -> Parser:
 def _search(given: Namespace) -> None:
     if given.queries and (given.query or given.image):
         raise ValueError("give one query, or a file of them with `--queries`, not both")
+    if given.image_root is not None:
+        ImageRoot(given.image_root)  # a wrong one is told before a model is loaded
     if given.queries:
         queries = read_queries(given.queries)
     else:
@@ -126,7 +135,8 @@ def _side(given: Namespace, queries: Sequence[Query], path: str, checkpoint: str
     about = f"{len(folder):,} rows of {folder.manifest['source']}, in {folder.path}"
     if given.index:
         about += f", searched with {given.index}"
-    pictures = Pictures(folder.manifest["image_root"], 160 if len(queries) > 1 else 256)
+    root = given.image_root or folder.manifest["image_root"]
+    pictures = Pictures(root, 160 if len(queries) > 1 else 256)
     return Side(folder.path.name, about, answer(index, queries, embedded, found), pictures)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -75,6 +78,27 @@ def test_a_page_compares_two_folders(place: Path, tmp_path: Path) -> None:
     assert "data:image/" in text
 
 
+def test_pictures_outside_the_image_root_are_not_in_the_page_unless_asked_for(
+    place: Path, tmp_path: Path
+) -> None:
+    """A catalogue of someone else must not bring any picture of this machine into a page."""
+    moved, page = tmp_path / "index", tmp_path / "page.html"
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(place / "index", moved)
+    manifest = json.loads((moved / "manifest.json").read_text())
+    (moved / "manifest.json").write_text(json.dumps({**manifest, "image_root": str(tmp_path / "elsewhere")}))
+    for file in moved.glob("*.parquet"):
+        rows = pq.read_table(file).to_pylist()
+        named = [{**row, "image": row["image"] and str(place / row["image"])} for row in rows]
+        pq.write_table(pa.Table.from_pylist(named), file)
+    options = ["search", str(moved), "thing", "--k=100", f"--html={page}"]
+    main(options)
+    assert "data:image/" not in page.read_text()
+    assert "outside the image root" in page.read_text()
+    main([*options, f"--image_root={place}"])
+    assert page.read_text().count("data:image/") == sum(row % 3 == 1 for row in range(ROWS)) - 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -84,6 +108,7 @@ def test_a_page_compares_two_folders(place: Path, tmp_path: Path) -> None:
         (["index", "a", "--queries=q.txt"], "not both"),
         (["gone", "a"], "gone"),
         (["index", "a", "--image=gone.png"], "gone.png"),
+        (["index", "a", "--image_root=gone"], "image root `gone`"),
         (["index", "--queries=gone.txt"], "gone.txt"),
         (["index", "--queries=unknown.csv"], "sku-999"),
     ],
