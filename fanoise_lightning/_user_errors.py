@@ -102,7 +102,8 @@ class OneLineErrors:
             super().error(message, ex)  # type: ignore[misc]
         if debugging():
             raise ValueError(message) from ex
-        prog = re.sub(r"^fanoise( \[options\])?$", "fanoise fit", self.prog)  # type: ignore[attr-defined]
+        prog = self.prog.replace(" [options]", "")  # type: ignore[attr-defined]
+        prog = "fanoise fit" if prog == "fanoise" else prog
         leave(_explain(message, sorted(_options(self)), prog))
 
 

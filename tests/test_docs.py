@@ -62,6 +62,12 @@ def of_the_reader() -> dict[str, Any]:
     empty = {"qry_image_path": "", "pos_image_path": ""}
     rows = [{"qry": f"query {i}", "pos_text": f"target {i}", **empty} for i in range(40)]
     Path("pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    Path("photos").mkdir()
+    for i in range(40):
+        Image.new("RGB", (8, 8), (6 * i, 0, 0)).save(f"photos/{i}.png")
+    Path("products.csv").write_text(
+        "caption,photo\n" + "".join(f"mug number {i},{i}.png\n" for i in range(40))
+    )
     encoder, self = OpenClipEncoder("emoji-resnet"), Theirs()
     query, target = F.normalize(torch.randn(2, 8, 4), dim=2)
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ from fanoise_lightning.subset import Subset
 __all__ = ["PairDataModule", "number_pairs"]
 
 HELD_OUT = 1000  # pairs, by default, as many as MMEB's subsets have queries
+Rows = str | Path | list[dict[str, str]]  # what a config or a checkpoint may name; in Python any source
 
 
 class PairDataModule(ContrastiveDataModule):
@@ -97,7 +98,7 @@ class PairDataModule(ContrastiveDataModule):
 
     def __init__(
         self,
-        source: Any,
+        source: Rows,
         query: str | list[str] | None = None,
         target: str | list[str] | None = None,
         negatives: str | list[str] | None = None,
@@ -113,7 +114,7 @@ class PairDataModule(ContrastiveDataModule):
         max_skipped: float = 0.01,
         decode_size: int | None = None,
         collate: Collate | None = None,
-        val: Any = None,
+        val: Rows | None = None,
         split_seed: int = DEFAULT_SEED,
     ) -> None:
         check_choice("mask_same_target", mask_same_target, ("all", "none"))

@@ -117,9 +117,8 @@ def _search(given: Namespace) -> None:
             file.write_text(search_page(queries, after, before), encoding="utf-8")
         missing = len(after.pictures.missing | (before.pictures.missing if before is not None else {}))
         left = f"; {missing:,} pictures could not be read, see the page" if missing else ""
-        console.print(
-            f"wrote {escape(str(page))} ({page.stat().st_size / 1e3:,.0f} kB){left}", soft_wrap=True
-        )
+        size = f"{page.stat().st_size / 1e3:,.0f} kB"
+        console.print(f"wrote {escape(str(page))} ({size}){left}", soft_wrap=True)
 
 
 def _side(given: Namespace, queries: Sequence[Query], path: str, checkpoint: str | None) -> Side:

@@ -13,6 +13,7 @@ from data_roots import collate, write_image, write_rows
 from PIL import Image
 
 from fanoise_lightning.data import PairDataModule
+from fanoise_lightning.data.sources import files
 from fanoise_lightning.data.sources.any_source import open_source
 from fanoise_lightning.data.sources.roles import choose_pair
 from fanoise_lightning.sample import Pair, Sample
@@ -187,3 +188,15 @@ def test_the_images_of_arrays_are_kept_exactly() -> None:
     rows = [{"caption": str(n), "image": image} for n, image in enumerate(images)]
     for pair in pairs_of(set_up(rows)):
         assert np.array_equal(np.asarray(pair.target.image), images[int(pair.query.text)])
+
+
+@pytest.mark.parametrize("name", ["neg_text", "pos_image_path"])
+def test_a_column_that_comes_late_in_json_lines_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(files, "SAMPLE", 4)
+    rows = [{"qry": f"query {n}", "pos_text": f"target {n}"} for n in range(15)]
+    rows[13][name] = "late.png"
+    path = write_rows(tmp_path / "pairs.jsonl", rows)
+    columns = choose_pair(open_source(path), None, None, None)
+    assert name in {column for side in columns for column in side}

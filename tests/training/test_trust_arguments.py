@@ -72,3 +72,11 @@ def test_an_open_clip_config_cannot_ask_for_code(tiny_clip, their_code, tmp_path
     with pytest.raises(ValueError, match="asks to run the Python code that comes with its tokenizer"):
         OpenClipEncoder(str(tmp_path / "evil.json") if form == "a file" else f"local-dir:{tmp_path}")
     assert nothing_happened(their_code)
+
+
+def test_a_checkpoint_may_name_the_file_of_its_pairs_but_no_code() -> None:
+    files = {"source": "captions.csv", "val": "held_out.jsonl", "image_root": "."}
+    check_arguments(PairDataModule, files, ())
+    check_arguments(PairDataModule, {"source": [{"caption": "a mug", "image": "mug.png"}]}, ())
+    with pytest.raises(ValueError, match="source"):
+        check_arguments(PairDataModule, {"source": {"class_path": "os.system", "init_args": {}}}, ())

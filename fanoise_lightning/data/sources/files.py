@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -18,6 +18,7 @@ from fanoise_lightning.data.rows.embedded import EmbeddedImages, holds_images
 from fanoise_lightning.data.rows.lines import open_lines
 from fanoise_lightning.data.rows.tables import SHARDS, read_table, reading_parquet
 from fanoise_lightning.data.sources.memory import open_list
+from fanoise_lightning.data.sources.roles import likely_names
 from fanoise_lightning.data.sources.source import SAMPLE, Source, kinds_of_records, kinds_of_table, read_from
 
 __all__ = ["SUFFIXES", "is_file_of_rows", "open_file", "open_shards"]
@@ -75,7 +76,25 @@ def _holds_images(kind: pa.DataType) -> bool:
 def _kinds_of_lines(file: Path) -> dict[str, Kind | None]:
     with open_lines(file) as lines:
         records = [_parse(line) for line in islice((line for line in lines if line.strip()), SAMPLE)]
+        names = likely_names({name for record in records for name in record})
+        for block in iter(lambda: list(islice(lines, SAMPLE)), []):
+            late = _first_with(block, names)
+            records += late.values()
+            names = [name for name in names if name not in late]
     return kinds_of_records(records)
+
+
+def _first_with(lines: list[bytes], names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The first record that has each of the names, for those that any has."""
+    joined = b"".join(lines)
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        quoted = json.dumps(name).encode()
+        if quoted in joined:
+            with_it = (record for line in lines if quoted in line and name in (record := _parse(line)))
+            if (first := next(with_it, None)) is not None:
+                found[name] = first
+    return found
 
 
 def _parse(line: bytes) -> dict[str, Any]:
