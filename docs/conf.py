@@ -49,7 +49,7 @@ napoleon_numpy_docstring = False
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!fanoise_lightning\.).*"),
-    (r"py:class", r".*\.(LoraOptions|SubsetResult)"),  # dicts that are not exported: named, not linked
+    (r"py:class", r".*\.(LoraOptions|SubsetResult|Row|Hits)"),  # dicts and tuples that are not exported
 ]
 
 # Docstrings may name a class by the module that holds it today; the site has it under its public name.

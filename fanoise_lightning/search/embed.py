@@ -52,8 +52,8 @@ def embed(
 
     Args:
         module: embeds the rows. It is in eval mode meanwhile.
-        source: the catalogue: a file, folder, table or list, see
-            :func:`~fanoise_lightning.data.items.read_items`.
+        source: the catalogue: a file, folder, table or list, as of
+            :class:`~fanoise_lightning.PairDataModule`.
         out: the folder to write to, new, empty, or of the same run.
         text: the column of texts.
         image: the column of pictures.

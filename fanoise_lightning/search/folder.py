@@ -103,7 +103,7 @@ class EmbeddingFolder:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the model, see :func:`~fanoise_lightning.encoders.fingerprint.fingerprint`."""
+        """The fingerprint of the model, a hash of its weights and options."""
         return str(self.manifest["model"]["fingerprint"])
 
     def shards(self) -> Iterator[Tensor]:
