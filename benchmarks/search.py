@@ -5,6 +5,7 @@
 Random unit vectors in float16, 512 dimensions, in shards as ``fanoise embed`` writes them. Each contender
 runs in a process of its own and answers the same queries in turn: ours from the mapped shards; numpy by one
 product with all rows in float32, and `argpartition`; faiss (if installed) with its flat index in float32.
+Seconds are the median and the least of all queries, CPU seconds those of all threads; the ratio is to ours.
 Memory is the peak of the resident set, all imports included; recall is against our hits.
 """
 
@@ -113,9 +114,9 @@ def serve(name: str, folder: Path, count: int, pipe: Any) -> None:
     pipe.send(time.perf_counter() - began)
     while (number := pipe.recv()) is not None:
         part = asked if number < 0 else asked[number : number + 1]
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         rows = search(part)
-        pipe.send((time.perf_counter() - start, rows.tolist()))
+        pipe.send((time.perf_counter() - start, time.process_time() - cpu, rows.tolist()))
     pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 
@@ -138,34 +139,34 @@ def compare(folder: Path, rounds: int, batch: int, only: list[str] | None) -> No
     names = only or ["fanoise", "numpy float32"]
     if not only and importlib.util.find_spec("faiss"):
         names += ["faiss flat"]
-    context, pipes, times, first = multiprocessing.get_context("spawn"), {}, {}, {}
+    context, pipes, times, cpu, first = multiprocessing.get_context("spawn"), {}, {}, {}, {}
     for name in names:
         pipes[name], theirs = context.Pipe()
         process = context.Process(target=serve, args=(name, folder, max(rounds, batch), theirs), daemon=True)
         process.start()
-        first[name], times[name] = pipes[name].recv(), []
+        first[name], times[name], cpu[name] = pipes[name].recv(), [], []
     found: dict[str, list[list[int]]] = {name: [] for name in names}
     for number in range(rounds):
         for name in names:  # in turn: the machine's load is the same for each
             pipes[name].send(number)
-            seconds, rows = pipes[name].recv()
+            seconds, used, rows = pipes[name].recv()
             times[name].append(seconds)
+            cpu[name].append(used)
             found[name] += rows
     rows = EmbeddingFolder(folder).manifest["rows"]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {rows:,} x {DIMENSION} float16")
-    titles = (
-        f"{'s a query':>10} {'ratio':>6} {f's of {batch}':>10} {'start s':>8} {'GB':>5} {'recall@10':>10}"
-    )
-    print(f"{'':14} {titles}")
+    titles = f"{'s a query':>10} {'min':>6} {'cpu s':>6} {'ratio':>6} {f's of {batch}':>10}"
+    print(f"{'':14} {titles} {'start s':>8} {'GB':>5} {'recall@10':>10}")
     for name in names:
         pipes[name].send(-1)
-        together, _ = pipes[name].recv()
+        together, _, _ = pipes[name].recv()
         pipes[name].send(None)
         peak = pipes[name].recv()
         ratio = statistics.median(a / b for a, b in zip(times[name], times[names[0]]))
         same = [len(set(a) & set(b)) / K for a, b in zip(found[name], found[names[0]])]
         print(
-            f"{name:14} {statistics.median(times[name]):10.3f} {ratio:6.2f} {together:10.2f} "
+            f"{name:14} {statistics.median(times[name]):10.3f} {min(times[name]):6.3f} "
+            f"{statistics.median(cpu[name]):6.2f} {ratio:6.2f} {together:10.2f} "
             f"{first[name]:8.1f} {peak:5.2f} {statistics.mean(same):10.3f}"
         )
 
