@@ -72,6 +72,7 @@ bench: install
 	$(BIN)/python benchmarks/large_batch.py
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/tiled_loss.py
+	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/kill.py
 
 clean:
