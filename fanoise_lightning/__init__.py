@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         VisionLanguageEncoder,
     )
     from fanoise_lightning.evaluation.precision_at_one import PrecisionAtOne
-    from fanoise_lightning.losses import FeatureTap, InfoNCE, SigmoidLoss
+    from fanoise_lightning.losses import FeatureTap, InfoNCE, MatryoshkaLoss, SigmoidLoss
     from fanoise_lightning.module import ContrastiveModule
     from fanoise_lightning.noise import feature_noise
     from fanoise_lightning.sample import Pair, Sample
@@ -53,6 +53,7 @@ __all__ = [
     "LinearAlpha",
     "LinearWarmup",
     "MMEBDataModule",
+    "MatryoshkaLoss",
     "OpenClipEncoder",
     "PackagedTowers",
     "Pair",

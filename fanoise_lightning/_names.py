@@ -19,6 +19,7 @@ HOME = {
     "LinearAlpha": "callbacks",
     "LinearWarmup": "training.schedules",
     "MMEBDataModule": "data",
+    "MatryoshkaLoss": "losses",
     "OpenClipEncoder": "encoders",
     "PackagedTowers": "encoders",
     "Pair": "sample",

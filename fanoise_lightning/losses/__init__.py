@@ -13,7 +13,8 @@ target is a negative.
 from __future__ import annotations
 
 from fanoise_lightning.losses.info_nce import InfoNCE
+from fanoise_lightning.losses.matryoshka import MatryoshkaLoss
 from fanoise_lightning.losses.sigmoid import SigmoidLoss
 from fanoise_lightning.losses.tap import FeatureTap
 
-__all__ = ["FeatureTap", "InfoNCE", "SigmoidLoss"]
+__all__ = ["FeatureTap", "InfoNCE", "MatryoshkaLoss", "SigmoidLoss"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -109,6 +109,15 @@ class ContrastiveBatch:
         queries = distributed.gather_with_grad(self.query) if self.gather else self.query
         known = None if self.known is None else self.known.reversed()
         return ContrastiveBatch(self.target, self.query, queries, self.own, known, self.gather)
+
+    def cut(self, dim: int) -> ContrastiveBatch:
+        """The batch with the first dimensions alone, normalised again; itself if these are all."""
+        if dim == self.query.shape[1]:
+            return self
+        query, target, candidates = (
+            F.normalize(x[:, :dim], dim=1) for x in (self.query, self.target, self.candidates)
+        )
+        return replace(self, query=query, target=target, candidates=candidates)
 
     def mask_(self, logits: Tensor, rows: slice) -> Tensor:
         """Set to minus infinity, in place, the query itself and the right answers other than its own target.

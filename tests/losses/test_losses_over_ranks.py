@@ -10,13 +10,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from fanoise_lightning import InfoNCE
+from fanoise_lightning import InfoNCE, MatryoshkaLoss
 from fanoise_lightning.losses import SigmoidLoss
 
 LOSSES = {
     "InfoNCE": lambda: InfoNCE(0.1, learnable_temperature=True),
     "symmetric": lambda: InfoNCE(0.1, symmetric=True, learnable_temperature=True),
     "SigmoidLoss": SigmoidLoss,
+    "MatryoshkaLoss": lambda: MatryoshkaLoss(SigmoidLoss(), [6, 3]),
 }
 HARD = ([0, 0, 0], [2, 2, 2], [3, 0, 1])  # how many hard negatives each rank has
 IDS = (None, [0, 1, 1, 2, 0, 0, 3, -1, -1, 1, 4, 5])

@@ -1,0 +1,1 @@
+"""What other libraries read: exported encoders, benchmarks, leaderboards."""
