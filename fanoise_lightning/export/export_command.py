@@ -1,0 +1,50 @@
+"""``fanoise export CHECKPOINT OUT``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fanoise_lightning._user_errors import Parser
+from fanoise_lightning.export.export_encoder import export_encoder
+from fanoise_lightning.module import ContrastiveModule
+
+__all__ = ["main"]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The ``fanoise export`` command.
+
+    Args:
+        args: the command line; by default ``sys.argv[2:]``.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint.
+        TypeError: as :func:`export_encoder`.
+        ValueError: as :func:`export_encoder`.
+    """
+    given = _parser().parse_args(sys.argv[2:] if args is None else args)
+    checkpoint = Path(given.checkpoint).expanduser()
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"there is no checkpoint `{checkpoint}`")
+    allow = (given.allow,) if isinstance(given.allow, str) else given.allow or ()
+    module = ContrastiveModule.load_from_checkpoint(
+        checkpoint, "cpu", allow=allow, trust_remote_code=given.trust_remote_code
+    )
+    export_encoder(module, given.out, merge=not given.adapter_only, verify=given.verify)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "fanoise export",
+        description="Write a folder for other libraries, and have those that are installed read it.",
+    )
+    add = parser.add_argument
+    add("checkpoint", type=str, help="A checkpoint.")
+    add("out", type=str, help="The folder to write to, new or empty.")
+    add("--adapter_only", type=bool, default=False, help="Write the adapter without the model it belongs to.")
+    add("--verify", type=bool, default=True, help="Have each library that is installed read the folder.")
+    add("--allow", type=list[str] | str | None, default=None, help="What the checkpoint may name, see fit.")
+    add("--trust_remote_code", type=bool, default=False, help="Run the model's own Python code.")
+    return parser
