@@ -25,14 +25,19 @@ def main(args: Sequence[str] | None = None) -> None:
         ValueError: as :func:`export_encoder`.
     """
     given = _parser().parse_args(sys.argv[2:] if args is None else args)
-    checkpoint = Path(given.checkpoint).expanduser()
+    module = read_checkpoint(given.checkpoint, given.allow, given.trust_remote_code)
+    export_encoder(module, given.out, merge=not given.adapter_only, verify=given.verify)
+
+
+def read_checkpoint(path: str, allow: str | list[str] | None, trust_remote_code: bool) -> ContrastiveModule:
+    """The module of a checkpoint, on the CPU."""
+    checkpoint = Path(path).expanduser()
     if not checkpoint.is_file():
         raise FileNotFoundError(f"there is no checkpoint `{checkpoint}`")
-    allow = (given.allow,) if isinstance(given.allow, str) else given.allow or ()
-    module = ContrastiveModule.load_from_checkpoint(
-        checkpoint, "cpu", allow=allow, trust_remote_code=given.trust_remote_code
+    allowed = (allow,) if isinstance(allow, str) else tuple(allow or ())
+    return ContrastiveModule.load_from_checkpoint(
+        checkpoint, "cpu", allow=allowed, trust_remote_code=trust_remote_code
     )
-    export_encoder(module, given.out, merge=not given.adapter_only, verify=given.verify)
 
 
 def _parser() -> Parser:

@@ -48,7 +48,7 @@ def export_encoder(
     Raises:
         TypeError: if the encoder is of another class than the three that can be exported.
         ValueError: if the encoder cannot be exported, `out` is not empty, or a library reads other vectors.
-        RuntimeError: if a library cannot open the folder.
+        RuntimeError: if the process of a library ends without a result, or takes too long.
         OSError: if the model that the encoder was built from is no longer there, or `out` cannot be written.
 
     Example:
@@ -63,6 +63,12 @@ def export_encoder(
     with whole_folder(out) as folder:
         check, facts = write(encoder, folder, merge)
         readers = read_back([check])[0] if verify else _unread(check)
+        for name, reader in readers.items():
+            if reader["status"] == "failed":
+                raise ValueError(
+                    f"nothing was exported: {name} {reader['version']} does not read the folder as the "
+                    f"encoder does: {reader['why']}"
+                )
         versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         made_with = {"fanoise_lightning": __version__, **versions}
         receipt = {**facts, "bar": BAR, "made_with": made_with, "readers": readers}

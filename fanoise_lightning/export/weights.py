@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +14,7 @@ from torch import nn
 
 from fanoise_lightning.encoders.base import Encoder
 
-__all__ = ["has_adapter", "merge_adapter", "on_cpu", "plain_copy"]
+__all__ = ["has_adapter", "merge_adapter", "name_the_base", "on_cpu", "plain_copy"]
 
 E = TypeVar("E", bound=Encoder)
 
@@ -51,6 +53,16 @@ def merge_adapter(network: Any) -> None:
     _merge_children(network)
     for name in ("peft_config", "active_adapters", "get_adapter_state_dict", "_hf_peft_config_loaded"):
         vars(network).pop(name, None)
+
+
+def name_the_base(folder: Path, network: Any) -> None:
+    """Say in a saved adapter's config which model it belongs to, wherever the reader is started."""
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    base = Path(network.name_or_path)
+    config["base_model_name_or_path"] = str(base.absolute()) if base.is_dir() else network.name_or_path
+    config["revision"] = getattr(network.config, "_commit_hash", None)
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _merge_children(network: nn.Module) -> None:

@@ -13,7 +13,7 @@ from fanoise_lightning.export.generative import write_vision_language
 from fanoise_lightning.export.open_clip import write_open_clip
 from fanoise_lightning.export.two_towers import write_two_tower
 from fanoise_lightning.export.verify import BAR, Check, embed_rows, rows_of
-from fanoise_lightning.export.weights import merge_adapter, on_cpu, plain_copy
+from fanoise_lightning.export.weights import merge_adapter, name_the_base, on_cpu, plain_copy
 from fanoise_lightning.export.written import Written
 from fanoise_lightning.training.lockstep import is_sharded
 
@@ -70,6 +70,8 @@ def write(encoder: Any, folder: Path, merge: bool) -> tuple[Check, dict[str, Any
             merge_adapter(network)
             copy.lora = copy.adapter = None
         written = _write(copy, folder)
+        if adapted and not merge:
+            name_the_base(folder, network)
         dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
         copy.float()  # libraries are compared in float32: in bfloat16 each of them rounds in its own way
         rows = rows_of(written)

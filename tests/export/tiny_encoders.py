@@ -44,8 +44,8 @@ def build(folder: Path, name: str) -> Any:
 
 
 def build_open_clip(folder: Path, **options: Any) -> OpenClipEncoder:
-    """An open_clip encoder whose config is in a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """An open_clip encoder whose config is in a folder, which is made."""
+    folder.mkdir()
     config = folder / "tiny-exported.json"
     config.write_text(json.dumps({"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT}))
     torch.manual_seed(0)

@@ -12,18 +12,23 @@ from PIL import Image
 from torch.nn import functional as F
 
 
-@torch.inference_mode()
 def main(jobs: list[dict[str, Any]]) -> dict[str, Any]:
     import open_clip
 
-    results = []
-    for job in jobs:
-        name = f"local-dir:{job['folder']}"
+    return {"version": open_clip.__version__, "results": [read(job) for job in jobs]}
+
+
+@torch.inference_mode()
+def read(job: dict[str, Any]) -> Any:
+    import open_clip
+
+    name = f"local-dir:{job['folder']}"
+    try:
         model, _, transform = open_clip.create_model_and_transforms(name)
         tokenizer = open_clip.get_tokenizer(name)
-        found = [embed(model.eval(), transform, tokenizer, job, batch) for batch in job["batches"]]
-        results.append(found)
-    return {"version": open_clip.__version__, "results": results}
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return [embed(model.eval(), transform, tokenizer, job, batch) for batch in job["batches"]]
 
 
 def embed(model: Any, transform: Any, tokenizer: Any, job: dict[str, Any], batch: list[int]) -> Any:

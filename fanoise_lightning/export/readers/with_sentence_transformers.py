@@ -13,15 +13,20 @@ from PIL import Image
 
 def main(jobs: list[dict[str, Any]]) -> dict[str, Any]:
     import sentence_transformers
+
+    return {"version": sentence_transformers.__version__, "results": [read(job) for job in jobs]}
+
+
+def read(job: dict[str, Any]) -> Any:
     from sentence_transformers import SentenceTransformer
 
-    results = []
-    for job in jobs:
+    try:
         for name in job.get("imports", ()):
             import_module(name)
         model = SentenceTransformer(job["folder"], device="cpu", model_kwargs={"dtype": "float32"})
-        results.append([embed(model, job, batch) for batch in job["batches"]])
-    return {"version": sentence_transformers.__version__, "results": results}
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return [embed(model, job, batch) for batch in job["batches"]]
 
 
 def embed(model: Any, job: dict[str, Any], batch: list[int]) -> Any:

@@ -16,13 +16,17 @@ from torch.nn import functional as F
 def main(jobs: list[dict[str, Any]]) -> dict[str, Any]:
     import transformers
 
-    results = []
-    for job in jobs:
+    return {"version": transformers.__version__, "results": [read(job) for job in jobs]}
+
+
+def read(job: dict[str, Any]) -> Any:
+    try:
         for name in job.get("imports", ()):
             import_module(name)
         reader: Any = Generative(job) if "pooling" in job else TwoTowers(job)
-        results.append([embed(reader, job, batch) for batch in job["batches"]])
-    return {"version": transformers.__version__, "results": results}
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return [embed(reader, job, batch) for batch in job["batches"]]
 
 
 @torch.inference_mode()
