@@ -19,7 +19,7 @@ def write_vision_language(encoder: VisionLanguageEncoder, folder: Path) -> Writt
     """Write a vision-language encoder for transformers and sentence-transformers.
 
     Args:
-        encoder: if it has an adapter, that alone is written.
+        encoder: a copy that may be changed; if it has an adapter, that alone is written.
         folder: an empty one.
 
     Raises:
@@ -31,10 +31,11 @@ def write_vision_language(encoder: VisionLanguageEncoder, folder: Path) -> Writt
             f"{encoder.model!r} cannot be exported: it needs Python code from its own folder, whose prompts "
             f"are not known here. Families that can: {', '.join(family.name for family in FAMILIES.values())}"
         )
+    processor = collate.processor
+    processor.chat_template = chat_template(collate.placeholder, collate.end)
+    processor.tokenizer.chat_template = None  # there must not be a second one
     encoder.save_pretrained(folder)
-    collate.processor.save_pretrained(folder)
-    template = chat_template(collate.placeholder, collate.end)
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    processor.save_pretrained(folder)
     write_generative(
         folder,
         encoder.embedding_dim,

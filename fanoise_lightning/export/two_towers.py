@@ -44,6 +44,8 @@ def write_two_tower(encoder: TwoTowerEncoder, folder: Path) -> Written:
     reading = {"siglip": siglip, "max_text_length": length}
     name = next(iter(collate.read.names), "") if encoder.split_special_tokens else ""
     written = Written(_NAMES[model_type], ("transformers", _ST), reading, special_token=name)
+    if siglip:
+        written.steps.append("for transformers alone: lower-case every text")
     written.add_limit("text and picture", "one modality a row: add the two unit vectors", _ST)
     if model_type == "siglip2":
         written.add_limit("grey picture", "its processor takes RGB only: convert it first")

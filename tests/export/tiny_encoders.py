@@ -39,8 +39,18 @@ def build(folder: Path, name: str) -> Any:
     if family in tiny_two_towers.BUILDERS:
         encoder: Any = TwoTowerEncoder(tiny_two_towers.save_tiny(folder, family), **options)
     else:
-        encoder = VisionLanguageEncoder(tiny_models.save_tiny(folder, family), **options)
+        encoder = VisionLanguageEncoder(with_chat_templates(tiny_models.save_tiny(folder, family)), **options)
     return trained(encoder)
+
+
+def with_chat_templates(folder: str) -> str:
+    """The folder of a model, with chat templates as published ones have: for its processor and tokenizer."""
+    template = "<chat>{{ messages[0]['content'] }}"
+    (Path(folder) / "chat_template.jinja").write_text(template)
+    file = Path(folder) / "tokenizer_config.json"
+    named = [{"name": name, "template": template} for name in ("default", "tool_use")]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": named}))
+    return folder
 
 
 def build_open_clip(folder: Path, **options: Any) -> OpenClipEncoder:
