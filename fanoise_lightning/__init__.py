@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         VisionLanguageEncoder,
     )
     from fanoise_lightning.evaluation.precision_at_one import PrecisionAtOne
+    from fanoise_lightning.export.export_encoder import export_encoder
     from fanoise_lightning.losses import FeatureTap, InfoNCE, MatryoshkaLoss, SigmoidLoss
     from fanoise_lightning.module import ContrastiveModule
     from fanoise_lightning.noise import feature_noise
@@ -70,6 +71,7 @@ __all__ = [
     "__version__",
     "effective_rank",
     "embed",
+    "export_encoder",
     "feature_noise",
     "singular_values",
 ]

@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": (_TRAINER, "embed the evaluation data"),
     "embed": ("fanoise_lightning.search.embed_command", "embed a catalogue into a folder, for search"),
     "search": ("fanoise_lightning.search.search_command", "search an embedded catalogue"),
+    "export": ("fanoise_lightning.export.export_command", "write a folder that other libraries read"),
     "data": ("fanoise_lightning.data.sources.download", "download MMEB and check it"),
     "study": ("fanoise_lightning.study.study_command", "run every arm of a study under every seed"),
     "compare": ("fanoise_lightning.study.compare_command", "compare runs, paired by seed and query"),

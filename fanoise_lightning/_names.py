@@ -35,6 +35,7 @@ HOME = {
     "VisionLanguageEncoder": "encoders",
     "effective_rank": "spectrum",
     "embed": "search.embed",
+    "export_encoder": "export.export_encoder",
     "feature_noise": "noise",
     "singular_values": "spectrum",
 }

@@ -1,1 +1,1 @@
-"""What other libraries read: exported encoders, benchmarks, leaderboards."""
+"""Trained encoders as folders for other libraries: transformers, sentence-transformers, open_clip."""

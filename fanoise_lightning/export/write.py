@@ -1,0 +1,105 @@
+"""From an encoder to a folder, and to what the folder has to give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fanoise_lightning.encoders.hub import check_available
+from fanoise_lightning.encoders.open_clip_encoder import OpenClipEncoder
+from fanoise_lightning.encoders.two_tower import TwoTowerEncoder
+from fanoise_lightning.encoders.vision_language import VisionLanguageEncoder
+from fanoise_lightning.export.generative import write_vision_language
+from fanoise_lightning.export.open_clip import write_open_clip
+from fanoise_lightning.export.two_towers import write_two_tower
+from fanoise_lightning.export.verify import BAR, Check, embed_rows, rows_of
+from fanoise_lightning.export.weights import merge_adapter, name_the_base, on_cpu, plain_copy
+from fanoise_lightning.export.written import Written
+from fanoise_lightning.training.lockstep import is_sharded
+
+__all__ = ["check_exportable", "write"]
+
+_ENCODERS = (VisionLanguageEncoder, TwoTowerEncoder, OpenClipEncoder)
+
+
+def check_exportable(encoder: Any, merge: bool) -> None:
+    """Refuse what cannot be exported, before anything is written.
+
+    Raises:
+        TypeError: if the encoder is of another class than those that can be exported.
+        ValueError: if it is sharded, has weights in 4 bits, or has no adapter to write alone.
+        OSError: if the model that it was built from is no longer there.
+    """
+    if type(encoder) not in _ENCODERS:
+        raise TypeError(
+            f"a {type(encoder).__name__} cannot be exported: no other library has a model of its kind, as "
+            f"for {', '.join(kind.__name__ for kind in _ENCODERS)}. Embed with `fanoise embed`, or with "
+            "`ContrastiveModule.encode`"
+        )
+    if is_sharded(encoder):
+        raise ValueError("the encoder is sharded over ranks: export it from its checkpoint, in one process")
+    if getattr(encoder, "load_in_4bit", False):
+        raise ValueError(
+            "weights in 4 bits cannot be exported: load the checkpoint with `encoder=` built with "
+            "`load_in_4bit=False`, and export that"
+        )
+    if not merge and not _adapted(encoder):
+        raise ValueError("the encoder has no adapter that could be written alone: leave out `merge=False`")
+    if not isinstance(encoder, OpenClipEncoder):
+        check_available(encoder.model)  # its processor and its language head are read again
+
+
+def write(encoder: Any, folder: Path, merge: bool) -> tuple[Check, dict[str, Any]]:
+    """Write an encoder to an empty folder, without changing the encoder.
+
+    Args:
+        encoder: one that :func:`check_exportable` accepts.
+        folder: an empty one.
+        merge: merge its adapter, if there is one, into the weights.
+
+    Returns:
+        What the folder has to give, and the facts for its receipt.
+
+    Raises:
+        ValueError: if merging changes the vectors of an encoder in float32.
+    """
+    with on_cpu(encoder):
+        copy, adapted = plain_copy(encoder), _adapted(encoder)
+        network = copy.clip if isinstance(copy, OpenClipEncoder) else copy.network
+        if adapted and merge:
+            merge_adapter(network)
+            copy.lora = copy.adapter = None
+        written = _write(copy, folder)
+        if adapted and not merge:
+            name_the_base(folder, network)
+        dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
+        copy.float()  # libraries are compared in float32: in bfloat16 each of them rounds in its own way
+        rows = rows_of(written)
+        vectors = embed_rows(copy, rows)
+        rounding = (embed_rows(encoder, rows) - vectors).abs().max().item()
+    if dtype == "float32" and not rounding <= BAR:
+        raise ValueError(f"merging the adapter changes vectors by {rounding:.2g}, more than {BAR:g}")
+    facts = {
+        "family": written.family,
+        "base_model": encoder.model,
+        "dimension": encoder.embedding_dim,
+        "normalized": True,
+        "weights": "all" if not adapted else "merged" if merge else "adapter",
+        "dtype": dtype,
+        "rounding": rounding,
+        "steps": written.steps,
+        "reading": written.reading,
+    }
+    return Check(folder, written, rows, vectors), facts
+
+
+def _write(encoder: Any, folder: Path) -> Written:
+    if isinstance(encoder, VisionLanguageEncoder):
+        return write_vision_language(encoder, folder)
+    if isinstance(encoder, TwoTowerEncoder):
+        return write_two_tower(encoder, folder)
+    return write_open_clip(encoder, folder)
+
+
+def _adapted(encoder: Any) -> bool:
+    return encoder.lora is not None or getattr(encoder, "adapter", None) is not None

@@ -1,0 +1,201 @@
+"""Every family is exported, and every library gives the same vectors; those of a damaged folder differ."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from export.tiny_encoders import OPTIONS, build, build_open_clip
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_models import make_image
+
+from fanoise_lightning import ContrastiveModule, Sample
+from fanoise_lightning.export.usage import usage
+from fanoise_lightning.export.verify import BAR, Check, verify
+from fanoise_lightning.export.write import write
+
+pytest.importorskip("sentence_transformers")
+pytestmark = pytest.mark.slow
+
+ST, TRANSFORMERS, OPEN_CLIP = "sentence-transformers", "transformers", "open_clip"
+ADAPTERS = {"qwen2_vl, adapter": "qwen2_vl", "clip, adapter": "clip"}  # alone, not merged
+OF_OPEN_CLIP = {"open_clip": {}, "open_clip, merged": {"lora": {"r": 2}}}
+NAMES = [*OPTIONS, *ADAPTERS, *OF_OPEN_CLIP]
+
+ALWAYS = {"text", "short text", "text with white space", "text with a prompt"}
+PICTURES = {"picture", "grey picture", "text and picture", "two pictures", "picture with a prompt"}
+EVERYWHERE = {"transparent picture", "turned picture", "name of a special token"}
+LIMITS = {  # what a library reads differently, beside these
+    ("qwen2_vl, as VLM2Vec", ST): PICTURES | {"places in the text"},
+    ("qwen2_vl, eos", TRANSFORMERS): {"long text"},
+    ("qwen2_vl, eos", ST): {"long text"},
+    ("llava_next", ST): {"long text"},
+    ("siglip2", TRANSFORMERS): {"grey picture"},
+    ("siglip2", ST): {"grey picture", "text and picture"},
+    **{(name, ST): {"text and picture"} for name in ("clip", "clip, adapter", "siglip", "align")},
+}
+
+
+def edit(file: str, change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    """Damage a JSON file of a folder."""
+
+    def damage(folder: Path) -> None:
+        content = json.loads((folder / file).read_text())
+        change(content)
+        (folder / file).write_text(json.dumps(content))
+
+    return damage
+
+
+def one_weight(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if "layers.1.self_attn.o_proj" in name)
+    weights[name][0, 0] += 0.1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def half_the_weights(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def text_before_pictures(folder: Path) -> None:
+    file = folder / "chat_template.jinja"
+    file.write_text("{{- 'x' -}}" + file.read_text())
+
+
+def mean_pooling(config: dict[str, Any]) -> None:
+    config.update(pooling_mode_lasttoken=False, pooling_mode_mean_tokens=True)
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Path], None], dict[str, str]]] = {
+    # of which folder, how, and why each library must refuse it; those that are not named read it as before
+    "weight": ("qwen2_vl", one_weight, {TRANSFORMERS: "text: differs", ST: "text: differs"}),
+    "half": ("clip", half_the_weights, {TRANSFORMERS: "cannot open", ST: "cannot open"}),
+    "template": ("qwen2_vl", text_before_pictures, {TRANSFORMERS: "text: differs", ST: "text: differs"}),
+    "pooling": ("qwen2_vl", edit("1_Pooling/config.json", mean_pooling), {ST: "text: differs"}),
+    "length": (
+        "qwen2_vl",
+        edit("sentence_bert_config.json", lambda config: config.update(max_seq_length=61)),
+        {ST: "long text: differs"},
+    ),
+    "padding": (
+        "siglip",
+        edit("sentence_bert_config.json", lambda config: config["processing_kwargs"]["text"].clear()),
+        {ST: "short text: differs"},
+    ),
+    "colours": (
+        "open_clip",
+        edit("open_clip_config.json", lambda config: config["preprocess_cfg"]["mean"].reverse()),
+        {OPEN_CLIP: "picture: differs"},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def receipts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What each library reads in each folder. It takes seconds to import: one process reads all folders."""
+    root = tmp_path_factory.mktemp("exported")
+    checks: dict[str, Check] = {}
+    encoders: dict[str, Any] = {}
+    for number, name in enumerate(NAMES):
+        base, out = root / f"base{number}", root / f"out{number}"
+        out.mkdir()
+        if name in OF_OPEN_CLIP:
+            encoder: Any = build_open_clip(base, **OF_OPEN_CLIP[name])
+        else:
+            encoder = build(base, ADAPTERS.get(name, name))
+        before = copy.deepcopy(encoder.state_dict())
+        modes = [part.training for part in encoder.modules()]
+        encoders[name] = encoder
+        checks[name], _ = write(encoder, out, merge=name not in ADAPTERS)
+        after = encoder.state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before), name
+        assert modes == [part.training for part in encoder.modules()]
+    for damage, (name, change, _) in DAMAGES.items():
+        folder = Path(shutil.copytree(checks[name].folder, root / damage))
+        change(folder)
+        checks[damage] = replace(checks[name], folder=folder)
+    found = dict(zip(checks, verify(list(checks.values())), strict=True))
+    return found | {"checks": checks, "encoders": encoders}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_library_reads_the_same_vectors(receipts: dict[str, Any], name: str) -> None:
+    assert receipts[name].keys() == ({OPEN_CLIP} if name in OF_OPEN_CLIP else {TRANSFORMERS, ST})
+    for reader, receipt in receipts[name].items():
+        assert receipt["status"] == "verified", (reader, receipt)
+        assert receipt["rows"].keys() >= ALWAYS
+        assert any(kind.startswith("batch of") for kind in receipt["rows"])
+        assert receipt["largest_difference"] == max(receipt["rows"].values()) <= BAR
+        assert receipt["cannot"].keys() - EVERYWHERE == LIMITS.get((name, reader), set())
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_folder_is_not_read_as_the_encoder(receipts: dict[str, Any], damage: str) -> None:
+    expected = DAMAGES[damage][2]
+    for reader, receipt in receipts[damage].items():
+        if reader in expected:
+            assert receipt["status"] == "failed"
+            assert receipt["why"].removeprefix("it ").startswith(expected[reader]), receipt["why"]
+        else:
+            assert receipt["status"] == "verified"
+
+
+def test_an_encoder_that_lets_special_tokens_act_is_read_alike(receipts: dict[str, Any]) -> None:
+    for receipt in receipts["qwen2_vl, all weights"].values():
+        assert receipt["cannot"].keys() == {"turned picture"}
+
+
+def test_a_generative_model_reads_rows_of_every_kind_in_one_batch(receipts: dict[str, Any]) -> None:
+    for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+        rows = receipts[name][ST]["rows"]
+        assert {"two pictures", "places in the text", "picture with a prompt", "long text"} <= rows.keys()
+        assert "batch of 9 rows" in rows
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if "bfloat16" not in name])
+def test_the_code_of_the_card_gives_the_vectors_of_the_encoder(receipts: dict[str, Any], name: str) -> None:
+    check, image = receipts["checks"][name], make_image(60, 40, 3)
+    encoder, edge = receipts["encoders"][name], check.written.reading.get("image_size")
+    names: dict[str, Any] = {"image": image.resize((edge, edge), Image.Resampling.BICUBIC) if edge else image}
+    code = usage(TRANSFORMERS, check.written.reading).replace("FOLDER", str(check.folder))
+    with torch.inference_mode():
+        exec(code, names)
+    if "pooling" in check.written.reading:
+        expected = {"vectors": Sample("what is it?", image)}
+    else:
+        text = "a photo of two dogs"
+        expected = {"vectors": Sample(text), "pictures": Sample(image=image), "both": Sample(text, image)}
+    for variable, sample in expected.items():
+        ours = ContrastiveModule(encoder).encode(sample)
+        torch.testing.assert_close(names[variable][0], ours, atol=BAR, rtol=0)
+
+
+def test_an_adapter_is_written_without_its_model_and_names_it(receipts: dict[str, Any]) -> None:
+    for name in ADAPTERS:
+        folder = receipts["checks"][name].folder
+        assert not (folder / "model.safetensors").exists()
+        base = Path(json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"])
+        assert (base / "model.safetensors").is_file()
+        assert base.is_absolute()
+
+
+def test_the_language_head_is_written(receipts: dict[str, Any]) -> None:
+    """The encoder has none, and a model without it would generate at random."""
+    folder = receipts["checks"]["qwen2_vl"].folder
+    base = folder.with_name("base0")
+    head = load_file(base / "model.safetensors")["lm_head.weight"]
+    assert torch.equal(load_file(folder / "model.safetensors")["lm_head.weight"], head)
+    assert json.loads((folder / "config.json").read_text())["architectures"] == [
+        "Qwen2VLForConditionalGeneration"
+    ]
