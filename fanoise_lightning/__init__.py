@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from fanoise_lightning.evaluation.precision_at_one import PrecisionAtOne
     from fanoise_lightning.export.export_encoder import export_encoder
+    from fanoise_lightning.export.rotation import spectral_rotation
     from fanoise_lightning.losses import FeatureTap, InfoNCE, MatryoshkaLoss, SigmoidLoss
     from fanoise_lightning.module import ContrastiveModule
     from fanoise_lightning.noise import feature_noise
@@ -74,6 +75,7 @@ __all__ = [
     "export_encoder",
     "feature_noise",
     "singular_values",
+    "spectral_rotation",
 ]
 
 

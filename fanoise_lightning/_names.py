@@ -38,4 +38,5 @@ HOME = {
     "export_encoder": "export.export_encoder",
     "feature_noise": "noise",
     "singular_values": "spectrum",
+    "spectral_rotation": "export.rotation",
 }

@@ -6,11 +6,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from fanoise_lightning._user_errors import Parser
+from fanoise_lightning.encoders.fingerprint import fingerprint
 from fanoise_lightning.export.export_encoder import export_encoder
+from fanoise_lightning.export.rotation import spectral_rotation
 from fanoise_lightning.module import ContrastiveModule
+from fanoise_lightning.search.folder import EmbeddingFolder
 
 __all__ = ["main"]
+
+_ROWS = 50_000  # at most, that a rotation is taken from
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -26,7 +34,8 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     given = _parser().parse_args(sys.argv[2:] if args is None else args)
     module = read_checkpoint(given.checkpoint, given.allow, given.trust_remote_code)
-    export_encoder(module, given.out, merge=not given.adapter_only, verify=given.verify)
+    rotation = None if given.rotate is None else rotation_of(given.rotate, module)
+    export_encoder(module, given.out, merge=not given.adapter_only, rotation=rotation, verify=given.verify)
 
 
 def read_checkpoint(path: str, allow: str | list[str] | None, trust_remote_code: bool) -> ContrastiveModule:
@@ -40,6 +49,15 @@ def read_checkpoint(path: str, allow: str | list[str] | None, trust_remote_code:
     )
 
 
+def rotation_of(path: str | Path, module: ContrastiveModule) -> Tensor:
+    """The rotation of a sample that `fanoise embed` wrote; ValueError if another model embedded it."""
+    folder = EmbeddingFolder(path)
+    if folder.fingerprint != fingerprint(module.encoder):
+        raise ValueError(f"`{path}` was embedded by another model: embed a sample with this checkpoint")
+    step = -(-len(folder) // _ROWS)
+    return spectral_rotation(torch.cat([shard[::step].float() for shard in folder.shards()]))
+
+
 def _parser() -> Parser:
     parser = Parser(
         "fanoise export",
@@ -49,6 +67,12 @@ def _parser() -> Parser:
     add("checkpoint", type=str, help="A checkpoint.")
     add("out", type=str, help="The folder to write to, new or empty.")
     add("--adapter_only", type=bool, default=False, help="Write the adapter without the model it belongs to.")
+    add(
+        "--rotate",
+        type=str | None,
+        default=None,
+        help="A folder of `fanoise embed`: rotate by its spectrum.",
+    )
     add("--verify", type=bool, default=True, help="Have each library that is installed read the folder.")
     add("--allow", type=list[str] | str | None, default=None, help="What the checkpoint may name, see fit.")
     add("--trust_remote_code", type=bool, default=False, help="Run the model's own Python code.")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 
 from fanoise_lightning._log import report
 from fanoise_lightning._version import __version__
@@ -26,7 +27,12 @@ RECEIPT = "verified.json"
 
 
 def export_encoder(
-    module: ContrastiveModule | Encoder, out: str | Path, *, merge: bool = True, verify: bool = True
+    module: ContrastiveModule | Encoder,
+    out: str | Path,
+    *,
+    merge: bool = True,
+    rotation: Tensor | None = None,
+    verify: bool = True,
 ) -> dict[str, Any]:
     """Write a folder that transformers, sentence-transformers or open_clip read, with the same vectors.
 
@@ -40,6 +46,8 @@ def export_encoder(
         out: the folder to write to, new or empty.
         merge: merge an adapter into the weights; otherwise, the adapter alone is written, which is read
             together with the model that it was trained on.
+        rotation: (D, D), of :func:`~fanoise_lightning.spectral_rotation`: sentence-transformers multiplies
+            its vectors by it, so that ``truncate_dim`` keeps their strongest directions.
         verify: have the libraries read the folder.
 
     Returns:
@@ -58,10 +66,10 @@ def export_encoder(
         >>> SentenceTransformer("my-model").encode(["a red mug"])                 # doctest: +SKIP
     """
     encoder = module.encoder if isinstance(module, ContrastiveModule) else module
-    check_exportable(encoder, merge)
+    check_exportable(encoder, merge, rotation)
     out = Path(out).expanduser()
     with whole_folder(out) as folder:
-        check, facts = write(encoder, folder, merge)
+        check, facts = write(encoder, folder, merge, rotation)
         readers = read_back([check])[0] if verify else _unread(check)
         for name, reader in readers.items():
             if reader["status"] == "failed":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["spectral_rotation"]
+__all__ = ["check_rotation", "spectral_rotation"]
 
 
 def spectral_rotation(embeddings: Tensor) -> Tensor:
@@ -39,3 +39,11 @@ def spectral_rotation(embeddings: Tensor) -> Tensor:
     rotation = vectors.flip(1)
     largest = rotation.gather(0, rotation.abs().argmax(dim=0, keepdim=True))
     return (rotation * largest.sign()).float()
+
+
+def check_rotation(rotation: Tensor, dim: int) -> None:
+    """Raise ValueError unless a matrix is (dim, dim) and orthogonal."""
+    if rotation.shape != (dim, dim):
+        raise ValueError(f"`rotation` must be ({dim}, {dim}), as embeddings are, got {tuple(rotation.shape)}")
+    if not (error := (rotation.T @ rotation - torch.eye(dim)).abs().max()) < 1e-3:  # NaN is not
+        raise ValueError(f"`rotation` is not orthogonal (R^T R is off by {error:.2g}): scores would change")

@@ -9,13 +9,16 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import save_file
+from torch import Tensor
 
-__all__ = ["write_generative", "write_two_towers"]
+__all__ = ["add_rotation", "write_generative", "write_two_towers"]
 
 # The oldest names: servers such as vLLM look for them word for word, and newer libraries know them too.
 _TRANSFORMER = "sentence_transformers.models.Transformer"
 _POOLING = "sentence_transformers.models.Pooling"
 _NORMALIZE = "sentence_transformers.models.Normalize"
+_DENSE = "sentence_transformers.models.Dense"
 
 _MODES = (
     *("cls_token", "mean_tokens", "max_tokens"),
@@ -83,7 +86,28 @@ def write_two_towers(folder: Path, max_length: int, processing: Mapping[str, Any
     _write_modules(folder, [("", _TRANSFORMER), ("1_Normalize", _NORMALIZE)])
 
 
-def _write_modules(folder: Path, modules: list[tuple[str, str]]) -> None:
+def add_rotation(folder: Path, rotation: Tensor) -> None:
+    """Have unit vectors rotated.
+
+    Args:
+        folder: one that :func:`write_generative` or :func:`write_two_towers` has completed.
+        rotation: (D, D), as of :func:`~fanoise_lightning.export.rotation.spectral_rotation`.
+    """
+    listed = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    modules = [(module["path"], module["type"]) for module in listed]
+    _list_modules(folder, [*modules, (f"{len(modules)}_Dense", _DENSE)])
+    config = {
+        "in_features": len(rotation),
+        "out_features": len(rotation),
+        "bias": False,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    }
+    dense = folder / f"{len(modules)}_Dense"
+    _write(dense / "config.json", config)
+    save_file({"linear.weight": rotation.T.contiguous()}, dense / "model.safetensors")
+
+
+def _list_modules(folder: Path, modules: list[tuple[str, str]]) -> None:
     listed = [
         {"idx": number, "name": str(number), "path": path, "type": kind}
         for number, (path, kind) in enumerate(modules)
@@ -91,6 +115,10 @@ def _write_modules(folder: Path, modules: list[tuple[str, str]]) -> None:
     _write(folder / "modules.json", listed)
     for path, _ in modules:
         (folder / path).mkdir(exist_ok=True)
+
+
+def _write_modules(folder: Path, modules: list[tuple[str, str]]) -> None:
+    _list_modules(folder, modules)
     versions = {
         "sentence_transformers": _VERSION,
         "transformers": transformers.__version__,

@@ -113,6 +113,8 @@ def _compare(reader: str, check: Check, results: Any) -> dict[str, Any]:
     if isinstance(results, str):
         return {"status": "failed", "why": f"it cannot open the folder ({results[:300]})"}
     cannot = check.written.cannot.get(reader, {})
+    rotation = check.written.rotation if reader == "sentence-transformers" else None
+    vectors = check.vectors if rotation is None else check.vectors @ rotation
     rows: dict[str, float] = {}
     limits: dict[str, str] = {}
     for batch, result in zip(_batches(reader, check), results, strict=True):
@@ -120,7 +122,7 @@ def _compare(reader: str, check: Check, results: Any) -> dict[str, Any]:
         if isinstance(result, str):
             outcome, same = f"refused ({result[:200]})", False
         else:
-            difference = _difference(torch.tensor(result), check.vectors[batch])
+            difference = _difference(torch.tensor(result), vectors[batch])
             outcome, same = f"differs by {difference:.2g}", difference <= BAR  # NaN does not
         if same:
             rows[kind] = max(difference, rows.get(kind, 0.0))

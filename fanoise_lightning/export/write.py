@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from fanoise_lightning.encoders.hub import check_available
 from fanoise_lightning.encoders.open_clip_encoder import OpenClipEncoder
 from fanoise_lightning.encoders.two_tower import TwoTowerEncoder
 from fanoise_lightning.encoders.vision_language import VisionLanguageEncoder
 from fanoise_lightning.export.generative import write_vision_language
 from fanoise_lightning.export.open_clip import write_open_clip
+from fanoise_lightning.export.rotation import check_rotation
+from fanoise_lightning.export.sentence_transformers import add_rotation
 from fanoise_lightning.export.two_towers import write_two_tower
 from fanoise_lightning.export.verify import BAR, Check, embed_rows, rows_of
 from fanoise_lightning.export.weights import merge_adapter, name_the_base, on_cpu, plain_copy
@@ -22,12 +26,13 @@ __all__ = ["check_exportable", "write"]
 _ENCODERS = (VisionLanguageEncoder, TwoTowerEncoder, OpenClipEncoder)
 
 
-def check_exportable(encoder: Any, merge: bool) -> None:
+def check_exportable(encoder: Any, merge: bool, rotation: Tensor | None = None) -> None:
     """Refuse what cannot be exported, before anything is written.
 
     Raises:
         TypeError: if the encoder is of another class than those that can be exported.
-        ValueError: if it is sharded, has weights in 4 bits, or has no adapter to write alone.
+        ValueError: if it is sharded, has weights in 4 bits, has no adapter to write alone, or cannot be
+            rotated by `rotation`.
         OSError: if the model that it was built from is no longer there.
     """
     if type(encoder) not in _ENCODERS:
@@ -45,17 +50,24 @@ def check_exportable(encoder: Any, merge: bool) -> None:
         )
     if not merge and not _adapted(encoder):
         raise ValueError("the encoder has no adapter that could be written alone: leave out `merge=False`")
+    if rotation is not None:
+        check_rotation(rotation, encoder.embedding_dim)
+        if isinstance(encoder, OpenClipEncoder):
+            raise ValueError("open_clip has no place for a rotation: multiply its vectors by it yourself")
     if not isinstance(encoder, OpenClipEncoder):
         check_available(encoder.model)  # its processor and its language head are read again
 
 
-def write(encoder: Any, folder: Path, merge: bool) -> tuple[Check, dict[str, Any]]:
+def write(
+    encoder: Any, folder: Path, merge: bool, rotation: Tensor | None = None
+) -> tuple[Check, dict[str, Any]]:
     """Write an encoder to an empty folder, without changing the encoder.
 
     Args:
         encoder: one that :func:`check_exportable` accepts.
         folder: an empty one.
         merge: merge its adapter, if there is one, into the weights.
+        rotation: (D, D), that sentence-transformers is to multiply its vectors by.
 
     Returns:
         What the folder has to give, and the facts for its receipt.
@@ -70,6 +82,9 @@ def write(encoder: Any, folder: Path, merge: bool) -> tuple[Check, dict[str, Any
             merge_adapter(network)
             copy.lora = copy.adapter = None
         written = _write(copy, folder)
+        if rotation is not None:
+            add_rotation(folder, rotation)
+            written.rotation = rotation
         if adapted and not merge:
             name_the_base(folder, network)
         dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
@@ -87,6 +102,7 @@ def write(encoder: Any, folder: Path, merge: bool) -> tuple[Check, dict[str, Any
         "weights": "all" if not adapted else "merged" if merge else "adapter",
         "dtype": dtype,
         "rounding": rounding,
+        "rotated": rotation is not None,
         "steps": written.steps,
         "reading": written.reading,
     }

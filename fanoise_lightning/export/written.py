@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 __all__ = ["READERS", "Written"]
 
 READERS = {
@@ -26,6 +28,7 @@ class Written:
         several_images: whether a row may have several pictures.
         special_token: the name of a special token that the encoder reads as text; ``""`` if it would act.
         cannot: for a library, the kinds of rows that it cannot read alike, and why.
+        rotation: (D, D), which sentence-transformers multiplies its vectors by.
         steps: what users have to do themselves before they give a row to any of the libraries.
     """
 
@@ -34,6 +37,7 @@ class Written:
     reading: dict[str, Any]
     several_images: bool = False
     special_token: str = ""
+    rotation: Tensor | None = None
     cannot: dict[str, dict[str, str]] = field(default_factory=dict)
     steps: list[str] = field(default_factory=list)
 

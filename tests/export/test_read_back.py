@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import make_image
 
 from fanoise_lightning import ContrastiveModule, Sample
+from fanoise_lightning.export.rotation import spectral_rotation
 from fanoise_lightning.export.usage import usage
 from fanoise_lightning.export.verify import BAR, Check, verify
 from fanoise_lightning.export.write import write
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.slow
 ST, TRANSFORMERS, OPEN_CLIP = "sentence-transformers", "transformers", "open_clip"
 ADAPTERS = {"qwen2_vl, adapter": "qwen2_vl", "clip, adapter": "clip"}  # alone, not merged
 OF_OPEN_CLIP = {"open_clip": {}, "open_clip, merged": {"lora": {"r": 2}}}
+ROTATED = {"qwen2_vl, rotated": "qwen2_vl", "clip, rotated": "clip"}
 NAMES = [*OPTIONS, *ADAPTERS, *OF_OPEN_CLIP]
 
 ALWAYS = {"text", "short text", "text with white space", "text with a prompt"}
@@ -62,6 +64,11 @@ def one_weight(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
+def one_rotation(folder: Path) -> None:
+    file = folder / "2_Dense" / "model.safetensors"
+    save_file({name: weight.T.contiguous() for name, weight in load_file(file).items()}, file)
+
+
 def half_the_weights(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -82,6 +89,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], None], dict[str, str]]] = {
     "half": ("clip", half_the_weights, {TRANSFORMERS: "cannot open", ST: "cannot open"}),
     "template": ("qwen2_vl", text_before_pictures, {TRANSFORMERS: "text: differs", ST: "text: differs"}),
     "pooling": ("qwen2_vl", edit("1_Pooling/config.json", mean_pooling), {ST: "text: differs"}),
+    "rotation": ("clip, rotated", one_rotation, {ST: "text: differs"}),
     "length": (
         "qwen2_vl",
         edit("sentence_bert_config.json", lambda config: config.update(max_seq_length=61)),
@@ -121,6 +129,10 @@ def receipts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before), name
         assert modes == [part.training for part in encoder.modules()]
+    for name, base in ROTATED.items():
+        (out := root / name).mkdir()
+        rotation = spectral_rotation(torch.randn(99, encoders[base].embedding_dim))
+        checks[name], _ = write(encoders[base], out, merge=True, rotation=rotation)
     for damage, (name, change, _) in DAMAGES.items():
         folder = Path(shutil.copytree(checks[name].folder, root / damage))
         change(folder)
@@ -138,6 +150,14 @@ def test_every_library_reads_the_same_vectors(receipts: dict[str, Any], name: st
         assert any(kind.startswith("batch of") for kind in receipt["rows"])
         assert receipt["largest_difference"] == max(receipt["rows"].values()) <= BAR
         assert receipt["cannot"].keys() - EVERYWHERE == LIMITS.get((name, reader), set())
+
+
+@pytest.mark.parametrize("name", ROTATED)
+def test_sentence_transformers_rotates_and_transformers_does_not(receipts: dict[str, Any], name: str) -> None:
+    check = receipts["checks"][name]
+    assert (check.vectors @ check.written.rotation - check.vectors).abs().max() > 0.1
+    for receipt in receipts[name].values():
+        assert receipt["status"] == "verified", receipt
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
