@@ -37,7 +37,7 @@ class Items:
         table: (N,) rows: the file and row of each item.
         root: what the paths are relative to.
         embedded: the pictures that came as bytes, under the keys that replace their paths.
-        empty: the rows that are no items, as they have neither text nor picture: ``id`` and ``reason`` of each.
+        empty: ``id`` and ``reason`` of each row that is no item, as it has neither text nor picture.
     """
 
     source: str
@@ -78,8 +78,8 @@ def read_items(
 ) -> Items:
     """Read the items of a catalogue from any source of rows.
 
-    A row with neither a text nor a picture is no item; they are listed, with a warning. Pictures are opened later; only a
-    sample of their paths is looked for.
+    A row with neither a text nor a picture is no item, but listed, with a warning. Pictures are opened later;
+    only a sample of their paths is looked for.
 
     Args:
         source: see `open_source`.
