@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from hashlib import blake2b
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from fanoise_lightning._checks import check_at_least, check_choice
+from fanoise_lightning._checks import check_at_least, check_choice, check_names
 from fanoise_lightning._log import report
 from fanoise_lightning.data.items import Items, read_items
 from fanoise_lightning.encoders.fingerprint import fingerprint
@@ -26,6 +27,14 @@ from fanoise_lightning.training.describe import describe
 __all__ = ["embed"]
 
 Dtype = Literal["float16", "float32"]
+
+# those of the Trainer that are not set here and leave no rows out
+_OPTIONS = signature(Trainer).parameters.keys() - {
+    "callbacks",
+    "use_distributed_sampler",
+    "fast_dev_run",
+    "limit_predict_batches",
+}
 
 
 def embed(
@@ -85,6 +94,7 @@ def embed(
     check_at_least("batch_size", batch_size, 1)
     check_at_least("shard_size", shard_size, 1)
     check_at_least("num_workers", num_workers, 0)
+    check_names(trainer, sorted(_OPTIONS), "argument of `trainer`")
     items = read_items(source, text=text, image=image, id=id, image_root=image_root)
     columns = {"id": items.ids, "text": items.references.texts, "image": items.references.images}
     rows = pa.table(columns).combine_chunks()

@@ -215,6 +215,15 @@ def test_a_temporary_file_of_somebody_else_is_kept(
     theirs.unlink()
 
 
+@pytest.mark.parametrize(("name", "near"), [("device", "; did you mean `devices`"), ("fast_dev_run", "")])
+def test_an_argument_that_the_trainer_lacks_or_that_leaves_rows_out_is_refused(
+    module: ContrastiveModule, source: Path, tmp_path: Path, name: str, near: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"unknown argument of `trainer` `{name}`{near}"):
+        embed(module, source, tmp_path / "index", **OPTIONS, **{name: 1})
+    assert not (tmp_path / "index").exists()
+
+
 def test_a_folder_to_write_to_that_is_a_file_is_refused(
     module: ContrastiveModule, source: Path, tmp_path: Path
 ) -> None:
