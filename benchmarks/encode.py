@@ -5,9 +5,9 @@
 
 The rate: `ContrastiveModule.encode` and `SentenceTransformer.encode` with the same weights, a CLIP of six
 layers of 256 from random weights, on the same texts (1 to 12 words) and pictures (64x64, in memory), with the
-same batch size, in turns; medians, and the median of the ratios round by round. Then `embed` into a new folder,
-of the same texts and of the pictures as PNG files, which the other side opens. Both must give the same vectors.
-Without sentence-transformers it is an error.
+same batch size, in turns; medians, and the median of the ratios round by round. Then `embed` into a new
+folder, of the same texts and of the pictures as PNG files, which the other side opens. Both must give the
+same vectors. Without sentence-transformers it is an error.
 
 Growth: each number of rows in a fresh process, texts and the paths of pictures, a hundred of which are
 different, by a tiny CLIP, which leaves most of the time to the way there. Memory is the peak of the resident
