@@ -34,13 +34,13 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         OSError: if another run does, or the folder cannot be written to.
     """
-    if getattr(rank_zero_only, "rank", 0):  # of the run whose first process has the lock
-        yield
-        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise NotADirectoryError(f"`{folder}` is a file: name a folder") from None
+    if getattr(rank_zero_only, "rank", 0):  # of the run whose first process has the lock
+        yield
+        return
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()

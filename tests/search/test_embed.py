@@ -166,6 +166,20 @@ def test_two_processes_write_what_one_writes(
 
 
 @pytest.mark.slow
+def test_two_processes_continue_what_one_began(
+    module: ContrastiveModule, source: Path, unbroken: EmbeddingFolder, tmp_path: Path
+) -> None:
+    out = tmp_path / "index"
+    embed_until(3, True, module, source, out, **OPTIONS)  # the mark, and both files of shard 0
+
+    def run(rank: int) -> int:
+        return embedded_rows(module, lambda: embed(module, source, out, **OPTIONS, devices=2, strategy="ddp"))
+
+    assert run_on_ranks(run, 2) == [6, 7]  # shard 2, and 1 without the broken picture
+    assert contents(out) == contents(unbroken.path)
+
+
+@pytest.mark.slow
 def test_two_runs_at_once_in_one_folder_are_refused_until_the_first_is_killed(
     module: ContrastiveModule, source: Path, unbroken: EmbeddingFolder, tmp_path: Path
 ) -> None:
