@@ -17,8 +17,8 @@ from fanoise_lightning.search.index import SearchIndex
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several spans, blocks and batches of queries in a small catalogue."""
-    for name, size in (("_SPAN", 300), ("_BLOCK", 64), ("_QUERIES", 7), ("_PAIRS", 50)):
+    """Several blocks and batches of queries in a small catalogue."""
+    for name, size in (("_BLOCK", 64), ("_QUERIES", 7), ("_PAIRS", 50)):
         monkeypatch.setattr(index_module, name, size)
 
 
