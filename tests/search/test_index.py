@@ -66,6 +66,13 @@ def test_of_equal_rows_the_lower_comes_first(tmp_path: Path) -> None:
         assert rows[: len(same)].tolist() == same[:300].tolist()
 
 
+def test_of_equal_rows_that_two_threads_found_the_lower_comes_first() -> None:
+    one, other = (
+        index_module._Found(torch.tensor([0]), torch.tensor([row]), torch.tensor([0.5])) for row in (5, 2)
+    )
+    assert index_module._keep([one, other], 1).row.tolist() == [2]
+
+
 def test_rows_that_are_all_the_same_are_found_in_order(tmp_path: Path) -> None:
     index = SearchIndex(write_folder(tmp_path, unit(1, 24).half().repeat(1000, 1), [1000]))
     assert index.search(unit(9, 24, seed=3), 12).rows.tolist() == [list(range(12))] * 9
