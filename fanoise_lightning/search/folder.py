@@ -20,6 +20,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -57,6 +58,38 @@ class Row(NamedTuple):
     id: str
     text: str
     image: str
+
+
+class Block(NamedTuple):
+    """Consecutive rows of a shard that are read together.
+
+    Args:
+        first: the number of the first row, in the folder.
+        file: of the shard.
+        offset: where in the file they are, in bytes.
+        shape: (n, D).
+        dtype: as numpy calls it.
+    """
+
+    first: int
+    file: Path
+    offset: int
+    shape: tuple[int, int]
+    dtype: str
+
+    def read(self) -> Tensor:
+        """The embeddings (n, D).
+
+        Read, not mapped: to copy from the system's cache is quicker than to map pages that are used once, and
+        the memory of the process stays that of a block.
+
+        Raises:
+            ValueError: if the file is damaged.
+        """
+        numbers = np.fromfile(self.file, self.dtype, self.shape[0] * self.shape[1], offset=self.offset)
+        if len(numbers) < self.shape[0] * self.shape[1]:
+            raise ValueError(f"`{self.file}` is damaged (it ends too early); {_AGAIN}")
+        return torch.from_numpy(numbers).view(self.shape)
 
 
 class EmbeddingFolder:
@@ -122,6 +155,22 @@ class EmbeddingFolder:
                     f"says {(rows, self.dimension)} of {self.dtype}; {_AGAIN}"
                 )
             yield embeddings
+
+    def blocks(self, size: int) -> list[Block]:
+        """All rows in order, at most `size` of one shard at once, each to be read when it is needed.
+
+        Raises:
+            ValueError: for a damaged file.
+        """
+        found, dtype = [], self.manifest["dtype"]
+        for (name, _), begin, shard in zip(self._shards, self._starts, self.shards()):
+            file, _ = _files(self.path, name)
+            offset = _offset(file)
+            for start in range(0, len(shard), size):
+                shape = (min(size, len(shard) - start), self.dimension)
+                at = offset + start * self.dimension * self.dtype.itemsize
+                found.append(Block(begin + start, file, at, shape, dtype))
+        return found
 
     def row(self, number: int) -> Row:
         """The row with a number from 0 to ``len(self) - 1``; its shard of rows is read.
@@ -195,6 +244,13 @@ _AGAIN = "remove it and run the same `fanoise embed` again, which writes what is
 def _files(folder: Path, name: str) -> tuple[Path, Path]:
     """The files of a shard: embeddings and rows."""
     return folder / f"{name}.safetensors", folder / f"{name}.parquet"
+
+
+def _offset(file: Path) -> int:
+    """Where the embeddings begin in a safetensors file: behind its header and the length of that."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        return 8 + length + int(json.loads(opened.read(length))["embeddings"]["data_offsets"][0])
 
 
 @contextmanager

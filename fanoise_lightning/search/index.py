@@ -1,11 +1,10 @@
-"""Search in a folder of embeddings: exact, and no more of it in memory than the system maps."""
+"""Search in a folder of embeddings: exact, and no more of it in memory than a block for each thread."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
@@ -17,14 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fanoise_lightning._checks import check_at_least
-from fanoise_lightning.search.folder import EmbeddingFolder
+from fanoise_lightning.search.folder import Block, EmbeddingFolder
 
 __all__ = ["Hits", "SearchIndex"]
 
 T = TypeVar("T")
 
-_SPAN = 2**16  # rows that a thread takes at once
-_BLOCK = 2048  # rows that are float32 at once: they stay in the cache
+_BLOCK = 2048  # rows that a thread reads and scores at once: they stay in the cache
 _QUERIES = 1024  # that go through the catalogue together
 _PAIRS = 2**14  # scored in float64 at once
 
@@ -44,7 +42,7 @@ class Hits(NamedTuple):
 class SearchIndex:
     """Exact search by cosine in a folder of embeddings.
 
-    Shards are mapped, not read, and scored block by block in float32. Whatever rounding leaves in doubt is
+    Shards are read and scored block by block in float32. Whatever rounding leaves in doubt is
     scored in float64, so the hits are those of a full sort in float64; of equal rows the lower comes first.
 
     Args:
@@ -77,7 +75,11 @@ class SearchIndex:
         """
         check_at_least("k", k, 1)
         queries, k = self.unit(queries), min(k, len(self.folder))
-        parts = [self._search(part, k) for part in queries.split(_QUERIES) if k and len(part)]
+        parts = [
+            _keep(self._in_threads(partial(self._best, part, k)), k)
+            for part in queries.split(_QUERIES)
+            if k and len(part)
+        ]
         shape = (len(queries), k)
         scores = torch.cat([torch.empty(0, dtype=torch.float64), *(part.score for part in parts)])
         rows = torch.cat([torch.empty(0, dtype=torch.int64), *(part.row for part in parts)])
@@ -103,7 +105,7 @@ class SearchIndex:
         for part, own in zip(queries.split(_QUERIES), rows.split(_QUERIES)):
             if len(part):
                 wanted = _Found(torch.arange(len(part)), own, self.score(part, own))
-                counts = self._spans(partial(_count_before, part, wanted, self._slack))
+                counts = self._in_threads(partial(self._count_before, part, wanted))
                 found.append(1 + torch.stack(counts).sum(0))
         return torch.cat(found)
 
@@ -137,6 +139,10 @@ class SearchIndex:
         return list(self.folder.shards())
 
     @cached_property
+    def _blocks(self) -> list[Block]:
+        return self.folder.blocks(_BLOCK)
+
+    @cached_property
     def _starts(self) -> list[int]:
         return [0, *accumulate(map(len, self._shards))]
 
@@ -145,22 +151,58 @@ class SearchIndex:
         """How far a float32 cosine may be from the exact one: the bound for any order of summation."""
         return 1.01 * self.folder.dimension * 2.0**-24 + 1e-6
 
-    def _search(self, queries: Tensor, k: int) -> _Found:
-        """The k best rows of each query, by query."""
-        # what a row must score to be one of the k best; the threads share it, and any of its values is safe
-        floor = torch.full((len(queries),), -torch.inf)
-        found = self._spans(partial(_best, queries, k, self._slack, floor))
-        return _keep([part for part in found if len(part.row)], k)
+    def _in_threads(self, work: Callable[[Iterator[Block]], T]) -> list[T]:
+        """What each thread makes of the blocks that it takes."""
+        blocks = iter(self._blocks)
+        with _one_thread_each() as threads, ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(work, [blocks] * threads))
 
-    def _spans(self, work: Callable[[Span], T]) -> list[T]:
-        # mapped anew, not `_shards`: what has been searched leaves the memory of the process
-        spans = (
-            Span(start + first, part, self)
-            for start, shard in zip(self._starts, self.folder.shards())
-            for first, part in zip(range(0, len(shard), _SPAN), shard.split(_SPAN))
-        )
-        with _threads() as pool:
-            return list(pool.map(work, spans))
+    def _best(self, queries: Tensor, k: int, blocks: Iterator[Block]) -> _Found:
+        """The k best rows of some blocks for each query."""
+        best = _Found(*(torch.empty(0, dtype=dtype) for dtype in (torch.int64, torch.int64, torch.float64)))
+        floor = torch.full((len(queries),), -torch.inf)  # the cosine of the k best is not below it
+        for first, rows, scores in self._scored(queries, blocks):
+            if floor[0].isinf() and scores.shape[1] >= k:
+                floor = scores.topk(k).values[:, -1] - self._slack
+            hopeful = (scores.amax(1) >= floor - self._slack).nonzero()[:, 0]
+            if len(hopeful):
+                wanted = floor[hopeful, None] - self._slack
+                query, column = (scores[hopeful] >= wanted).nonzero(as_tuple=True)
+                query = hopeful[query]
+                exact = self._exact(rows, column, queries, query)
+                best = _keep([best, _Found(query, first + column, exact)], k)
+                if len(best.row) == k * len(queries):
+                    floor = floor.maximum(best.score.view(-1, k)[:, -1].float())
+        return best
+
+    def _count_before(self, queries: Tensor, wanted: _Found, blocks: Iterator[Block]) -> Tensor:
+        """How many rows of some blocks come before the wanted row of each query: (P,)."""
+        count = torch.zeros(len(queries), dtype=torch.int64)
+        own = wanted.score.float()[:, None]
+        for first, rows, scores in self._scored(queries, blocks):
+            count += (scores > own + self._slack).sum(1)
+            query, column = ((scores - own).abs() <= self._slack).nonzero(as_tuple=True)
+            exact, theirs = self._exact(rows, column, queries, query), wanted.score[query]
+            before = (exact > theirs) | ((exact == theirs) & (first + column < wanted.row[query]))
+            count.index_add_(0, query, before.long())
+        return count
+
+    def _scored(self, queries: Tensor, blocks: Iterator[Block]) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The number of the first row, the rows (n, D) in float32, and their cosines (Q, n)."""
+        normalized = self.folder.manifest["normalized"]
+        # the same memory for each block: the system takes longer to give new memory than a product takes
+        memory = torch.empty(_BLOCK, self.folder.dimension)
+        for block in blocks:
+            rows = memory[: block.shape[0]].copy_(block.read())
+            scores = queries @ (rows if normalized else F.normalize(rows, dim=1)).T
+            # the sum is quicker, and not finite if one of them is not
+            if not scores.sum().isfinite() and not scores.isfinite().all():
+                row = block.first + int((~scores.isfinite()).any(0).nonzero()[0])
+                raise ValueError(
+                    f"row {row} of `{self.folder.path}` is not finite: embed the catalogue again, with a "
+                    "model that is not broken"
+                )
+            yield block.first, rows, scores
 
     def _exact(self, rows: Tensor, row: Tensor, queries: Tensor, query: Tensor) -> Tensor:
         """The cosines (P,), float64, of ``rows[row]`` and ``queries[query]``."""
@@ -174,50 +216,12 @@ class SearchIndex:
         return torch.cat(scores)
 
 
-@dataclass(frozen=True)
-class Span:
-    """Consecutive rows of the catalogue: the number of the first, and their embeddings (n, D)."""
-
-    first: int
-    embeddings: Tensor
-    index: SearchIndex
-
-    def blocks(self, queries: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """The number of the first row, the rows (b, D) in float32, and their cosines (Q, b)."""
-        normalized = self.index.folder.manifest["normalized"]
-        for start, block in zip(range(0, len(self.embeddings), _BLOCK), self.embeddings.split(_BLOCK)):
-            rows = block.float()
-            scores = queries @ (rows if normalized else F.normalize(rows, dim=1)).T
-            if not scores.isfinite().all():
-                row = self.first + start + int((~scores.isfinite()).any(0).nonzero()[0])
-                raise ValueError(
-                    f"row {row} of `{self.index.folder.path}` is not finite: embed the catalogue again, with "
-                    "a model that is not broken"
-                )
-            yield self.first + start, rows, scores
-
-
 class _Found(NamedTuple):
     """P pairs of a query and a row, with their cosine: each (P,)."""
 
     query: Tensor
     row: Tensor
     score: Tensor
-
-
-def _best(queries: Tensor, k: int, slack: float, floor: Tensor, span: Span) -> _Found:
-    """The k best rows of a span for each query."""
-    best = _Found(*(torch.empty(0, dtype=dtype) for dtype in (torch.int64, torch.int64, torch.float64)))
-    for first, rows, scores in span.blocks(queries):
-        if floor[0].isinf() and scores.shape[1] >= k:
-            floor.copy_(scores.topk(k).values[:, -1] - slack)
-        query, column = (scores >= floor[:, None] - slack).nonzero(as_tuple=True)
-        if len(query):
-            exact = span.index._exact(rows, column, queries, query)
-            best = _keep([best, _Found(query, first + column, exact)], k)
-            if len(best.row) == k * len(queries):
-                floor.copy_(floor.maximum(best.score.view(-1, k)[:, -1].float()))
-    return best
 
 
 def _keep(parts: list[_Found], k: int) -> _Found:
@@ -229,28 +233,14 @@ def _keep(parts: list[_Found], k: int) -> _Found:
     return _Found(*(column[order[place < k]] for column in found))
 
 
-def _count_before(queries: Tensor, wanted: _Found, slack: float, span: Span) -> Tensor:
-    """How many rows of a span come before the wanted row of each query: (P,)."""
-    count = torch.zeros(len(queries), dtype=torch.int64)
-    own = wanted.score.float()[:, None]
-    for first, rows, scores in span.blocks(queries):
-        count += (scores > own + slack).sum(1)
-        query, column = ((scores - own).abs() <= slack).nonzero(as_tuple=True)
-        exact, theirs = span.index._exact(rows, column, queries, query), wanted.score[query]
-        before = (exact > theirs) | ((exact == theirs) & (first + column < wanted.row[query]))
-        count.index_add_(0, query, before.long())
-    return count
-
-
 @contextmanager
-def _threads() -> Iterator[Executor]:
-    """Threads that work on spans of their own: those inside a product would wait for each other each time."""
+def _one_thread_each() -> Iterator[int]:
+    """For this many threads with blocks of their own: those inside a product would wait for each other."""
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("highest")  # the bound on rounding is that of float32
     try:
-        with ThreadPoolExecutor(threads) as pool:
-            yield pool
+        yield threads
     finally:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)

@@ -117,7 +117,7 @@ def _summary(sides: Sequence[Side]) -> str:
         head += '<th scope="col">change</th>'
         pairs = [(a.rank, b.rank) for a, b in zip(sides[0].answers, sides[1].answers) if a.rank and b.rank]
         up, down = sum(b < a for a, b in pairs), sum(b > a for a, b in pairs)
-        caption += f": {up:,} are answered better, {down:,} worse, {len(pairs) - up - down:,} alike"
+        caption += f": {up:,} better, {down:,} worse, {len(pairs) - up - down:,} alike"
     return (
         f'<table><caption>{caption}</caption><thead><tr><th scope="col">metric</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"

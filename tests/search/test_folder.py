@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 
 from fanoise_lightning.search.folder import EmbeddingFolder, Row, read_notes, write_shard
 
@@ -69,6 +70,17 @@ def test_embeddings_are_mapped_not_read(path: Path) -> None:
         file.seek(-2, 2)  # the last number
         file.write(np.float16(7).tobytes())
     assert shard[-1, -1] == 7
+
+
+def test_blocks_are_the_rows_in_order(path: Path) -> None:
+    """Of a file too that other tensors come first in."""
+    save_file({"a": torch.ones(7), "embeddings": EMBEDDINGS[:3].half()}, path / "00000.safetensors")
+    blocks = EmbeddingFolder(path).blocks(2)
+    assert [(block.first, block.shape) for block in blocks] == [(0, (2, 4)), (2, (1, 4)), (3, (2, 4))]
+    assert torch.cat([block.read() for block in blocks]).tolist() == EMBEDDINGS.tolist()
+    cut(path / "00002.safetensors")
+    with pytest.raises(ValueError, match=r"00002\.safetensors` is damaged \(it ends too early\)"):
+        blocks[-1].read()
 
 
 def test_notes_of_a_shard(path: Path) -> None:

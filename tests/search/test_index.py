@@ -17,8 +17,8 @@ from fanoise_lightning.search.index import SearchIndex
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several spans, blocks and batches of queries in a small catalogue."""
-    for name, size in (("_SPAN", 300), ("_BLOCK", 64), ("_QUERIES", 7), ("_PAIRS", 50)):
+    """Several blocks and batches of queries in a small catalogue."""
+    for name, size in (("_BLOCK", 64), ("_QUERIES", 7), ("_PAIRS", 50)):
         monkeypatch.setattr(index_module, name, size)
 
 
@@ -44,15 +44,16 @@ def test_hits_are_those_of_a_full_sort(dtype: torch.dtype, k: int, tmp_path: Pat
     assert np.allclose(scores, np.take_along_axis(cosines(queries, rows), expected, 1), rtol=0, atol=1e-12)
 
 
-def test_rows_that_differ_less_than_float32_can_say_are_in_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("n", "k"), [(800, 50), (60, 7)])  # many blocks, and one
+def test_rows_that_differ_less_than_float32_can_say_are_in_order(n: int, k: int, tmp_path: Path) -> None:
     base = unit(1, 512)
-    rows = (base + 1e-7 * torch.randn(800, 512, generator=torch.Generator().manual_seed(1))).float()
+    rows = (base + 1e-7 * torch.randn(n, 512, generator=torch.Generator().manual_seed(1))).float()
     scores = cosines(base, rows)
     # the oracle can tell them apart, and float32 cannot
-    assert len(np.unique(scores)) == 800
-    assert len(np.unique((rows @ base.T).numpy())) < 400
-    _, found = SearchIndex(write_folder(tmp_path, rows, [800])).search(base, 50)
-    assert found.tolist() == full_sort(scores)[:, :50].tolist()
+    assert len(np.unique(scores)) == n
+    assert len(np.unique((rows @ base.T).numpy())) < n / 2
+    _, found = SearchIndex(write_folder(tmp_path, rows, [n])).search(base, k)
+    assert found.tolist() == full_sort(scores)[:, :k].tolist()
 
 
 def test_of_equal_rows_the_lower_comes_first(tmp_path: Path) -> None:
@@ -63,6 +64,13 @@ def test_of_equal_rows_the_lower_comes_first(tmp_path: Path) -> None:
     for query, rows in enumerate(found):
         same = (which == query).nonzero()[:, 0]
         assert rows[: len(same)].tolist() == same[:300].tolist()
+
+
+def test_of_equal_rows_that_two_threads_found_the_lower_comes_first() -> None:
+    one, other = (
+        index_module._Found(torch.tensor([0]), torch.tensor([row]), torch.tensor([0.5])) for row in (5, 2)
+    )
+    assert index_module._keep([one, other], 1).row.tolist() == [2]
 
 
 def test_rows_that_are_all_the_same_are_found_in_order(tmp_path: Path) -> None:

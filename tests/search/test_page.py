@@ -116,6 +116,44 @@ def test_metrics_by_hand() -> None:
     assert worst_first(answers) == [2, 1, 0, 3]
 
 
+def ranked(rank: int) -> Answer:
+    """One hit, and the right answer at a rank."""
+    rows = Row("a", "", ""), Row("b", "", "")
+    return Answer((Hit(1, 0.9, rows[0], rank == 1),), (Hit(rank, 0.1, rows[1], True),))
+
+
+def compared(before: int, after: int) -> str:
+    sides = [Side(name, "", [ranked(rank)], Pictures(None)) for name, rank in (("a", after), ("b", before))]
+    return search_page([Query("red")], *sides)
+
+
+def test_a_change_is_marked_as_better_or_worse() -> None:
+    better, worse = compared(4, 2), compared(2, 4)
+    assert ": 1 better, 0 worse, 0 alike" in better
+    assert ": 0 better, 1 worse, 0 alike" in worse
+    for part in ("<span{}>4 → 2</span>", "<td{}>+25.0</td>", "<td{}>-2.0</td>"):  # rank, MRR, median rank
+        assert part.format(' class="better"') in better
+    for part in ("<span{}>2 → 4</span>", "<td{}>-25.0</td>", "<td{}>+2.0</td>"):
+        assert part.format(' class="worse"') in worse
+
+
+def test_a_right_answer_that_is_no_hit_is_listed_apart() -> None:
+    assert compared(1, 2).count('class="right apart"') == 1
+    assert compared(1, 1).count('class="right apart"') == 0
+
+
+def test_a_long_list_is_cut_and_that_is_said() -> None:
+    side = Side("index", "", [Answer(())] * 101, Pictures(None))
+    page = search_page([Query(f"query {i}") for i in range(101)], side)
+    assert page.count("<section") == 100
+    assert "The first 100 of 101 queries." in page
+
+
+def test_of_equal_ranks_the_one_that_was_better_before_comes_first() -> None:
+    after, before = map(ranked, (5, 5, 9)), map(ranked, (3, 1, 2))
+    assert worst_first(list(after), list(before)) == [2, 1, 0]
+
+
 @pytest.mark.skipif(
     BROWSER is None, reason="no browser: install PySide6, or set FANOISE_BROWSER to a Python with it"
 )
