@@ -21,7 +21,9 @@ from PIL import Image
 
 from fanoise_lightning.data.images.decode import ImageError
 from fanoise_lightning.data.items import read_items
+from fanoise_lightning.data.sources import files, memory
 from fanoise_lightning.data.sources.any_source import open_source
+from fanoise_lightning.data.sources.source import kind_of_values
 from fanoise_lightning.sample import Sample
 
 CAPTIONS = ["a red mug", 'a "blue" mug,\nwith a line', "007", "NA", "ein grüner Becher"]
@@ -60,6 +62,23 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+class ViewFrame:
+    """A frame with polars' types, which Arrow's own tables rarely have."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        table = pa.Table.from_pylist(rows)
+        for place, name in enumerate(table.column_names):
+            if pa.types.is_string(table[name].type):
+                views = table[name].combine_chunks().cast(pa.string_view())
+                if name == "caption":  # as polars has a Categorical
+                    views = pa.DictionaryArray.from_arrays(pa.array(range(len(rows)), pa.uint32()), views)
+                table = table.set_column(place, name, views)
+        self._table = table
+
+    def __arrow_c_stream__(self, schema: Any = None) -> Any:
+        return self._table.__arrow_c_stream__(schema)
+
+
 def write_packed(path: Path, rows: list[dict[str, Any]]) -> Path:
     with gzip.open(path, "wt", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
@@ -75,6 +94,7 @@ FORMS: dict[str, Callable[[Path, list[dict[str, Any]]], Any]] = {
     "parquet": lambda folder, rows: write_parquet(folder / "x.parquet", rows),
     "DataFrame": lambda folder, rows: pd.DataFrame(rows),
     "Arrow": lambda folder, rows: pa.Table.from_pylist(rows),
+    "views": lambda folder, rows: ViewFrame(rows),
     "Dataset": lambda folder, rows: datasets.Dataset.from_list(rows),
     "list": lambda folder, rows: rows,
 }
@@ -214,6 +234,7 @@ def test_an_unreadable_shard_in_the_middle_is_named(tmp_path: Path) -> None:
         ("x.csv", b"a,a\n1,2\n", r"x\.csv`: column `a` appears 2 times"),
         ("x.csv", "a\nß\n".encode("latin-1"), r"x\.csv` cannot be read as a table: .*UTF8"),
         ("x.jsonl", b"", r"x\.jsonl` is empty"),
+        ("x.jsonl", b'[{"text": "a"}]', r"x\.jsonl` has no objects, one on each line"),
         ("x.jsonl", b'{"text": "a"}\n{"text": \n', r"x\.jsonl`, line 2: "),
         ("x.json", b'{"text": "a"}\n{"text": "b"}\n', r"x\.json` cannot be read as JSON: .*end in \.jsonl"),
         ("x.json", b'{"text": "a"}', r"x\.json` must hold a list of objects"),
@@ -267,6 +288,7 @@ def test_rows_of_the_hub_have_no_absolute_paths(tmp_path: Path, monkeypatch: pyt
     file = write_image(tmp_path / "a.png")
     dataset = datasets.Dataset.from_dict({"image": [str(file)]}).cast_column("image", datasets.Image())
     asked = []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: asked.append((name, split)) or dataset)
     with pytest.raises(ValueError, match="leaves the image root"):
         read_items("some/pictures")
@@ -283,12 +305,72 @@ def test_the_guess_is_reported(caplog: pytest.LogCaptureFixture) -> None:
         read_items([{"a": "x", "b": "y"}])
 
 
-def test_a_column_that_begins_late_is_found(tmp_path: Path) -> None:
-    rows = [{"text": "x"} for _ in range(500)] + [{"thumb": "a.png"}]
-    whole = [{"text": "", "thumb": None, **row} for row in rows]
-    lines, shards = write_lines(tmp_path / "x.jsonl", rows), write_parquet(tmp_path / "x.parquet", whole)
-    for source in (rows, lines, shards):
-        assert open_source(source).kinds == {"text": "text", "thumb": "image"}
+@pytest.mark.parametrize("form", [form for form in FORMS if form not in ("jsonl.gz", "views")])
+@pytest.mark.parametrize("empty", ["", None, []])
+def test_a_column_is_known_by_its_first_value_wherever_that_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, empty: Any
+) -> None:
+    for module in (files, memory):
+        monkeypatch.setattr(module, "SAMPLE", 4)
+    late: Any = "b.png" if empty != [] else ["b.png"]
+    if form in ("csv", "tsv") and empty == []:
+        pytest.skip("a CSV file has no lists")
+    rows = [{"text": "x", "thumb": empty} for _ in range(14)]
+    rows[11]["thumb"] = late
+    kinds = open_source(FORMS[form](tmp_path, rows)).kinds
+    assert {name: kinds[name] for name in rows[0]} == {
+        "text": "text",
+        "thumb": "images" if empty == [] else "image",
+    }
+
+
+@pytest.mark.parametrize("late", ["b.png", 7, {"de": "x"}, "2020-01-01", ["a", "b"]])
+def test_a_column_of_json_lines_may_begin_in_any_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: Any
+) -> None:
+    monkeypatch.setattr(files, "SAMPLE", 4)
+    rows: list[dict[str, Any]] = [{"text": "x"} for _ in range(15)]
+    rows[13]["thumb"] = late
+    expected = {"text": "text", "thumb": kind_of_values("thumb", [late])}
+    assert open_source(write_lines(tmp_path / "x.jsonl", rows)).kinds == expected
+    rows[13]["text"] = 5  # of two types, which Arrow does not read
+    assert open_source(write_lines(tmp_path / "x.jsonl", rows)).kinds == expected
+
+
+def test_a_late_column_of_a_later_shard_is_found(tmp_path: Path) -> None:
+    for name, thumb in (("a", None), ("b", ""), ("c", "c.png")):
+        pq.write_table(
+            pa.table({"text": ["x"], "thumb": pa.array([thumb], pa.string())}), tmp_path / f"{name}.parquet"
+        )
+    assert open_source(tmp_path).kinds == {"text": "text", "thumb": "image"}
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), np.float32("nan"), pd.NA, pd.NaT, ""])
+def test_whatever_stands_for_a_missing_value_is_one(missing: Any) -> None:
+    pictures = [np.full((4, 4, 3), 7, np.uint8), missing]
+    with pytest.warns(UserWarning, match="1 of 2 rows are skipped"):
+        assert len(read_items([{"image": picture} for picture in pictures])) == 1
+    with pytest.warns(UserWarning, match="1 of 2 rows are skipped"):
+        assert len(read_items([{"text": missing}, {"text": "x"}])) == 1
+
+
+def test_a_number_is_no_missing_picture() -> None:
+    with pytest.raises(ValueError, match=r"row 1: column `image`.* is float"):
+        read_items([{"image": np.zeros((4, 4, 3), np.uint8)}, {"image": 3.5}])
+
+
+def test_a_label_of_minus_one_is_none() -> None:
+    kinds = datasets.Features({"label": datasets.ClassLabel(names=["cat", "dog"])})
+    with pytest.warns(UserWarning, match="1 of 2 rows are skipped"):
+        items = read_items(datasets.Dataset.from_dict({"label": [-1, 1]}, features=kinds))
+    assert items.references.texts.to_pylist() == ["dog"]
+
+
+def test_a_single_column_is_a_source() -> None:
+    assert read_items(pd.Series(["a red mug", "a blue mug"])).references.texts.to_pylist() == [
+        "a red mug",
+        "a blue mug",
+    ]
 
 
 def test_lists_are_told_from_single_values(tmp_path: Path) -> None:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as csv
+import pyarrow.json as arrow_json
 import pyarrow.parquet as pq
 
-from fanoise_lightning.data.rows.columns import Columns, Kind, check_columns, is_lines
+from fanoise_lightning.data.rows.columns import TEXT, Columns, Kind, check_columns, is_lines
 from fanoise_lightning.data.rows.embedded import EmbeddedImages, holds_images
 from fanoise_lightning.data.rows.lines import open_lines
 from fanoise_lightning.data.rows.tables import SHARDS, read_table, reading_parquet
 from fanoise_lightning.data.sources.memory import open_list
-from fanoise_lightning.data.sources.roles import likely_names
-from fanoise_lightning.data.sources.source import SAMPLE, Source, kinds_of_records, kinds_of_table, read_from
+from fanoise_lightning.data.sources.source import (
+    SAMPLE,
+    Source,
+    has_value,
+    kinds_of_records,
+    kinds_of_tables,
+    read_from,
+)
 
 __all__ = ["SUFFIXES", "is_file_of_rows", "open_file", "open_shards"]
 
@@ -60,11 +68,13 @@ def open_shards(folder: Path) -> Source:
 def _open_parquet(path: Path, files: list[Path]) -> Source:
     with reading_parquet(files[0]), pq.ParquetFile(files[0]) as opened:
         schema = opened.schema_arrow
-        check_columns(schema.names, dict.fromkeys(schema.names, "text"), files[0])  # none twice
-        kinds = kinds_of_table(schema.empty_table())
-        texts = [field.name for field in schema if kinds[field.name] and not _holds_images(field.type)]
-        if texts and (first := next(opened.iter_batches(SAMPLE, columns=texts), None)) is not None:
-            kinds |= kinds_of_table(pa.Table.from_batches([first]))
+    check_columns(schema.names, dict.fromkeys(schema.names, "text"), files[0])  # none twice
+    empty = schema.empty_table()
+    pictures = [field.name for field in schema if _holds_images(field.type)]  # not read here
+    first = next(_read_parts(files, [name for name in schema.names if name not in pictures]), empty)
+    kinds = kinds_of_tables(first, lambda names: _read_parts(files, names))
+    kinds |= kinds_of_tables(empty.select(pictures), lambda _: ())
+    kinds = {name: kinds[name] for name in schema.names}
     return Source(str(path), kinds, lambda columns: read_table(path, columns), path.parent)
 
 
@@ -73,28 +83,54 @@ def _holds_images(kind: pa.DataType) -> bool:
     return holds_images(kind.value_type if is_list else kind)
 
 
+def _read_parts(files: list[Path], names: list[str]) -> Iterator[pa.Table]:
+    """Some columns of parquet files, in parts."""
+    for file in files:
+        with reading_parquet(file), pq.ParquetFile(file) as opened:
+            for batch in opened.iter_batches(SAMPLE, columns=names):
+                yield pa.Table.from_batches([batch])
+
+
 def _kinds_of_lines(file: Path) -> dict[str, Kind | None]:
+    """What the rows hold under each name, by its first values, wherever in the file these are."""
+    filled: dict[str, bool] = {}  # whether there was a value under each name
+    records: list[dict[str, Any]] = []
+    block: list[bytes] = []
     with open_lines(file) as lines:
-        records = [_parse(line) for line in islice((line for line in lines if line.strip()), SAMPLE)]
-        names = likely_names({name for record in records for name in record})
-        for block in iter(lambda: list(islice(lines, SAMPLE)), []):
-            late = _first_with(block, names)
-            records += late.values()
-            names = [name for name in names if name not in late]
+        rows = (line for line in lines if line.strip())
+        while part := list(islice(rows, SAMPLE)):
+            block = part
+            if not _has_new_columns(block, filled):
+                continue
+            new = [
+                {
+                    name: value
+                    for name, value in _parse(line).items()
+                    if name not in filled or (not filled[name] and has_value(value))
+                }
+                for line in block
+            ]
+            for name, value in chain.from_iterable(record.items() for record in new):
+                filled[name] = filled.get(name, False) or has_value(value)
+            records += filter(None, new)
+    if block and not filled:
+        raise ValueError(f"`{file}` has no objects, one on each line; a file with one list ends in .json")
     return kinds_of_records(records)
 
 
-def _first_with(lines: list[bytes], names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The first record that has each of the names, for those that any has."""
-    joined = b"".join(lines)
-    found: dict[str, dict[str, Any]] = {}
-    for name in names:
-        quoted = json.dumps(name).encode()
-        if quoted in joined:
-            with_it = (record for line in lines if quoted in line and name in (record := _parse(line)))
-            if (first := next(with_it, None)) is not None:
-                found[name] = first
-    return found
+def _has_new_columns(lines: list[bytes], filled: Mapping[str, bool]) -> bool:
+    """Whether lines have a name that is not in `filled`, or the first value of one; or may have."""
+    data = b"".join(line if line.endswith(b"\n") else line + b"\n" for line in lines)
+    read = arrow_json.ReadOptions(use_threads=False, block_size=len(data) + 1)
+    try:
+        table = arrow_json.read_json(io.BytesIO(data), read_options=read)
+        return any(
+            name not in filled or any(map(has_value, table[name].to_pylist()))
+            for name in table.column_names
+            if not filled.get(name)
+        )
+    except (pa.ArrowException, ValueError):  # values of several types, or broken rows
+        return True
 
 
 def _parse(line: bytes) -> dict[str, Any]:
@@ -125,29 +161,29 @@ def _open_json(file: Path) -> Source:
 def _open_csv(file: Path) -> Source:
     with _reading_csv(file), csv.open_csv(file, **_csv_options(file)) as reader:
         names = reader.schema.names
-    with _reading_csv(file):
-        options = _csv_options(file, dict.fromkeys(names, pa.large_string()))
-        with csv.open_csv(file, **options) as reader:
-            first = next(iter(reader), None)
     check_columns(names, dict.fromkeys(names, "text"), file)
-    table = pa.table({name: pa.array([], pa.large_string()) for name in names})
-    if first is not None:
-        table = pa.Table.from_batches([first.slice(0, SAMPLE)])
+
+    def parts(names: list[str]) -> Iterator[pa.Table]:
+        with _reading_csv(file), csv.open_csv(file, **_csv_options(file, names)) as reader:
+            for batch in reader:
+                yield pa.Table.from_batches([batch])
 
     def read(columns: Columns) -> tuple[pa.Table, EmbeddedImages | None]:
         with _reading_csv(file):
-            rows = csv.read_csv(file, **_csv_options(file, dict.fromkeys(columns, pa.large_string())))
+            rows = csv.read_csv(file, **_csv_options(file, columns))
         return read_from(rows, str(file), first=2)(columns)  # as a spreadsheet counts: 1 is the header
 
-    return Source(str(file), kinds_of_table(table), read, file.parent)
+    first = next(parts(names), pa.table({name: pa.array([], TEXT) for name in names}))
+    return Source(str(file), kinds_of_tables(first.slice(0, SAMPLE), parts), read, file.parent)
 
 
-def _csv_options(file: Path, types: dict[str, pa.DataType] | None = None) -> dict[str, Any]:
+def _csv_options(file: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
     suffix = next(suffix for suffix in _DELIMITERS if file.name.lower().endswith(suffix))
     parse = csv.ParseOptions(delimiter=_DELIMITERS[suffix], newlines_in_values=True)
-    if types is None:
+    if names is None:
         return {"parse_options": parse}
     # all is text: a caption may be "007", or "NA"
+    types = dict.fromkeys(names, TEXT)
     convert = csv.ConvertOptions(column_types=types, include_columns=list(types), strings_can_be_null=False)
     # not in parallel: only then errors have the row
     return {

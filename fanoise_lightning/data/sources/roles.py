@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from fanoise_lightning._log import report
@@ -10,7 +10,7 @@ from fanoise_lightning.data.rows.columns import Kind
 from fanoise_lightning.data.rows.records import PairColumns, Side
 from fanoise_lightning.data.sources.source import Source
 
-__all__ = ["ItemColumns", "choose_item", "choose_pair", "likely_names"]
+__all__ = ["ItemColumns", "choose_item", "choose_pair"]
 
 Names = str | Sequence[str] | None
 
@@ -21,18 +21,6 @@ _NEGATIVES = ("neg", "negative", "negatives", "hard_negative", "hard_negatives")
 _TEXTS = ("caption", "text", "title", "description", "prompt", "label")
 _IDS = ("id", "_id", "key", "uid")
 _ENDINGS = ("", "_text", "_image", "_image_path", "_img_path", "_path")
-
-
-def likely_names(seen: Collection[str]) -> list[str]:
-    """The names of columns that would belong to a pair beside those that were seen: further parts, negatives.
-
-    Example:
-        >>> "pos_image_path" in likely_names(["qry", "pos_text"])
-        True
-    """
-    used = [known for known in (*_QUERIES, *_TARGETS) if any(name.startswith(known) for name in seen)]
-    names = [known + ending for known in (*used, *_NEGATIVES) for ending in _ENDINGS]
-    return [name for name in names if name not in seen]
 
 
 class ItemColumns(NamedTuple):
