@@ -207,6 +207,57 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
     assert items[0].image.size == (4, 4)
 
 
+def test_the_texts_of_a_folder_are_in_files_beside_the_pictures(tmp_path: Path) -> None:
+    for name in ("a/1", "a/2", "b/1"):
+        write_image(tmp_path / f"{name}.jpg")
+        (tmp_path / f"{name}.txt").write_text(f"caption of {name}\n")
+    (tmp_path / "licence.txt").write_text("not a caption")
+    items = read_items(tmp_path, text="text", image="image")
+    assert [tuple(reference) for reference in items.references.to_list()] == [
+        (f"caption of {name}", f"{name}.jpg") for name in ("a/1", "a/2", "b/1")
+    ]
+    (tmp_path / "a" / "2.txt").unlink()
+    with pytest.raises(ValueError, match=r"have a text beside them, but `a/2\.txt` does not exist"):
+        read_items(tmp_path)
+
+
+def test_splits_are_not_labels(tmp_path: Path) -> None:
+    for name in ("train/mug/1.jpg", "val/mug/2.jpg"):
+        write_image(tmp_path / name)
+    with pytest.raises(ValueError, match="has the pictures of train and val in subfolders: pass one"):
+        read_items(tmp_path)
+    write_image(tmp_path / "mug" / "3.jpg")  # something else than splits
+    assert set(read_items(tmp_path, text="text").references.texts.to_pylist()) == {"train", "val", "mug"}
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+def test_a_csv_file_is_read_as_excel_writes_it(
+    tmp_path: Path, rows: list[dict[str, Any]], delimiter: str, start: bytes
+) -> None:
+    path = write_csv(tmp_path / "x.csv", rows, delimiter)
+    path.write_bytes(start + path.read_bytes())
+    assert read_items(path, text="caption").references.texts.to_pylist() == CAPTIONS
+
+
+def test_the_captions_of_coco_are_rows(tmp_path: Path) -> None:
+    found = {
+        "images": [{"id": 7, "file_name": "7.jpg"}, {"id": 5, "file_name": "5.jpg"}],
+        "annotations": [{"image_id": image, "caption": f"{n} of {image}"} for image in (5, 7) for n in "ab"],
+    }
+    path = tmp_path / "captions_val2017.json"
+    path.write_text(json.dumps(found))
+    table, _ = open_source(path).read({"caption": "text", "image": "image"})
+    assert table["caption"].to_pylist() == ["a of 5", "b of 5", "a of 7", "b of 7"]
+    assert table["image"].to_pylist() == ["5.jpg", "5.jpg", "7.jpg", "7.jpg"]
+    found["annotations"][0].pop("caption")  # type: ignore[union-attr]
+    path.write_text(json.dumps(found))
+    with pytest.raises(
+        ValueError, match=r"must hold a list of objects.* found one object of images, annotations"
+    ):
+        open_source(path)
+
+
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_image(tmp_path / "a.png")
 
@@ -232,12 +283,19 @@ def test_an_unreadable_shard_in_the_middle_is_named(tmp_path: Path) -> None:
         ("x.csv", b"a,b\n1,2\n1,2,3\n", r"x\.csv` cannot be read as a table: .*Expected 2 columns, got 3"),
         ("x.csv", b"", r"x\.csv` cannot be read as a table: Empty CSV file"),
         ("x.csv", b"a,a\n1,2\n", r"x\.csv`: column `a` appears 2 times"),
-        ("x.csv", "a\nß\n".encode("latin-1"), r"x\.csv` cannot be read as a table: .*UTF8"),
+        ("x.csv", "a,b\n1,ß\n".encode("utf-16"), r"x\.csv` is in UTF-16: save it as UTF-8"),
+        ("x.csv", b"sep=;\na;b\n1;2\n", r"x\.csv` begins with sep=;, which is no row: remove it"),
+        ("x.csv", b"a red mug,1.JPG\na cup,2.JPG\n", r"x\.csv` has no names of columns: .* `1\.JPG`"),
+        ("x.tsv", b"1.jpg#0\ta red mug\n", r"x\.tsv` has no names of columns: .* `1\.jpg#0`"),
+        ("x.csv", b"a,b\n1,2\n3,4,5\n", r"cannot be read as a table: .*Row #3: Expected 2 columns, got 3"),
+        ("x.csv", b'a,b\n"1,2\n' + b"3,4\n" * 2**19, r"cannot be read as a table: .*a quote is not closed"),
+        ("x.csv.gz", b"\x1f\x8bcut", r"x\.csv\.gz` cannot be read as a table"),
+        ("x.csv", "a\nß\n".encode("latin-1"), r"x\.csv` cannot be read as a table: .*save it as UTF-8"),
         ("x.jsonl", b"", r"x\.jsonl` is empty"),
         ("x.jsonl", b'[{"text": "a"}]', r"x\.jsonl` has no objects, one on each line"),
         ("x.jsonl", b'{"text": "a"}\n{"text": \n', r"x\.jsonl`, line 2: "),
         ("x.json", b'{"text": "a"}\n{"text": "b"}\n', r"x\.json` cannot be read as JSON: .*end in \.jsonl"),
-        ("x.json", b'{"text": "a"}', r"x\.json` must hold a list of objects"),
+        ("x.json", b'{"text": "a"}', r"x\.json` must hold a list of objects.*found one object of text"),
         ("x.xlsx", b"", r"x\.xlsx` is no file of rows: expected one that ends in \.jsonl, .*\.tsv"),
     ],
 )
@@ -252,6 +310,12 @@ def test_what_is_no_source_is_refused() -> None:
         open_source(5)
     with pytest.raises(FileNotFoundError, match=r"`nothing/here\.csv` does not exist"):
         open_source("nothing/here.csv")
+    with pytest.raises(FileNotFoundError, match="`` does not exist"):
+        open_source("")
+    with pytest.raises(FileNotFoundError, match="does not exist: addresses are not opened"):
+        open_source("https://example.org/pairs.csv")
+    with pytest.raises(TypeError, match=r"got dict; make it one of these: .*`pandas\.DataFrame\(columns\)`"):
+        open_source({"text": ["a"]})
     with pytest.raises(TypeError, match="DatasetDict; expected one of its splits: train"):
         open_source(datasets.DatasetDict({"train": datasets.Dataset.from_dict({"a": ["x"]})}))
     with pytest.raises(TypeError, match="row 1 of the list is a int, and row 0 is a str"):
@@ -268,6 +332,8 @@ def test_a_wrong_image_root_is_found_before_the_first_picture(
         FileNotFoundError, match=r"0 of 5 pictures found under `.*empty`.*`images/0\.png`; pass"
     ):
         read_items(rows, image_root=tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match=r"missing: `7`; .* put the suffix of the files"):
+        read_items([{"image": "7"}])
     with pytest.raises(FileNotFoundError, match="addresses are not opened: download"):
         read_items([{"image": "https://example.org/1.png"}])
 

@@ -58,7 +58,8 @@ def _open(source: Any) -> Source:
         return open_list(source)
     raise TypeError(
         "a source of rows is a path, the id of a data set on the hub, a DataFrame, a `datasets.Dataset`, "
-        f"or a list, got {type(source).__name__}"
+        f"or a list, got {type(source).__name__}; make it one of these: `list(rows)` of an iterator, "
+        "`pandas.DataFrame(columns)` of a dict of columns, `frame.collect()` of a lazy frame"
     )
 
 
@@ -67,13 +68,14 @@ def _open_path(source: str | os.PathLike[str]) -> Source:
     path = Path(text).expanduser()
     if text.startswith(HUB):
         return _open_hub(text.removeprefix(HUB))
-    if path.is_dir():
+    if text and path.is_dir():
         return open_folder(path)
-    if path.exists():
+    if text and path.exists():
         return open_file(path)
     if isinstance(source, str) and _HUB_ID.fullmatch(text) and not is_file_of_rows(path):
         return _open_hub(text)
-    raise FileNotFoundError(f"`{source}` does not exist")
+    advice = ": addresses are not opened, download it first" if "://" in text else ""
+    raise FileNotFoundError(f"`{source}` does not exist{advice}")
 
 
 def _open_hub(name: str) -> Source:

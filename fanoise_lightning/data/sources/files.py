@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -27,12 +28,13 @@ from fanoise_lightning.data.sources.source import (
     kinds_of_records,
     kinds_of_tables,
     read_from,
+    suffixes,
 )
 
 __all__ = ["SUFFIXES", "is_file_of_rows", "open_file", "open_shards"]
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t", ".csv.gz": ",", ".tsv.gz": "\t"}
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", *_DELIMITERS)
+_TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", *_TABLES)
 
 
 def is_file_of_rows(file: Path) -> bool:
@@ -55,9 +57,12 @@ def open_file(file: Path) -> Source:
         return _open_parquet(file, [file])
     if name.endswith(".json"):
         return _open_json(file)
-    if name.endswith(tuple(_DELIMITERS)):
+    if name.endswith(_TABLES):
         return _open_csv(file)
-    raise ValueError(f"`{file}` is no file of rows: expected one that ends in {', '.join(SUFFIXES)}")
+    raise ValueError(
+        f"`{file}` is no file of rows: expected one that ends in {', '.join(SUFFIXES)}; rename it if it is "
+        "one of these, or pass what `pandas` or `datasets` makes of it (Excel, WebDataset)"
+    )
 
 
 def open_shards(folder: Path) -> Source:
@@ -152,15 +157,34 @@ def _open_json(file: Path) -> Source:
         rows = json.loads(file.read_bytes())
     except ValueError as error:
         raise ValueError(f"`{file}` cannot be read as JSON: {error}; JSON-lines end in .jsonl") from error
+    if isinstance(rows, dict):
+        rows = _captions_of_coco(rows) or rows
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"`{file}` must hold a list of objects, one for each row")
+        keys = f", found one object of {', '.join(rows)}" if isinstance(rows, dict) else ""
+        raise ValueError(f"`{file}` must hold a list of objects, one for each row{keys}")
     opened = open_list(rows, str(file))
     return Source(str(file), opened.kinds, opened.read, file.parent)
+
+
+def _captions_of_coco(found: dict[str, Any]) -> list[dict[str, str]] | None:
+    """The captions of a file like COCO's, each with its picture; ``None`` for anything else."""
+    try:
+        files = {image["id"]: image["file_name"] for image in found["images"]}
+        return [{"caption": one["caption"], "image": files[one["image_id"]]} for one in found["annotations"]]
+    except (KeyError, TypeError):
+        return None
 
 
 def _open_csv(file: Path) -> Source:
     with _reading_csv(file), csv.open_csv(file, **_csv_options(file)) as reader:
         names = reader.schema.names
+    if value := next(
+        (name for name in names if re.sub(r"#\d+$", "", name.lower()).endswith(suffixes())), None
+    ):
+        raise ValueError(
+            f"`{file}` has no names of columns: its first row holds `{value}`; put a row such as "
+            "image,caption before it"
+        )
     check_columns(names, dict.fromkeys(names, "text"), file)
 
     def parts(names: list[str]) -> Iterator[pa.Table]:
@@ -178,24 +202,39 @@ def _open_csv(file: Path) -> Source:
 
 
 def _csv_options(file: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
-    suffix = next(suffix for suffix in _DELIMITERS if file.name.lower().endswith(suffix))
-    parse = csv.ParseOptions(delimiter=_DELIMITERS[suffix], newlines_in_values=True)
+    parse = csv.ParseOptions(delimiter=_delimiter(file), newlines_in_values=True)
+    read = csv.ReadOptions(use_threads=False)  # not in parallel: only then errors have the row
     if names is None:
-        return {"parse_options": parse}
+        return {"parse_options": parse, "read_options": read}
     # all is text: a caption may be "007", or "NA"
     types = dict.fromkeys(names, TEXT)
     convert = csv.ConvertOptions(column_types=types, include_columns=list(types), strings_can_be_null=False)
-    # not in parallel: only then errors have the row
-    return {
-        "parse_options": parse,
-        "convert_options": convert,
-        "read_options": csv.ReadOptions(use_threads=False),
-    }
+    return {"parse_options": parse, "convert_options": convert, "read_options": read}
+
+
+def _delimiter(file: Path) -> str:
+    """What is between the names in the first row: Excel writes semicolons in half of the world."""
+    with pa.input_stream(str(file)) as opened:
+        start = opened.read(2**16)
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError(f"`{file}` is in UTF-16: save it as UTF-8")
+    header = start.splitlines()[0] if start else b""
+    if header.startswith(b"sep="):
+        raise ValueError(
+            f"`{file}` begins with {header.decode(errors='replace')}, which is no row: remove it"
+        )
+    delimiters = "\t" if ".tsv" in file.name.lower() else ",;\t|"
+    return next((one for one in delimiters if one.encode() in header), delimiters[0])
 
 
 @contextmanager
 def _reading_csv(file: Path) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise ValueError(f"`{file}` cannot be read as a table: {error}") from error
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        advice = ""
+        if isinstance(error, UnicodeDecodeError) or "UTF8" in str(error):
+            advice = "; save it as UTF-8"
+        elif "straddles" in str(error):
+            advice = "; a quote is not closed, or a value has more than a million letters"
+        raise ValueError(f"`{file}` cannot be read as a table: {error}{advice}") from error

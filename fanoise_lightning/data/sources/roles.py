@@ -52,17 +52,21 @@ def choose_pair(source: Source, query: Names, target: Names, negatives: Names) -
         columns = PairColumns(*sides)
         if columns.query == columns.target:
             raise ValueError(f"`{source.name}`: `query` and `target` are the same column, {columns.query}")
+        report(f"`{source.name}`: {_listed(columns)}")
         return columns
     guess = _guess_pair(source)
     if negatives is not None:
         guess = guess._replace(negatives=_side(source, "negatives", negatives, lists=True))
-    hard = f", negatives {guess.negatives}" if any(guess.negatives) else ""
     report(
-        f"`{source.name}`: query {guess.query}, target {guess.target}{hard}, by the names and contents of "
-        f"its columns{_others(source, [name for side in guess for name in side])}; `query` and `target` "
-        "choose others"
+        f"`{source.name}`: {_listed(guess)}, by the names and contents of its columns"
+        f"{_others(source, [name for side in guess for name in side])}; `query` and `target` choose others"
     )
     return guess
+
+
+def _listed(columns: PairColumns) -> str:
+    hard = f", negatives {columns.negatives}" if any(columns.negatives) else ""
+    return f"query {columns.query}, target {columns.target}{hard}"
 
 
 def choose_item(source: Source, text: str | None, image: str | None, id: str | None) -> ItemColumns:
