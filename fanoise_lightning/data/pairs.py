@@ -21,6 +21,7 @@ from fanoise_lightning.data.rows.records import EvalRows, TrainRows
 from fanoise_lightning.data.rows.references import number_references, text_hashes, unique_references
 from fanoise_lightning.data.rows.splits import Pairs, Split, count_candidates, draw_candidates, split
 from fanoise_lightning.data.sources.any_source import open_source
+from fanoise_lightning.data.sources.negatives import join_negatives
 from fanoise_lightning.data.sources.pair_rows import read_pairs
 from fanoise_lightning.data.sources.roles import choose_pair
 from fanoise_lightning.data.sources.source import Source
@@ -237,11 +238,11 @@ class PairDataModule(ContrastiveDataModule):
 
     @cached_property
     def _opened(self) -> Source:
-        return open_source(self.source)
+        return join_negatives(open_source(self.source))
 
     @cached_property
     def _val_opened(self) -> Source | None:
-        return None if self.val is None else open_source(self.val)
+        return None if self.val is None else join_negatives(open_source(self.val))
 
     @cached_property
     def _images(self) -> ImageRoot:

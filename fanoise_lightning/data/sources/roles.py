@@ -8,6 +8,7 @@ from typing import NamedTuple
 from fanoise_lightning._log import report
 from fanoise_lightning.data.rows.columns import Kind
 from fanoise_lightning.data.rows.records import PairColumns, Side
+from fanoise_lightning.data.sources.negatives import NUMBERED
 from fanoise_lightning.data.sources.source import Source
 
 __all__ = ["ItemColumns", "choose_item", "choose_pair"]
@@ -16,9 +17,19 @@ Names = str | Sequence[str] | None
 
 # the names of MMEB and of data sets for sentence-transformers
 _QUERIES = ("qry", "query", "anchor", "question", "sentence1")
-_TARGETS = ("pos", "positive", "target", "answer", "response", "document", "passage", "sentence2")
+_TARGETS = (
+    "pos",
+    "positive",
+    "positives",
+    "target",
+    "answer",
+    "response",
+    "document",
+    "passage",
+    "sentence2",
+)
 _NEGATIVES = ("neg", "negative", "negatives", "hard_negative", "hard_negatives")
-_TEXTS = ("caption", "text", "title", "description", "prompt", "label")
+_TEXTS = ("caption", "captions", "text", "title", "description", "prompt", "label")
 _IDS = ("id", "_id", "key", "uid")
 _ENDINGS = ("", "_text", "_image", "_image_path", "_img_path", "_path")
 
@@ -117,10 +128,10 @@ def _side(source: Source, argument: str, names: Names, lists: bool) -> Side:
     side = Side()
     for name in names:
         kind = source.kinds[name]
-        if kind in ("texts", "images") and not lists:
+        if kind in ("texts", "images") and not lists and len(names) > 1:
             raise ValueError(
-                f"`{source.name}`: column `{name}` holds {_HOLDS[kind]}; the `{argument}` of a row is one "
-                "text, one picture, or both: give each of a list a row"
+                f"`{source.name}`: column `{name}` holds {_HOLDS[kind]}; a `{argument}` of a text and a "
+                "picture has one of each: give each of a list a row"
             )
         role = "text" if kind in ("text", "texts") else "image"
         if (other := getattr(side, role)) is not None:
@@ -142,11 +153,11 @@ def _usable(kinds: Mapping[str, Kind | None]) -> tuple[list[str], list[str]]:
 
 def _guess_pair(source: Source) -> PairColumns:
     kinds = source.kinds
-    query, target = _named(kinds, _QUERIES), _named(kinds, _TARGETS)
+    query, target = _named(kinds, _QUERIES), _named(kinds, _TARGETS, lists=True)
     if any(query) and any(target):
         return PairColumns(query, target, _named(kinds, _NEGATIVES, lists=True))
     texts, pictures = _usable(kinds)
-    text = _text_of(texts)
+    text = _text_of(texts or [name for name in kinds if kinds[name] == "texts"])
     if text is not None and len(pictures) == 1:
         return PairColumns(Side(text=text), Side(image=pictures[0]), Side())
     both = [name for name in kinds if name in (*texts, *pictures)]
@@ -184,5 +195,6 @@ def _unclear(source: Source) -> str:
 
 
 def _others(source: Source, used: Sequence[str | None]) -> str:
-    others = [name for name in source.kinds if name not in used]
+    joined = any(name in used for name in _NEGATIVES)
+    others = [name for name in source.kinds if name not in used and not (joined and NUMBERED.fullmatch(name))]
     return f" (not used: {', '.join(others)})" if others else ""
