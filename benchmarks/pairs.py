@@ -55,7 +55,7 @@ def write(file: Path, rows: int) -> None:
 
 
 def measure(file: Path) -> None:
-    """Print the seconds to the first batch, by the clock and by the processor, and the MB above the imports."""
+    """Print the seconds to the first batch, of the clock and of the processor, and the MB above imports."""
     import torch
 
     from fanoise_lightning.data import PairDataModule

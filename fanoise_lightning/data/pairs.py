@@ -60,8 +60,9 @@ class PairDataModule(ContrastiveDataModule):
             default, `query` and `target` follow from the names of the columns, which is reported: those of
             MMEB (``qry``, ``qry_image_path``, ``pos_text``, ...) and sentence-transformers (``anchor``,
             ``positive``, ``negative``), or a text such as ``caption`` for the only column of pictures.
-        target: the column or columns of the targets.
-        negatives: the column or columns of hard negatives, which hold one value or a list.
+        target: the column or columns of the targets. Each value of a list makes a pair.
+        negatives: the column or columns of hard negatives, which hold one value or a list; columns
+            ``negative_1``, ``negative_2`` and so on are read as one column ``negative``.
         image_root: the folder or zip archive that image paths are relative to; by default the folder of
             `source`, and that of `val` for its pairs. Absolute paths are followed, except those of a data
             set from the hub.

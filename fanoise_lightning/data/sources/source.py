@@ -34,7 +34,7 @@ __all__ = [
     "suffixes",
 ]
 
-SAMPLE = 10_000  # rows of a file in which columns are looked for
+SAMPLE = 10_000  # rows at a time in which columns are looked for
 _LISTS: dict[Kind | None, Kind] = {"text": "texts", "image": "images"}
 _ENOUGH = 100  # values that say what a column holds
 _SAYS_PICTURE = re.compile(
