@@ -21,6 +21,7 @@ from fanoise_lightning.data.rows.records import EvalRows, TrainRows
 from fanoise_lightning.data.rows.references import number_references, text_hashes, unique_references
 from fanoise_lightning.data.rows.splits import Pairs, Split, count_candidates, draw_candidates, split
 from fanoise_lightning.data.sources.any_source import open_source
+from fanoise_lightning.data.sources.negatives import join_negatives
 from fanoise_lightning.data.sources.pair_rows import read_pairs
 from fanoise_lightning.data.sources.roles import choose_pair
 from fanoise_lightning.data.sources.source import Source
@@ -59,8 +60,9 @@ class PairDataModule(ContrastiveDataModule):
             default, `query` and `target` follow from the names of the columns, which is reported: those of
             MMEB (``qry``, ``qry_image_path``, ``pos_text``, ...) and sentence-transformers (``anchor``,
             ``positive``, ``negative``), or a text such as ``caption`` for the only column of pictures.
-        target: the column or columns of the targets.
-        negatives: the column or columns of hard negatives, which hold one value or a list.
+        target: the column or columns of the targets. Each value of a list makes a pair.
+        negatives: the column or columns of hard negatives, which hold one value or a list; columns
+            ``negative_1``, ``negative_2`` and so on are read as one column ``negative``.
         image_root: the folder or zip archive that image paths are relative to; by default the folder of
             `source`, and that of `val` for its pairs. Absolute paths are followed, except those of a data
             set from the hub.
@@ -237,11 +239,11 @@ class PairDataModule(ContrastiveDataModule):
 
     @cached_property
     def _opened(self) -> Source:
-        return open_source(self.source)
+        return join_negatives(open_source(self.source))
 
     @cached_property
     def _val_opened(self) -> Source | None:
-        return None if self.val is None else open_source(self.val)
+        return None if self.val is None else join_negatives(open_source(self.val))
 
     @cached_property
     def _images(self) -> ImageRoot:

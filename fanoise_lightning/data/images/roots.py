@@ -121,7 +121,10 @@ class ImageRoot:
         if re.match("[a-z]{2,}:/", missing[0]):
             raise FileNotFoundError(f"{found}; addresses are not opened: download the pictures first")
         if len(missing) == len(chosen):
-            raise FileNotFoundError(f"{found}; pass the folder that they are relative to as `image_root`")
+            advice = "pass the folder that they are relative to as `image_root`"
+            if not Path(missing[0]).suffix:
+                advice += ", and put the suffix of the files (.jpg) into the rows"
+            raise FileNotFoundError(f"{found}; {advice}")
         report(found)  # they are counted when they are opened, see `max_skipped`
 
     def __contains__(self, path: str) -> bool:
