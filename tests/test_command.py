@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from torch import nn
 
@@ -160,30 +161,96 @@ def test_differences_of_encoders_are_named() -> None:
     assert differences(ours, {**theirs, "class_path": "x.Y"}).startswith("x.Y in the checkpoint")
 
 
-def test_a_checkpoint_alone_is_validated_and_runs_say_what_they_wrote(tmp_path: Path) -> None:
-    small = ["--data.eval_subsets=[renderer]", "--data.num_workers=0", "--data.batch_size=16"]
-    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
-    steps = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--trainer.accelerator=cpu"]
+SCRIPT = "from fanoise_lightning.__main__ import COMMANDS, main\n"  # as pip writes it, in a folder of its own
 
-    def run(*args: str) -> str:
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run(
-            [sys.executable, "-m", "fanoise_lightning", *args, *quiet],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=250,
-        )
-        return done.stderr
 
-    said = run("fit", f"--config={RECIPE}", *small, *steps)
-    assert "wrote to runs/emoji/version_0/checkpoints: " in said
-    said = run(
-        "validate", "--ckpt_path=runs/emoji/version_0/checkpoints/last.ckpt", "--trainer.accelerator=cpu"
+def process(folder: Path, *args: str, script: str = SCRIPT, **environment: str) -> SimpleNamespace:
+    """Run the command in a process whose working directory is `folder`."""
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "bin" / "fanoise").write_text(f"{script}main()\n")
+    known = {name: value for name, value in os.environ.items() if name != "FANOISE_DEBUG"}
+    root = str(Path(__file__).parents[1])
+    paths = os.pathsep.join([root, *filter(None, [known.get("PYTHONPATH")])])
+    return subprocess.run(
+        [sys.executable, "bin/fanoise", *args],
+        cwd=folder,
+        env={**known, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "", **environment},
+        capture_output=True,
+        text=True,
+        timeout=250,
     )
-    assert "scores.json" in said.splitlines()[-1]
+
+
+ENCODER = """
+import torch
+from fanoise_lightning import Encoder
+
+class MyEncoder(Encoder):
+    embedding_dim = 8
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.net = torch.nn.Linear(width, 8)
+
+    def collate(self, samples):
+        return {"x": torch.tensor([[len(sample.text) * 1.0] * self.width for sample in samples])}
+
+    def forward(self, x):
+        return self.net(x)
+"""
+
+OWN_RECIPE = """
+model:
+  encoder: {class_path: my_encoder.MyEncoder, init_args: {width: 3}}
+data:
+  class_path: fanoise_lightning.PairDataModule
+  init_args: {source: pairs.csv, query: name, target: text, batch_size: 4, num_workers: 0}
+trainer:
+  accelerator: cpu
+  max_steps: 1
+  limit_val_batches: 0
+  enable_progress_bar: false
+  enable_model_summary: false
+  logger: {class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: runs, name: own}}
+"""
+
+
+def test_a_recipe_names_an_encoder_of_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "my_encoder.py").write_text(ENCODER)
+    (tmp_path / "recipe.yaml").write_text(OWN_RECIPE)
+    rows = [f"{'n' * number},{'t' * number}" for number in range(1, 21)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["name,text", *rows]))
+    done = process(tmp_path, "fit", "--config=recipe.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "wrote to runs/own/version_0/checkpoints: " in done.stderr
+    (path,) = (tmp_path / "runs").rglob("*.ckpt")
+    described = torch.load(path, weights_only=True)["hyper_parameters"]["encoder"]
+    assert described == {"class_path": "my_encoder.MyEncoder", "init_args": {"width": 3}}
+
+
+@pytest.mark.parametrize(
+    ("args", "environment", "traceback"),
+    [
+        (["open", "none.txt"], {}, False),
+        (["open", "none.txt"], {"FANOISE_DEBUG": "0"}, False),
+        (["open", "none.txt"], {"FANOISE_DEBUG": "1"}, True),
+        (["open", "none.txt", "--debug"], {}, True),
+        (["--debug", "open", "none.txt"], {}, True),
+    ],
+)
+def test_a_process_ends_in_one_line_or_with_debug_in_a_traceback(
+    args: list[str], environment: dict[str, str], traceback: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "opens.py").write_text("def main(args):\n    open(*args)\n")
+    done = process(tmp_path, *args, script=f"{SCRIPT}COMMANDS['open'] = ('opens', '')\n", **environment)
+    if traceback:
+        assert done.returncode == 1
+        assert done.stderr.startswith("Traceback (most recent call last)")
+        assert done.stderr.endswith("FileNotFoundError: [Errno 2] No such file or directory: 'none.txt'\n")
+    else:
+        assert done.returncode == 2
+        assert done.stderr == "fanoise: none.txt: No such file or directory\n"
 
 
 class Forgetful(Encoder):
