@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-import tiny_two_towers
 import torch
-from lightning.pytorch import Trainer
-from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
+from training.frozen_weights import change_one_weight, save, trainer_of, with_frozen_towers
 
 from fanoise_lightning import ContrastiveModule, OpenClipEncoder, TwoTowerEncoder
 
@@ -26,21 +22,10 @@ def deeper(tiny_clip: str, tmp_path: Path) -> str:
     return str(path)
 
 
-def quiet() -> Trainer:
-    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    return Trainer(accelerator="cpu", **dict.fromkeys(off, False))
-
-
-def save(module: ContrastiveModule, path: Path) -> Path:
-    trainer = quiet()
-    trainer.strategy.connect(module)
-    trainer.save_checkpoint(path)
-    return path
-
-
 @pytest.fixture
 def checkpoint(tiny_clip: str, tmp_path: Path) -> Path:
-    return save(ContrastiveModule(OpenClipEncoder(tiny_clip)), tmp_path / "last.ckpt")
+    save(ContrastiveModule(OpenClipEncoder(tiny_clip)), tmp_path / "last.ckpt")
+    return tmp_path / "last.ckpt"
 
 
 @pytest.mark.parametrize("run", ["fit", "validate"])
@@ -49,7 +34,7 @@ def test_a_trainer_says_first_how_the_encoder_of_the_checkpoint_differs(
 ) -> None:
     module = ContrastiveModule(OpenClipEncoder(deeper))
     with pytest.raises(RuntimeError) as caught:
-        getattr(quiet(), run)(module, DataLoader([0]), ckpt_path=checkpoint, weights_only=True)
+        getattr(trainer_of(), run)(module, DataLoader([0]), ckpt_path=checkpoint, weights_only=True)
     message = str(caught.value)
     assert message.startswith(
         f"the checkpoint is of another encoder: model='{tiny_clip}' in the checkpoint, '{deeper}' here. Build"
@@ -64,7 +49,7 @@ def test_another_class_is_named(clip: str, checkpoint: Path) -> None:
     module = ContrastiveModule(TwoTowerEncoder(clip))
     named = r"encoder: fanoise_lightning\.OpenClipEncoder in the checkpoint, .*\.TwoTowerEncoder here"
     with pytest.raises(RuntimeError, match=named):
-        quiet().validate(module, DataLoader([0]), ckpt_path=checkpoint, weights_only=True)
+        trainer_of().validate(module, DataLoader([0]), ckpt_path=checkpoint, weights_only=True)
 
 
 def test_weights_alone_are_refused_without_a_list_of_all(deeper: str, checkpoint: Path) -> None:
@@ -76,29 +61,15 @@ def test_weights_alone_are_refused_without_a_list_of_all(deeper: str, checkpoint
     assert module.load_state_dict({}, strict=False).missing_keys == list(module.state_dict())
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: Any) -> str:
-    return tiny_two_towers.save_tiny(tmp_path_factory.mktemp("clip"), "clip")
-
-
-def frozen(folder: str) -> ContrastiveModule:
-    encoder = TwoTowerEncoder(folder)
-    encoder.network.text_model.requires_grad_(False)
-    return ContrastiveModule(encoder)
-
-
-def test_other_frozen_weights_are_refused_by_the_model_that_they_are_from(clip: str, tmp_path: Path) -> None:
-    path = save(frozen(clip), tmp_path / "last.ckpt")
-    other = str(shutil.copytree(clip, tmp_path / "other"))
-    weights = load_file(f"{other}/model.safetensors")
-    weights["text_model.encoder.layers.0.mlp.fc1.weight"] += 1
-    save_file(weights, f"{other}/model.safetensors", {"format": "pt"})
-    expected = (
-        rf"^the checkpoint is of another encoder: model='{clip}' in the checkpoint, '{other}' here..not those"
-    )
-    module = frozen(other)
-    with pytest.raises(ValueError, match=expected):
-        quiet().validate(module, DataLoader([0]), ckpt_path=path)
+def test_other_frozen_weights_are_refused_by_the_model_that_they_are_from(
+    clip: str, own_clip: str, tmp_path: Path
+) -> None:
+    save(ContrastiveModule(with_frozen_towers(clip)), tmp_path / "last.ckpt")
+    change_one_weight(own_clip)
+    module = ContrastiveModule(with_frozen_towers(own_clip))
+    differs = rf"^the checkpoint is of another encoder: model='{clip}' in the checkpoint, '{own_clip}' here"
+    with pytest.raises(ValueError, match=rf"{differs}.*not those it was trained with"):
+        trainer_of().validate(module, DataLoader([0]), ckpt_path=tmp_path / "last.ckpt")
     with pytest.raises(RuntimeError, match=r"^Error"):  # what differed then is forgotten
         module.load_state_dict({})
 
