@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from fanoise_lightning import ContrastiveModule, Encoder
@@ -20,7 +21,7 @@ from fanoise_lightning import __main__ as command
 from fanoise_lightning._user_errors import is_users, one_line
 from fanoise_lightning._version import __version__
 from fanoise_lightning.cli import FANoiseCLI
-from fanoise_lightning.command_parser import RECIPE
+from fanoise_lightning.command_parser import RECIPE, with_recipe
 from fanoise_lightning.training.describe import differences
 from fanoise_lightning.training.devices import check_devices
 
@@ -59,6 +60,24 @@ def test_the_help_lists_every_command_lightnings_too(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == f"fanoise {__version__}\n"
 
 
+@pytest.mark.parametrize("args", [[], ["-h"]])
+def test_without_a_command_the_help_is_shown(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(args)
+    assert capsys.readouterr().out.startswith("usage: fanoise COMMAND [options]\n")
+
+
+def test_lightnings_commands_get_all_arguments_the_others_those_after_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[str, list[str]]] = []
+    act = lambda name: SimpleNamespace(main=lambda args: seen.append((name, list(args))))  # noqa: E731
+    monkeypatch.setattr(command, "import_module", act)
+    for args in (["fit", "--x"], ["--trainer.x=1", "fit"], ["data", "--root=x"]):
+        main(args)
+    trainer, data = "fanoise_lightning.cli", "fanoise_lightning.data.sources.download"
+    assert seen == [(trainer, ["fit", "--x"]), (trainer, ["--trainer.x=1", "fit"]), (data, ["--root=x"])]
+
+
 def test_the_help_of_fit_is_short_and_complete(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +87,10 @@ def test_the_help_of_fit_is_short_and_complete(
     assert "torch.nn.Linear" not in out
     for word in ("InfoNCE", "SigmoidLoss", "--noise.alpha", "--ckpt_path", "detect_anomaly", "max_steps"):
         assert word in out
+    losses = re.search(r"--model\.loss .*?such as ([\w., ]+)\)", " ".join(out.split()))
+    assert losses is not None
+    names = {name.removeprefix("fanoise_lightning.") for name in losses[1].split(", ")}
+    assert names == {"InfoNCE", "SigmoidLoss"}
 
 
 def test_a_recipe_is_printed_where_no_config_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,18 +101,32 @@ def test_a_recipe_is_printed_where_no_config_is_named(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
+    "args", [["fit"], ["fit", "--print_config", "--config=own.yaml"], ["--print_config"]]
+)
+def test_arguments_that_name_a_config_or_print_none_stay(args: list[str]) -> None:
+    assert with_recipe(args, ["fit"]) == args
+
+
+@pytest.mark.parametrize(
     ("args", "message"),
     [
         (["fti"], "unknown command `fti`; did you mean `fit`"),
-        (["fit", f"--config={EMOJI}", "--noise.alhpa=1"], "did you mean `--noise.alpha`"),
+        (
+            ["fit", f"--config={EMOJI}", "--noise.alhpa=1"],
+            r"did you mean `--noise.alpha`\? \(`fanoise fit --help`",
+        ),
         (
             ["fit", f"--config={EMOJI}", "--data.batch_sise=3"],
             "no argument `batch_sise`; did you mean `batch_size`",
         ),
         (["fit", f"--config={EMOJI}", "--noise.scaling=cubic"], "`noise.scaling`: .*sublinear.*got cubic"),
+        (
+            ["fit", f"--config={EMOJI}", "--model.chunk_size=x"],
+            "^(?!.*NoneType).*`model.chunk_size`: .*got x",
+        ),
         (["fit"], "`model.encoder` and `data` missing: pass `--config`"),
         (["validate", "--ckpt_path=none.ckpt"], "there is no file none.ckpt"),
-        (["compare", "none", "--baseline=x"], "none"),
+        (["study", "none.yaml", "--folder=x"], "fanoise: none.yaml: No such file or directory$"),
     ],
 )
 def test_a_users_error_is_one_line(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,10 +144,26 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main(["data"])
 
 
-def test_with_debug_a_users_error_does_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_debug_an_unknown_option_is_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FANOISE_DEBUG", "1")
-    with pytest.raises(FileNotFoundError):
-        main(["study", "none.yaml", "--folder=x"])
+    with pytest.raises(ValueError, match="alhpa"):
+        main(["fit", "--noise.alhpa=1"])
+
+
+def test_what_lightning_finds_contradictory_is_the_users_to_put_right(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def contradicts(args: list[str]) -> None:
+        raise MisconfigurationException("one and\n  the other")
+
+    a_module(contradicts, monkeypatch)
+    assert refused(["data"], capsys) == "fanoise: one and the other"
+
+
+def test_what_is_not_implemented_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    a_module(lambda rest: Encoder().forward(), monkeypatch)
+    with pytest.raises(NotImplementedError):
+        main(["data"])
 
 
 def test_what_a_raise_of_this_package_says_is_the_users_to_put_right() -> None:
