@@ -11,7 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from fanoise_lightning import ContrastiveModule, Encoder
@@ -19,7 +21,7 @@ from fanoise_lightning import __main__ as command
 from fanoise_lightning._user_errors import is_users, one_line
 from fanoise_lightning._version import __version__
 from fanoise_lightning.cli import FANoiseCLI
-from fanoise_lightning.command_parser import RECIPE
+from fanoise_lightning.command_parser import RECIPE, with_recipe
 from fanoise_lightning.training.describe import differences
 from fanoise_lightning.training.devices import check_devices
 
@@ -58,6 +60,24 @@ def test_the_help_lists_every_command_lightnings_too(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == f"fanoise {__version__}\n"
 
 
+@pytest.mark.parametrize("args", [[], ["-h"]])
+def test_without_a_command_the_help_is_shown(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(args)
+    assert capsys.readouterr().out.startswith("usage: fanoise COMMAND [options]\n")
+
+
+def test_lightnings_commands_get_all_arguments_the_others_those_after_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[str, list[str]]] = []
+    act = lambda name: SimpleNamespace(main=lambda args: seen.append((name, list(args))))  # noqa: E731
+    monkeypatch.setattr(command, "import_module", act)
+    for args in (["fit", "--x"], ["--trainer.x=1", "fit"], ["data", "--root=x"]):
+        main(args)
+    trainer, data = "fanoise_lightning.cli", "fanoise_lightning.data.sources.download"
+    assert seen == [(trainer, ["fit", "--x"]), (trainer, ["--trainer.x=1", "fit"]), (data, ["--root=x"])]
+
+
 def test_the_help_of_fit_is_short_and_complete(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,6 +87,10 @@ def test_the_help_of_fit_is_short_and_complete(
     assert "torch.nn.Linear" not in out
     for word in ("InfoNCE", "SigmoidLoss", "--noise.alpha", "--ckpt_path", "detect_anomaly", "max_steps"):
         assert word in out
+    losses = re.search(r"--model\.loss .*?such as ([\w., ]+)\)", " ".join(out.split()))
+    assert losses is not None
+    names = {name.removeprefix("fanoise_lightning.") for name in losses[1].split(", ")}
+    assert names == {"InfoNCE", "SigmoidLoss"}
 
 
 def test_a_recipe_is_printed_where_no_config_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,18 +101,32 @@ def test_a_recipe_is_printed_where_no_config_is_named(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
+    "args", [["fit"], ["fit", "--print_config", "--config=own.yaml"], ["--print_config"]]
+)
+def test_arguments_that_name_a_config_or_print_none_stay(args: list[str]) -> None:
+    assert with_recipe(args, ["fit"]) == args
+
+
+@pytest.mark.parametrize(
     ("args", "message"),
     [
         (["fti"], "unknown command `fti`; did you mean `fit`"),
-        (["fit", f"--config={EMOJI}", "--noise.alhpa=1"], "did you mean `--noise.alpha`"),
+        (
+            ["fit", f"--config={EMOJI}", "--noise.alhpa=1"],
+            r"did you mean `--noise.alpha`\? \(`fanoise fit --help`",
+        ),
         (
             ["fit", f"--config={EMOJI}", "--data.batch_sise=3"],
             "no argument `batch_sise`; did you mean `batch_size`",
         ),
         (["fit", f"--config={EMOJI}", "--noise.scaling=cubic"], "`noise.scaling`: .*sublinear.*got cubic"),
+        (
+            ["fit", f"--config={EMOJI}", "--model.chunk_size=x"],
+            "^(?!.*NoneType).*`model.chunk_size`: .*got x",
+        ),
         (["fit"], "`model.encoder` and `data` missing: pass `--config`"),
         (["validate", "--ckpt_path=none.ckpt"], "there is no file none.ckpt"),
-        (["compare", "none", "--baseline=x"], "none"),
+        (["study", "none.yaml", "--folder=x"], "fanoise: none.yaml: No such file or directory$"),
     ],
 )
 def test_a_users_error_is_one_line(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,10 +144,26 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main(["data"])
 
 
-def test_with_debug_a_users_error_does_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_debug_an_unknown_option_is_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FANOISE_DEBUG", "1")
-    with pytest.raises(FileNotFoundError):
-        main(["study", "none.yaml", "--folder=x"])
+    with pytest.raises(ValueError, match="alhpa"):
+        main(["fit", "--noise.alhpa=1"])
+
+
+def test_what_lightning_finds_contradictory_is_the_users_to_put_right(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def contradicts(args: list[str]) -> None:
+        raise MisconfigurationException("one and\n  the other")
+
+    a_module(contradicts, monkeypatch)
+    assert refused(["data"], capsys) == "fanoise: one and the other"
+
+
+def test_what_is_not_implemented_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    a_module(lambda rest: Encoder().forward(), monkeypatch)
+    with pytest.raises(NotImplementedError):
+        main(["data"])
 
 
 def test_what_a_raise_of_this_package_says_is_the_users_to_put_right() -> None:
@@ -160,30 +214,96 @@ def test_differences_of_encoders_are_named() -> None:
     assert differences(ours, {**theirs, "class_path": "x.Y"}).startswith("x.Y in the checkpoint")
 
 
-def test_a_checkpoint_alone_is_validated_and_runs_say_what_they_wrote(tmp_path: Path) -> None:
-    small = ["--data.eval_subsets=[renderer]", "--data.num_workers=0", "--data.batch_size=16"]
-    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
-    steps = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--trainer.accelerator=cpu"]
+SCRIPT = "from fanoise_lightning.__main__ import COMMANDS, main\n"  # as pip writes it, in a folder of its own
 
-    def run(*args: str) -> str:
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run(
-            [sys.executable, "-m", "fanoise_lightning", *args, *quiet],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=250,
-        )
-        return done.stderr
 
-    said = run("fit", f"--config={RECIPE}", *small, *steps)
-    assert "wrote to runs/emoji/version_0/checkpoints: " in said
-    said = run(
-        "validate", "--ckpt_path=runs/emoji/version_0/checkpoints/last.ckpt", "--trainer.accelerator=cpu"
+def process(folder: Path, *args: str, script: str = SCRIPT, **environment: str) -> SimpleNamespace:
+    """Run the command in a process whose working directory is `folder`."""
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "bin" / "fanoise").write_text(f"{script}main()\n")
+    known = {name: value for name, value in os.environ.items() if name != "FANOISE_DEBUG"}
+    root = str(Path(__file__).parents[1])
+    paths = os.pathsep.join([root, *filter(None, [known.get("PYTHONPATH")])])
+    return subprocess.run(
+        [sys.executable, "bin/fanoise", *args],
+        cwd=folder,
+        env={**known, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "", **environment},
+        capture_output=True,
+        text=True,
+        timeout=250,
     )
-    assert "scores.json" in said.splitlines()[-1]
+
+
+ENCODER = """
+import torch
+from fanoise_lightning import Encoder
+
+class MyEncoder(Encoder):
+    embedding_dim = 8
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.net = torch.nn.Linear(width, 8)
+
+    def collate(self, samples):
+        return {"x": torch.tensor([[len(sample.text) * 1.0] * self.width for sample in samples])}
+
+    def forward(self, x):
+        return self.net(x)
+"""
+
+OWN_RECIPE = """
+model:
+  encoder: {class_path: my_encoder.MyEncoder, init_args: {width: 3}}
+data:
+  class_path: fanoise_lightning.PairDataModule
+  init_args: {source: pairs.csv, query: name, target: text, batch_size: 4, num_workers: 0}
+trainer:
+  accelerator: cpu
+  max_steps: 1
+  limit_val_batches: 0
+  enable_progress_bar: false
+  enable_model_summary: false
+  logger: {class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: runs, name: own}}
+"""
+
+
+def test_a_recipe_names_an_encoder_of_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "my_encoder.py").write_text(ENCODER)
+    (tmp_path / "recipe.yaml").write_text(OWN_RECIPE)
+    rows = [f"{'n' * number},{'t' * number}" for number in range(1, 21)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["name,text", *rows]))
+    done = process(tmp_path, "fit", "--config=recipe.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "wrote to runs/own/version_0/checkpoints: " in done.stderr
+    (path,) = (tmp_path / "runs").rglob("*.ckpt")
+    described = torch.load(path, weights_only=True)["hyper_parameters"]["encoder"]
+    assert described == {"class_path": "my_encoder.MyEncoder", "init_args": {"width": 3}}
+
+
+@pytest.mark.parametrize(
+    ("args", "environment", "traceback"),
+    [
+        (["open", "none.txt"], {}, False),
+        (["open", "none.txt"], {"FANOISE_DEBUG": "0"}, False),
+        (["open", "none.txt"], {"FANOISE_DEBUG": "1"}, True),
+        (["open", "none.txt", "--debug"], {}, True),
+        (["--debug", "open", "none.txt"], {}, True),
+    ],
+)
+def test_a_process_ends_in_one_line_or_with_debug_in_a_traceback(
+    args: list[str], environment: dict[str, str], traceback: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "opens.py").write_text("def main(args):\n    open(*args)\n")
+    done = process(tmp_path, *args, script=f"{SCRIPT}COMMANDS['open'] = ('opens', '')\n", **environment)
+    if traceback:
+        assert done.returncode == 1
+        assert done.stderr.startswith("Traceback (most recent call last)")
+        assert done.stderr.endswith("FileNotFoundError: [Errno 2] No such file or directory: 'none.txt'\n")
+    else:
+        assert done.returncode == 2
+        assert done.stderr == "fanoise: none.txt: No such file or directory\n"
 
 
 class Forgetful(Encoder):
