@@ -87,11 +87,12 @@ class FeatureFinder:
 
     def __init__(self, loss: nn.Module) -> None:
         self._is_tap = isinstance(loss, FeatureTap)
-        self._loss = type(getattr(loss, "_orig_mod", loss)).__name__
+        loss = getattr(loss, "_orig_mod", loss)  # a compiled module has no signature of its own
+        self._loss = type(loss).__name__
         # a child with weights: the encoder, in losses that are called with token ids
         self._inner = next((name for name, x in loss.named_children() if [*x.parameters()]), None)
-        # once, as it takes as long as a small loss; a compiled module has no signature of its own
-        self._signature = inspect.signature(getattr(loss, "_orig_mod", loss).forward)
+        # once, as it takes as long as a small loss
+        self._signature = inspect.signature(loss.forward)
         self._reasons: dict[Place, str] = {}  # why an argument is not features; "" for features
 
     def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:

@@ -65,7 +65,7 @@ def test_the_features_get_noise_of_the_asked_amount_in_any_container(name, where
             return F.normalize(unwrap(given).reshape(len(x), -1), dim=1)
 
     module = Takes(lambda container: container, unwrap)
-    fit(module, FANoise(0.5, "uniform", "part", where, energy="constant", seed=0), steps=20)
+    fit(module, FANoise(0.5, "uniform", "part", where, energy="constant", seed=0), steps=8)
     noise = torch.cat([a.reshape(b.shape) - b for a, b in zip(module.after, module.before)])
     per_row = 0.5 * (2**0.5 if name == "tokens" else 1)  # two tokens a row
     assert noise.square().sum(1).mean().sqrt() == pytest.approx(per_row, rel=0.1)
@@ -233,7 +233,7 @@ def test_a_loss_that_runs_a_sentence_transformer(last):
     clean: list[Tensor] = []
     encoder[0].register_forward_hook(lambda m, args, out: clean.append(out["token_embeddings"].mean(1)))
     noise = FANoise(0.3, "uniform", last, "output", energy="constant", relative=True)
-    fit(FromIds(loss), noise, steps=20)
-    assert len(read) == len(clean) == noise._source.draws == 40  # once per feature
+    fit(FromIds(loss), noise, steps=8)
+    assert len(read) == len(clean) == noise._source.draws == 16  # once per feature
     added = torch.cat([x - F.normalize(y, dim=1) for x, y in zip(read, clean)]).detach()
     assert added.square().sum(1).mean().sqrt() == pytest.approx(0.3, rel=0.1)

@@ -93,7 +93,7 @@ def test_one_side_alone_gets_noise_wherever_it_is_the_query():
 
 def test_the_amount_is_that_of_the_level():
     module = Keeps(["qt", "tq"])
-    fit(module, [FANoise(0.5, "uniform", energy="constant", seed=0)], max_steps=40)
+    fit(module, [FANoise(0.5, "uniform", energy="constant", seed=0)], max_steps=12)
     rows = torch.cat([x for batch in module.noise for call in batch for x in call]).detach()
     assert rows.square().sum(1).mean().sqrt() == pytest.approx(0.5, rel=0.1)
 
