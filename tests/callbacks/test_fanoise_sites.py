@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import namedtuple
 
-import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
 from noisy_sites import Outputs, Seen, fit, quiet
@@ -13,7 +11,6 @@ from plain_module import Pairs, PlainModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from transformers.modeling_outputs import BaseModelOutput
 
 from fanoise_lightning.callbacks import FANoise
 
@@ -28,39 +25,6 @@ def test_the_input_of_a_module_gets_noise_of_the_asked_amount():
     standard_error = squares.std() / len(squares) ** 0.5
     assert abs(squares.mean() - 0.09) < 4 * standard_error
     assert len({x[0, 0].item() for x in noises}) == len(noises) == 80  # each call its own
-
-
-Named = namedtuple("Named", ["count", "features"])
-
-
-@pytest.mark.parametrize(
-    ("wrap", "unwrap"),
-    [
-        (lambda x: x, lambda out: out),
-        (lambda x: x.view(len(x), 2, 4), lambda out: out),
-        (lambda x: (torch.arange(3), x), lambda out: out[1]),
-        (lambda x: [x, None], lambda out: out[0]),
-        (lambda x: {"mask": torch.ones(2, 2, dtype=torch.bool), "features": x}, lambda out: out["features"]),
-        (lambda x: Named(3, x), lambda out: out.features),
-        (lambda x: BaseModelOutput(last_hidden_state=x), lambda out: out.last_hidden_state),
-    ],
-    ids=["tensor", "tokens", "tuple", "list", "dict", "named tuple", "model output"],
-)
-def test_the_first_floating_matrix_of_an_output_gets_noise(wrap, unwrap):
-    module = fit(Outputs(wrap, unwrap), FANoise(0.5, target="part", where="output", seed=0))
-    assert len(module.after) == 6
-    for before, after in zip(module.before, module.after):
-        assert not torch.equal(before, after.reshape(before.shape))
-
-
-def test_logits_and_masks_are_passed_over_and_the_line_names_what_is_clean(caplog):
-    wrap = lambda x: {"logits_per_text": x @ x.T, "text_embeds": x, "image_embeds": x}  # noqa: E731
-    module = Outputs(wrap, lambda out: out["text_embeds"] + 0 * out["logits_per_text"])
-    with caplog.at_level("INFO"):
-        fit(module, FANoise(0.5, target="part", where="output", relative=True))
-    assert not torch.equal(module.before[0], module.after[0])
-    (line,) = [record.getMessage() for record in caplog.records if "FANoise" in record.getMessage()]
-    assert line.endswith("on the output of 'part', `text_embeds`; `image_embeds` stays clean")
 
 
 def test_a_mask_before_the_features_is_passed_over():
