@@ -217,6 +217,8 @@ class PairDataModule(ContrastiveDataModule):
                 "are right by training pairs"
             )
         same = number_references(held_out, train.all_negatives)
+        if empty := train.num_empty + (0 if self.val is None else rows.num_empty):
+            details += f"; {empty} rows without a query or target are left out"
         hard = len(np.intersect1d(same[: len(held_out)], same[len(held_out) :]))
         if hard:
             details += f"; {hard} of {len(held_out)} items are hard negatives of training pairs"

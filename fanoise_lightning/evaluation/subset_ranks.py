@@ -60,15 +60,16 @@ def subset_ranks(
     device = embeddings.rows.device
     queries, candidates = queries.to(device), _without_repeats(candidates.to(device))
     catalogue = None if catalogue is None else catalogue.to(device)
-    if warn:
-        parts = [queries, candidates[candidates >= 0]]
-        _warn_of_missing(embeddings, torch.cat(parts if catalogue is None else [*parts, catalogue]), name)
     arrived = embeddings.position >= 0
     is_candidate = (candidates >= 0) & arrived[candidates]  # (Q, C); -1 is padding, whatever it indexes
     count = torch.ones_like(queries) if num_right is None else num_right.to(device)
     places = torch.arange(int(count.max()), device=device)
     is_right = (places < count[:, None]) & is_candidate[:, : len(places)]
     rows = (arrived[queries] & is_right.any(dim=1)).nonzero()[:, 0]
+    if warn:
+        parts = [queries, candidates[candidates >= 0]]
+        items = torch.cat(parts if catalogue is None else [*parts, catalogue])
+        _warn_of_missing(embeddings, items, name, len(rows))
     queries, candidates, is_candidate = queries[rows], candidates[rows], is_candidate[rows]
     kept, size = is_right[rows], len(queries)
     known = torch.cat([queries[:, None], candidates], dim=1)
@@ -133,11 +134,14 @@ def _left_in(catalogue: Tensor, arrived: Tensor, known: Tensor, num_items: int) 
     return left.scatter(1, column[known], False)[:, :-1]  # -1 finds the column of padding
 
 
-def _warn_of_missing(embeddings: Embeddings, items: Tensor, name: str) -> None:
+def _warn_of_missing(embeddings: Embeddings, items: Tensor, name: str, num_scored: int) -> None:
     items = items.unique()
     missing = int((embeddings.position[items] < 0).sum())
     if missing:
+        what = "with fewer distractors its score is too high"
+        if not num_scored:
+            what = "no query has both an embedding and a right answer with one, so that it has no score"
         rank_zero_warn(
             f"subset {name!r}: {missing} of {len(items)} texts and images have no embedding (broken images, "
-            "or a limited number of batches): with fewer distractors its score is too high"
+            f"or a limited number of batches): {what}"
         )

@@ -114,11 +114,12 @@ class ImageRoot:
         if not missing:
             return
         some = "" if len(chosen) == len(paths) else f"a sample of {len(chosen)} of "
+        first = re.sub("^([a-z]{2,}:)/", r"\1//", missing[0])  # an address, of which a path has one slash
         found = (
             f"`{subset}`: {len(chosen) - len(missing)} of {some}{len(paths)} pictures found under "
-            f"`{self.path}`; the first that is missing: `{missing[0]}`"
+            f"`{self.path}`; the first that is missing: `{first}`"
         )
-        if re.match("[a-z]{2,}:/", missing[0]):
+        if first != missing[0]:
             raise FileNotFoundError(f"{found}; addresses are not opened: download the pictures first")
         if len(missing) == len(chosen):
             advice = "pass the folder that they are relative to as `image_root`"

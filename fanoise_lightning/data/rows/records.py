@@ -88,6 +88,7 @@ class TrainRows:
         table: N rows; their hard negatives, in two list columns of equal lengths, and their origin.
         embedded: the images that the rows themselves hold.
         mask_same_target: pairs of a batch with the same target are not each other's negatives.
+        num_empty: how many rows of the source are left out, because their query or target is empty.
     """
 
     name: str
@@ -96,6 +97,7 @@ class TrainRows:
     table: pa.Table
     embedded: EmbeddedImages | None = None
     mask_same_target: bool = False
+    num_empty: int = 0
 
     def __len__(self) -> int:
         return len(self.queries)
