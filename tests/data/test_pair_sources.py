@@ -265,3 +265,40 @@ def test_a_column_that_comes_late_in_json_lines_is_read(
     path = write_rows(tmp_path / "pairs.jsonl", rows)
     columns = choose_pair(open_source(path), None, None, None)
     assert name in {column for side in columns for column in side}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("hdr.csv", "q,t\n", r"hdr\.csv` has a header and no rows"),
+        ("space.csv", "q, t\na, b\n", "column ' t' begins or ends with white space"),
+        (
+            "deep.json",
+            "[" * 100_000 + "]" * 100_000,
+            r"deep\.json` cannot be read.*nested too deeply",
+        ),
+    ],
+)
+def test_odd_files_are_told(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        PairDataModule(tmp_path / name, query="q", target="t").read_train()
+
+
+def test_rows_that_are_left_out_are_in_the_line_of_the_split(tmp_path: Path, caplog: Any) -> None:
+    rows = [{"q": f"q{n}", "t": f"t{n}" if n not in (3, 7) else None} for n in range(40)]
+    with caplog.at_level("INFO"), pytest.warns(UserWarning, match="2 of 40 rows are skipped"):
+        PairDataModule(rows, query="q", target="t").read_eval()
+    assert "34 pairs to train on, 4 to validate on" in caplog.text
+    assert "; 2 rows without a query or target are left out" in caplog.text
+
+
+def test_addresses_are_shown_as_they_were_written(tmp_path: Path) -> None:
+    rows = [{"q": f"q{n}", "t": f"http://x/{n}.png"} for n in range(40)]
+    with pytest.raises(FileNotFoundError, match=r"`http://x/0\.png`; addresses are not opened"):
+        PairDataModule(rows, query="q", target="t", image_root=tmp_path).read_train()
+
+
+def test_an_option_that_is_no_number_is_named() -> None:
+    with pytest.raises(TypeError, match="`batch_size` must be a number, got '32'"):
+        PairDataModule([], batch_size="32")  # type: ignore[arg-type]

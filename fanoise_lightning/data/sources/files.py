@@ -31,7 +31,7 @@ from fanoise_lightning.data.sources.source import (
     suffixes,
 )
 
-__all__ = ["SUFFIXES", "is_file_of_rows", "open_file", "open_shards"]
+__all__ = ["SUFFIXES", "find_delimiter", "is_file_of_rows", "open_file", "open_shards"]
 
 _TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", *_TABLES)
@@ -157,6 +157,8 @@ def _open_json(file: Path) -> Source:
         rows = json.loads(file.read_bytes())
     except ValueError as error:
         raise ValueError(f"`{file}` cannot be read as JSON: {error}; JSON-lines end in .jsonl") from error
+    except RecursionError:
+        raise ValueError(f"`{file}` cannot be read as JSON: it is nested too deeply") from None
     if isinstance(rows, dict):
         rows = _captions_of_coco(rows) or rows
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -185,6 +187,11 @@ def _open_csv(file: Path) -> Source:
             f"`{file}` has no names of columns: its first row holds `{value}`; put a row such as "
             "image,caption before it"
         )
+    if padded := next((name for name in names if name != name.strip()), None):
+        raise ValueError(
+            f"`{file}`: the name of the column {padded!r} begins or ends with white space; write `,` without "
+            "a space after it, in all rows"
+        )
     check_columns(names, dict.fromkeys(names, "text"), file)
 
     def parts(names: list[str]) -> Iterator[pa.Table]:
@@ -195,6 +202,8 @@ def _open_csv(file: Path) -> Source:
     def read(columns: Columns) -> tuple[pa.Table, EmbeddedImages | None]:
         with _reading_csv(file):
             rows = csv.read_csv(file, **_csv_options(file, columns))
+        if not len(rows):
+            raise ValueError(f"`{file}` has a header and no rows")
         return read_from(rows, str(file), first=2)(columns)  # as a spreadsheet counts: 1 is the header
 
     first = next(parts(names), pa.table({name: pa.array([], TEXT) for name in names}))
@@ -202,7 +211,7 @@ def _open_csv(file: Path) -> Source:
 
 
 def _csv_options(file: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
-    parse = csv.ParseOptions(delimiter=_delimiter(file), newlines_in_values=True)
+    parse = csv.ParseOptions(delimiter=find_delimiter(file), newlines_in_values=True)
     read = csv.ReadOptions(use_threads=False)  # not in parallel: only then errors have the row
     if names is None:
         return {"parse_options": parse, "read_options": read}
@@ -212,7 +221,7 @@ def _csv_options(file: Path, names: Iterable[str] | None = None) -> dict[str, An
     return {"parse_options": parse, "convert_options": convert, "read_options": read}
 
 
-def _delimiter(file: Path) -> str:
+def find_delimiter(file: Path) -> str:
     """What is between the names in the first row: Excel writes semicolons in half of the world."""
     with pa.input_stream(str(file)) as opened:
         start = opened.read(2**16)

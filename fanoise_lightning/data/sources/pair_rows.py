@@ -39,10 +39,11 @@ def read_pairs(source: Source, columns: PairColumns, *, blind: bool, mask_same_t
         table = _one_row_each(table, name)
     clean = Cleaner(source.short_name, table, source.absolute)
     rows, empty = train_rows(clean, blind=blind, columns=columns)
+    num_empty = int(empty.sum())
     rows = keep(clean, rows, empty)
     del table, clean
     pa.default_memory_pool().release_unused()  # else the next step adds to what this one has left behind
-    return replace(rows, embedded=embedded, mask_same_target=mask_same_target)
+    return replace(rows, embedded=embedded, mask_same_target=mask_same_target, num_empty=num_empty)
 
 
 def _one_row_each(table: pa.Table, name: str) -> pa.Table:
