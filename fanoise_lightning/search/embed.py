@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from hashlib import blake2b
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,13 +13,13 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from fanoise_lightning._checks import check_at_least, check_choice
+from fanoise_lightning._checks import check_at_least, check_choice, check_names
 from fanoise_lightning._log import report
 from fanoise_lightning.data.items import Items, read_items
 from fanoise_lightning.encoders.fingerprint import fingerprint
 from fanoise_lightning.module import ContrastiveModule
 from fanoise_lightning.search.catalogue import Catalogue
-from fanoise_lightning.search.embedding_run import Finish, begin, is_complete, tidy
+from fanoise_lightning.search.embedding_run import Finish, alone, begin, is_complete, tidy
 from fanoise_lightning.search.folder import FORMAT, EmbeddingFolder
 from fanoise_lightning.search.shard_writer import Shards, ShardWriter
 from fanoise_lightning.training.describe import describe
@@ -26,6 +27,14 @@ from fanoise_lightning.training.describe import describe
 __all__ = ["embed"]
 
 Dtype = Literal["float16", "float32"]
+
+# those of the Trainer that are not set here and leave no rows out
+_OPTIONS = signature(Trainer).parameters.keys() - {
+    "callbacks",
+    "use_distributed_sampler",
+    "fast_dev_run",
+    "limit_predict_batches",
+}
 
 
 def embed(
@@ -48,7 +57,8 @@ def embed(
 
     A run that was killed continues when it is started again: shards that are there are not computed again.
     The result is the same, bit for bit, for any number of processes and however often it was killed. A row
-    whose picture cannot be read is skipped, and listed in the manifest with the reason.
+    whose picture cannot be read, or that has neither text nor picture, is skipped, and listed in the manifest
+    with the reason.
 
     Args:
         module: embeds the rows. It is in eval mode meanwhile.
@@ -73,7 +83,7 @@ def embed(
         FileNotFoundError: if the source or its pictures are missing.
         ValueError: if an argument is out of range, the source cannot be read, `out` is another run's or holds
             other files, an embedding is not finite, or every row was skipped.
-        OSError: if `out` cannot be written, or its disk has too little space.
+        OSError: if `out` cannot be written, its disk has too little space, or another run writes to it.
 
     Example:
         >>> folder = embed(module, "products.csv", "index", image_root="images")     # doctest: +SKIP
@@ -84,6 +94,7 @@ def embed(
     check_at_least("batch_size", batch_size, 1)
     check_at_least("shard_size", shard_size, 1)
     check_at_least("num_workers", num_workers, 0)
+    check_names(trainer, sorted(_OPTIONS), "argument of `trainer`")
     items = read_items(source, text=text, image=image, id=id, image_root=image_root)
     columns = {"id": items.ids, "text": items.references.texts, "image": items.references.images}
     rows = pa.table(columns).combine_chunks()
@@ -98,17 +109,18 @@ def embed(
         header["model"]["checkpoint"] = str(Path(checkpoint).expanduser().resolve())
     key = blake2b(json.dumps(header["made_with"], sort_keys=True).encode(), digest_size=16).hexdigest()
     shards = Shards(Path(out).expanduser(), rows, size, key)
-    begin(shards, header)
-    if is_complete(shards):
-        rank_zero_only(tidy)(shards.folder)
-        report(f"`{shards.folder}` is complete: nothing is left to embed")
+    with alone(shards.folder):
+        begin(shards, header)
+        if is_complete(shards):
+            rank_zero_only(tidy)(shards.folder)
+            report(f"`{shards.folder}` is complete: nothing is left to embed")
+            return EmbeddingFolder(shards.folder)
+        data = Catalogue(items, shards, module.collate, batch_size, num_workers)
+        own = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+        callbacks = [ShardWriter(shards, getattr(torch, dtype)), Finish(shards, header)]
+        runner = Trainer(**{**own, **trainer}, callbacks=callbacks, use_distributed_sampler=False)
+        runner.predict(module, datamodule=data, return_predictions=False)
         return EmbeddingFolder(shards.folder)
-    data = Catalogue(items, shards, module.collate, batch_size, num_workers)
-    own = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    callbacks = [ShardWriter(shards, getattr(torch, dtype)), Finish(shards, header)]
-    runner = Trainer(**{**own, **trainer}, callbacks=callbacks, use_distributed_sampler=False)
-    runner.predict(module, datamodule=data, return_predictions=False)
-    return EmbeddingFolder(shards.folder)
 
 
 def _header(module: ContrastiveModule, items: Items, rows: pa.Table, dtype: Dtype) -> dict[str, Any]:
@@ -116,6 +128,8 @@ def _header(module: ContrastiveModule, items: Items, rows: pa.Table, dtype: Dtyp
     digest = blake2b(digest_size=16)
     for batch in rows.to_batches(max_chunksize=4096):
         digest.update(json.dumps([column.to_pylist() for column in batch.columns]).encode())
+    if items.empty:
+        digest.update(json.dumps([row["id"] for row in items.empty]).encode())
     root = None if items.root is None else str(items.root.path)
     model = fingerprint(module.encoder)
     return {
@@ -126,5 +140,6 @@ def _header(module: ContrastiveModule, items: Items, rows: pa.Table, dtype: Dtyp
         "normalized": True,
         "source": items.source,
         "image_root": root,
+        "skipped": list(items.empty),
         "made_with": {"model": model, "source": digest.hexdigest(), "image_root": root, "dtype": dtype},
     }

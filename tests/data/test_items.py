@@ -300,3 +300,7 @@ def test_lists_are_told_from_single_values(tmp_path: Path) -> None:
     ):
         kinds = open_source(source).kinds
         assert {name: kinds[name] for name in "abc"} == {"a": "text", "b": "texts", "c": "images"}
+
+
+def test_a_column_of_blanks_is_one_of_texts() -> None:
+    assert open_source([{"note": " "}, {"note": ""}]).kinds == {"note": "text"}

@@ -132,7 +132,7 @@ def test_a_killed_run_continues_and_ends_like_an_unbroken_one(
     out = tmp_path / "index"
     # files: the mark, rows and embeddings of each of 3 shards, the manifest
     embed_until(3, False, module, source, out, **OPTIONS)  # the rows are there, the embeddings half
-    assert {path.suffix for path in out.iterdir()} == {".json", ".parquet", ".tmp"}
+    assert {path.suffix for path in out.iterdir()} == {".json", ".lock", ".parquet", ".tmp"}
     with pytest.raises(FileNotFoundError, match="is unfinished: run the same `fanoise embed` again"):
         EmbeddingFolder(out)
     embed_until(5, True, module, source, out, **OPTIONS)  # two shards
@@ -163,6 +163,88 @@ def test_two_processes_write_what_one_writes(
 
     assert run_on_ranks(run, 2) == [8 + 6, 7]  # shards 0 and 2, and 1 without the broken picture
     assert contents(out) == contents(unbroken.path)
+
+
+@pytest.mark.slow
+def test_two_processes_continue_what_one_began(
+    module: ContrastiveModule, source: Path, unbroken: EmbeddingFolder, tmp_path: Path
+) -> None:
+    out = tmp_path / "index"
+    embed_until(3, True, module, source, out, **OPTIONS)  # the mark, and both files of shard 0
+
+    def run(rank: int) -> int:
+        return embedded_rows(module, lambda: embed(module, source, out, **OPTIONS, devices=2, strategy="ddp"))
+
+    assert run_on_ranks(run, 2) == [6, 7]  # shard 2, and 1 without the broken picture
+    assert contents(out) == contents(unbroken.path)
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_in_one_folder_are_refused_until_the_first_is_killed(
+    module: ContrastiveModule, source: Path, unbroken: EmbeddingFolder, tmp_path: Path
+) -> None:
+    out, context = tmp_path / "index", multiprocessing.get_context("fork")
+    begun = context.Event()
+
+    def run() -> None:
+        torch.set_num_threads(1)
+        module.encoder.register_forward_hook(lambda *_: (begun.set(), signal.pause()))
+        embed(module, source, out, **{**OPTIONS, "num_workers": 2})  # workers, which outlive it for a while
+
+    first = context.Process(target=run)
+    first.start()
+    assert begun.wait(60)
+    with pytest.raises(OSError, match=rf"another `fanoise embed` is writing to `{out}`: wait for its end"):
+        embed(module, source, out, **OPTIONS)
+    first.kill()
+    first.join()
+    embed(module, source, out, **OPTIONS)
+    assert contents(out) == contents(unbroken.path)
+
+
+def test_rows_without_text_and_picture_are_listed_like_broken_pictures(
+    module: ContrastiveModule, source: Path, unbroken: EmbeddingFolder, tmp_path: Path
+) -> None:
+    lines = source.read_text().splitlines()
+    lines.insert(3, json.dumps({"id": "blank", "text": " ", "image": ""}))
+    lines.append(json.dumps({"id": "nothing"}))
+    changed = source.parent / "with_empty.jsonl"
+    changed.write_text("\n".join(lines))
+    folder = embed(module, changed, tmp_path / "index", **OPTIONS)
+    assert len(folder) == len(unbroken)
+    reasons = {skipped["id"]: skipped["reason"] for skipped in folder.manifest["skipped"]}
+    assert list(reasons) == ["blank", "nothing", f"sku-{BROKEN}"]
+    assert reasons["nothing"] == f"`{changed}`, line {ROWS + 2}: it has neither text nor picture"
+
+
+def test_a_temporary_file_of_somebody_else_is_kept(
+    module: ContrastiveModule, source: Path, unbroken: EmbeddingFolder
+) -> None:
+    theirs, ours = unbroken.path / "notes.tmp", unbroken.path / "00000.parquet.123.tmp"
+    theirs.touch()
+    ours.touch()
+    embed(module, source, unbroken.path, **OPTIONS)
+    assert theirs.exists()
+    assert not ours.exists()
+    theirs.unlink()
+
+
+@pytest.mark.parametrize(("name", "near"), [("device", "; did you mean `devices`"), ("fast_dev_run", "")])
+def test_an_argument_that_the_trainer_lacks_or_that_leaves_rows_out_is_refused(
+    module: ContrastiveModule, source: Path, tmp_path: Path, name: str, near: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"unknown argument of `trainer` `{name}`{near}"):
+        embed(module, source, tmp_path / "index", **OPTIONS, **{name: 1})
+    assert not (tmp_path / "index").exists()
+
+
+def test_a_folder_to_write_to_that_is_a_file_is_refused(
+    module: ContrastiveModule, source: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "index").write_text("mine")
+    with pytest.raises(OSError, match=r"index` is a file: name a folder"):
+        embed(module, source, tmp_path / "index", **OPTIONS)
+    assert (tmp_path / "index").read_text() == "mine"
 
 
 def test_a_finished_folder_is_left_alone(

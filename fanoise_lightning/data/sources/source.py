@@ -118,7 +118,7 @@ def kind_of_values(name: str, values: Iterable[Any]) -> Kind | None:
         return "image" if _SAYS_PICTURE.search(name) else "text"
     if isinstance(first, str):
         texts = [value.lower() for value in values if isinstance(value, str) and value.strip()]
-        are_paths = all(text.endswith(suffixes()) and "\n" not in text for text in texts)
+        are_paths = bool(texts) and all(text.endswith(suffixes()) and "\n" not in text for text in texts)
         return "image" if are_paths or _SAYS_PICTURE.search(name) else "text"
     is_picture = isinstance(first, bytes | Path | Image.Image | DeferredImage | np.ndarray)
     return "image" if is_picture or (isinstance(first, dict) and set(first) == {"bytes", "path"}) else None
