@@ -177,3 +177,11 @@ def test_a_file_that_cannot_be_written_leaves_the_earlier_one(
     after = {file.name: file.read_bytes() for file in path.iterdir()}
     assert {name for name in after if after[name] != before.get(name)} == {"00001.parquet"}
     assert after.keys() == before.keys()
+
+
+def test_a_row_without_a_text_is_damage(path: Path) -> None:
+    pq.write_table(
+        pa.table({"id": ["a", "b"], "text": ["a", None], "image": ["", ""]}), path / "00002.parquet"
+    )
+    with pytest.raises(ValueError, match=r"00002\.parquet` is damaged \(a row without `text`\)"):
+        EmbeddingFolder(path).row(4)

@@ -62,3 +62,9 @@ def test_what_is_wrong_is_named(tmp_path: Path, name: str, content: str, message
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         read_queries(path)
+
+
+def test_a_right_answer_that_is_named_twice_counts_once(tmp_path: Path) -> None:
+    path = tmp_path / "twice.jsonl"
+    path.write_text('{"text": "a", "right": ["x", "y", "x"]}\n')
+    assert read_queries(path)[0].right == ("x", "y")
