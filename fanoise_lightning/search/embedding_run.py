@@ -72,7 +72,7 @@ def begin(shards: Shards, header: dict[str, Any]) -> None:
     there = _read_header(folder)
     written = sorted(folder.glob("*.safetensors"))
     if there is not None and written:
-        _refuse_another_run(folder, there.get("made_with") or {}, header["made_with"])
+        _refuse_another_run(folder, there, header)
         done = sum(shards.finished(number) is not None for number in range(len(shards)))
         report(f"continuing `{folder}`: {done} of {len(shards)} shards are there")
     elif there is None and folder.exists():
@@ -161,13 +161,19 @@ def _read_header(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _refuse_another_run(folder: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    for name, value in ours.items():
-        if (other := theirs.get(name)) != value:
-            raise ValueError(
-                f"`{folder}` was begun with another `{name}`: {other!r}, now {value!r}; continue it as it "
-                "was begun, name a new folder, or remove this one"
-            )
+def _refuse_another_run(folder: Path, there: dict[str, Any], header: dict[str, Any]) -> None:
+    theirs = there.get("made_with") or {}
+    for name, value in header["made_with"].items():
+        if (other := theirs.get(name)) == value:
+            continue
+        what = f"`{folder}` was begun with another `{name}`: {other!r}, now {value!r}"
+        if name == "source":
+            then, now = ((part.get("source"), part.get("source_rows")) for part in (there, header))
+            if then[0] == now[0]:
+                what = f"`{now[0]}` has changed since `{folder}` was begun: {then[1]} rows then, {now[1]} now"
+            else:
+                what = f"`{folder}` was begun with another `source`: {then[0]!r}, now {now[0]!r}"
+        raise ValueError(f"{what}; continue it as it was begun, name a new folder, or remove this one")
 
 
 def _check_space(folder: Path, needed: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fanoise_lightning.search.answers import Answer, Hit, metrics, worst_first
+from fanoise_lightning.search.answers import Answer, Hit, Right, metrics, worst_first
 from fanoise_lightning.search.folder import Row
 from fanoise_lightning.search.page import Side, search_page
 from fanoise_lightning.search.pictures import Pictures
@@ -56,7 +56,7 @@ def page(tmp_path: Path) -> str:
     (tmp_path / "b.png").write_bytes(b"no picture")
     rows = [Row("a", EVIL, "a.png"), Row(EVIL, "x" * 10_000, "b.png"), Row("c", EVIL, "")]
     hits = tuple(Hit(i, 1 / i, row, row.id == "a") for i, row in enumerate(rows, 1))
-    good, bad = Answer(hits, hits[:1]), Answer(hits[1:], (Hit(900, 0.1, rows[0], True),))
+    good, bad = Answer(hits, (Right(0, 1, 1, rows[0]),)), Answer(hits[1:], (Right(899, 1, 0.1, rows[0]),))
     queries = [Query("red"), Query(EVIL, tmp_path / "a.png", ("a",))]
     sides = [
         Side(n, EVIL, a, Pictures(tmp_path)) for n, a in (("after", [good, bad]), ("before", [bad, good]))
@@ -105,7 +105,7 @@ def test_the_worst_query_comes_first_with_its_right_answer(page: str) -> None:
 def test_metrics_by_hand() -> None:
     row = Row("a", "", "")
     answers = [
-        Answer((), tuple(Hit(rank, 0, row, True) for rank in ranks)) for ranks in ([1, 7], [4], [20], [])
+        Answer((), tuple(Right(rank - 1, 1, 0, row) for rank in ranks)) for ranks in ([1, 7], [4], [20], [])
     ]
     found = metrics(answers)
     assert found["recall@1"] == pytest.approx((1 / 2 + 0 + 0) / 3)
@@ -119,7 +119,7 @@ def test_metrics_by_hand() -> None:
 def ranked(rank: int) -> Answer:
     """One hit, and the right answer at a rank."""
     rows = Row("a", "", ""), Row("b", "", "")
-    return Answer((Hit(1, 0.9, rows[0], rank == 1),), (Hit(rank, 0.1, rows[1], True),))
+    return Answer((Hit(1, 0.9, rows[0], rank == 1),), (Right(rank - 1, 1, 0.1, rows[1]),))
 
 
 def compared(before: int, after: int) -> str:

@@ -70,3 +70,9 @@ def test_semicolons_and_other_encodings(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_bytes("text,right\ncaf\u00e9,7\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"l\.csv.*save it as UTF-8"):
         read_queries(tmp_path / "l.csv")
+
+
+def test_a_right_answer_that_is_named_twice_counts_once(tmp_path: Path) -> None:
+    path = tmp_path / "twice.jsonl"
+    path.write_text('{"text": "a", "right": ["x", "y", "x"]}\n')
+    assert read_queries(path)[0].right == ("x", "y")
