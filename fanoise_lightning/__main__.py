@@ -88,8 +88,8 @@ def _help() -> str:
             "  --version  print the version",
             "  --debug    show the traceback of an error (or set FANOISE_DEBUG=1)",
             "",
-            "`fanoise fit --data PairDataModule --data.source FILE --print_config` prints a recipe for your data;",
-            "without `--data`, it prints that of the embedded benchmark.",
+            "`fanoise fit --data PairDataModule --data.source FILE --print_config` prints a recipe",
+            "for your data; without `--data`, that of the embedded benchmark.",
         ]
     )
 
