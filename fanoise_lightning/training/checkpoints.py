@@ -22,9 +22,6 @@ from fanoise_lightning.training.trust import described_arguments
 __all__ = ["AtomicCheckpointIO", "naming_the_file", "read_arguments", "read_hyperparameters"]
 
 
-_PARTS = ("state_dict", "pytorch-lightning_version")  # without which Lightning ends in a KeyError
-
-
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint to a file next to it, and renames that file once it is complete and on disk.
 
@@ -133,9 +130,10 @@ def read_hyperparameters(
         checkpoint = load_checkpoint(path, weights_only)
     if start is not None:
         path.seek(start)
-    if lost := [name for name in _PARTS if not isinstance(checkpoint, Mapping) or name not in checkpoint]:
+    # a data module needs no weights
+    if not isinstance(checkpoint, Mapping) or (key == "hyper_parameters" and "state_dict" not in checkpoint):
         raise ValueError(
-            f"{path} is not a checkpoint of Lightning: it has no `{lost[0]}`; pass one that "
+            f"{path} is not a checkpoint of Lightning: it has no `state_dict`; pass one that "
             "`fanoise fit` or `Trainer.save_checkpoint` wrote"
         )
     for old in ("hparams", "module_arguments"):  # Lightning reads these too; it wrote them before version 0.8
