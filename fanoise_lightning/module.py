@@ -157,10 +157,15 @@ class ContrastiveModule(TrainedOnlyCheckpoints):
             kwargs: ``encoder=...`` and other arguments that replace what the checkpoint describes.
 
         Raises:
-            ValueError: if the checkpoint names a class that is not allowed, if the encoder needs remote
-                code that is not trusted, or if frozen weights that the checkpoint lacks have changed.
+            ValueError: if the checkpoint names a class that is not allowed, or no encoder, if the encoder
+                needs remote code that is not trusted, or if frozen weights that the checkpoint lacks have
+                changed.
         """
         arguments = read_arguments(cls, checkpoint_path, hparams_file, weights_only, kwargs, allow)
+        if "encoder" not in arguments and cls.__init__ is ContrastiveModule.__init__:
+            raise ValueError(
+                f"the checkpoint {checkpoint_path} does not describe its encoder: pass `encoder=`"
+            )
         safe = weights_only is not False
         # not truthiness: "false", from a config or the environment, must not run code
         with nullcontext() if trust_remote_code is True else refuse_remote_code():
