@@ -109,7 +109,7 @@ class CommandParser(OneLineErrors, LightningArgumentParser):
             if action.dest.startswith(f"{nested_key}."):
                 action.required = False
         if nested_key == "data":  # Lightning's own docstring ends in a list
-            self.groups[nested_key].title = "Where queries and targets come from"
+            self._action_groups[-1].title = "Where queries and targets come from"
         return names
 
     def add_method_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
