@@ -73,6 +73,7 @@ bench: install
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/tiled_loss.py
 	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/truncation.py
 	$(BIN)/python benchmarks/kill.py
 
 clean:

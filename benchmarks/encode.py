@@ -5,8 +5,9 @@
 
 The rate: `ContrastiveModule.encode` and `SentenceTransformer.encode` with the same weights, a CLIP of six
 layers of 256 from random weights, on the same texts (1 to 12 words) and pictures (64x64, in memory), with the
-same batch size, in turns; medians, and the median of the ratios round by round. Both must give the same
-vectors. Without sentence-transformers it is an error.
+same batch size, in turns; medians, and the median of the ratios round by round. Then `embed` into a new
+folder, of the same texts and of the pictures as PNG files, which the other side opens. Both must give the
+same vectors. Without sentence-transformers it is an error.
 
 Growth: each number of rows in a fresh process, texts and the paths of pictures, a hundred of which are
 different, by a tiny CLIP, which leaves most of the time to the way there. Memory is the peak of the resident
@@ -32,7 +33,7 @@ from encoders import save_towers, tiny_two_towers
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
-from fanoise_lightning import ContrastiveModule, TwoTowerEncoder
+from fanoise_lightning import ContrastiveModule, TwoTowerEncoder, embed
 
 WORDS = ("a", "the", "red", "green", "blue", "apple", "pear", "small", "on", "under", "table", "photo", "of")
 
@@ -55,13 +56,40 @@ def seconds(call: Callable[[], Any]) -> float:
 
 def compare(folder: str, rows: int, rounds: int, batch_size: int) -> None:
     ours, theirs = ContrastiveModule(TwoTowerEncoder(folder)), SentenceTransformer(folder, device="cpu")
-    print(f"{'':10}{'ours, rows/s':>14}{'theirs':>10}{'ratio of rates':>17}")
-    for name, samples in (("texts", texts(rows)), ("pictures", pictures(rows))):
-        options = {"batch_size": batch_size, "show_progress_bar": False}
-        sides: list[Callable[[], Any]] = [
-            lambda: ours.encode(samples, convert_to_numpy=True, **options),  # noqa: B023
-            lambda: theirs.encode(samples, normalize_embeddings=True, **options),  # noqa: B023
-        ]
+    options = {"batch_size": batch_size, "show_progress_bar": False}
+
+    def encode(samples: list[Any]) -> np.ndarray:
+        return ours.encode(samples, convert_to_numpy=True, **options)
+
+    def into_folder(source: list[dict[str, str]]) -> np.ndarray:
+        with tempfile.TemporaryDirectory() as out:
+            trainer = {"accelerator": "cpu", "enable_progress_bar": False}
+            found = embed(ours, source, out, dtype="float32", batch_size=batch_size, num_workers=0, **trainer)
+            return torch.cat(list(found.shards())).clone().numpy()
+
+    def reference(samples: list[Any]) -> np.ndarray:
+        return theirs.encode(samples, normalize_embeddings=True, **options)
+
+    captions, photos = texts(rows), pictures(rows)
+    files = [Path(folder) / f"{row}.png" for row in range(rows)]
+    for file, photo in zip(files, photos):
+        photo.save(file)
+    print(f"{'':16}{'ours, rows/s':>14}{'theirs':>10}{'ratio of rates':>20}")
+    for name, our_side, their_side in (
+        ("texts", lambda: encode(captions), lambda: reference(captions)),
+        ("pictures", lambda: encode(photos), lambda: reference(photos)),
+        (
+            "embed, texts",
+            lambda: into_folder([{"text": text} for text in captions]),
+            lambda: reference(captions),
+        ),
+        (
+            "embed, files",
+            lambda: into_folder([{"image": str(file)} for file in files]),
+            lambda: reference([Image.open(file) for file in files]),
+        ),
+    ):
+        sides = (our_side, their_side)
         apart = np.abs(sides[0]() - sides[1]()).max()  # and a warm-up
         if apart > 1e-4:
             raise SystemExit(f"{name}: the vectors differ by up to {apart:.1e}")
@@ -72,7 +100,7 @@ def compare(folder: str, rows: int, rounds: int, batch_size: int) -> None:
         rates = [rows / statistics.median(side) for side in times]
         ratios = sorted(b / a for a, b in zip(*times))
         spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
-        print(f"{name:10}{rates[0]:14.0f}{rates[1]:10.0f}{spread:>17}", flush=True)
+        print(f"{name:16}{rates[0]:14.0f}{rates[1]:10.0f}{spread:>20}", flush=True)
 
 
 def grow(folder: str, sizes: list[int], batch_size: int) -> None:

@@ -1,6 +1,7 @@
 """Time and memory of `PairDataModule` from its start to the first batch, by file type and number of rows.
 
-Each run is a process of its own. Its memory is the peak above that of the imports.
+Seconds are those of the clock, and those of the processor, which matter on a machine with other work. Each
+run is a process of its own; its memory is the peak above that of the imports.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def write(file: Path, rows: int) -> None:
 
 
 def measure(file: Path) -> None:
-    """Print the seconds to the first batch, and the MB above the imports."""
+    """Print the seconds to the first batch, of the clock and of the processor, and the MB above imports."""
     import torch
 
     from fanoise_lightning.data import PairDataModule
@@ -62,11 +63,12 @@ def measure(file: Path) -> None:
     def collate(samples: list) -> dict[str, torch.Tensor]:
         return {"n": torch.ones(len(samples))}
 
-    before, start = peak(), time.perf_counter()
+    before, start, used = peak(), time.perf_counter(), time.process_time()
     data = PairDataModule(file, batch_size=128, num_workers=0, collate=collate)
     data.setup("fit")
     next(iter(data.train_dataloader()))
-    print(f"{time.perf_counter() - start:.1f} {peak() - before:.0f}")
+    times = time.perf_counter() - start, time.process_time() - used
+    print(f"{times[0]:.1f} {times[1]:.1f} {peak() - before:.0f}")
 
 
 def peak() -> float:
@@ -83,7 +85,7 @@ def main() -> None:
         measure(options.measure)
         return
     print(f"{os.cpu_count()} cores, pyarrow {pa.__version__}")
-    print(f"{'':8}{'rows':>10}{'MB on disk':>12}{'seconds':>9}{'MB above imports':>18}")
+    print(f"{'':8}{'rows':>10}{'MB on disk':>12}{'seconds':>9}{'CPU seconds':>13}{'MB above imports':>18}")
     for suffix, rows in RUNS:
         rows = int(rows * options.share)
         with tempfile.TemporaryDirectory() as folder:
@@ -91,9 +93,9 @@ def main() -> None:
             write(file, rows)
             command = [sys.executable, __file__, "--measure", str(file)]
             found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            seconds, memory = found.split()[-2:]
+            seconds, used, memory = found.split()[-3:]
             size = file.stat().st_size / 2**20
-            print(f"{suffix:8}{rows:10}{size:12.0f}{seconds:>9}{memory:>18}", flush=True)
+            print(f"{suffix:8}{rows:10}{size:12.0f}{seconds:>9}{used:>13}{memory:>18}", flush=True)
 
 
 if __name__ == "__main__":

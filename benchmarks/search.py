@@ -3,10 +3,11 @@
     python benchmarks/search.py [--rows 1000000] [--rounds 20] [--folder DIR]
 
 Random unit vectors in float16, 512 dimensions, in shards as ``fanoise embed`` writes them. Each contender
-runs in a process of its own and answers the same queries in turn: ours from the mapped shards; numpy by one
-product with all rows in float32, and `argpartition`; faiss (if installed) with its flat index in float32.
-Seconds are the median and the least of all queries, CPU seconds those of all threads; the ratio is to ours.
-Memory is the peak of the resident set, all imports included; recall is against our hits.
+runs in a process of its own and answers the same queries in turn: ours from the shards, block by block;
+numpy by one product with all rows in float32, and `argpartition`; faiss, if installed, with its flat
+index in float32. Seconds are the median and the least of all queries, CPU seconds those of all threads;
+the ratio is to ours. Memory is the peak of the resident set, all imports included; recall is against
+our hits.
 """
 
 from __future__ import annotations

@@ -87,9 +87,12 @@ class FeatureFinder:
 
     def __init__(self, loss: nn.Module) -> None:
         self._is_tap = isinstance(loss, FeatureTap)
-        self._loss = type(getattr(loss, "_orig_mod", loss)).__name__
-        # once, as it takes as long as a small loss; a compiled module has no signature of its own
-        self._signature = inspect.signature(getattr(loss, "_orig_mod", loss).forward)
+        loss = getattr(loss, "_orig_mod", loss)  # a compiled module has no signature of its own
+        self._loss = type(loss).__name__
+        # a child with weights: the encoder, in losses that are called with token ids
+        self._inner = next((name for name, x in loss.named_children() if [*x.parameters()]), None)
+        # once, as it takes as long as a small loss
+        self._signature = inspect.signature(loss.forward)
         self._reasons: dict[Place, str] = {}  # why an argument is not features; "" for features
 
     def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
@@ -101,19 +104,19 @@ class FeatureFinder:
         tensors = _tensors(bound)
         if self._is_tap:
             return Call(bound, list(tensors))
-        self._judge({place: x for place, x in tensors.items() if place not in self._reasons})
+        self._judge({place: x.detach() for place, x in tensors.items() if place not in self._reasons})
         return Call(bound, _pick({place: x for place, x in tensors.items() if not self._reasons.get(place)}))
 
-    def clean(self, call: Call) -> list[str]:
+    def clean(self, call: Call) -> dict[str, Tensor]:
         """The arguments that stay clean although they have the features' width and were not passed over."""
         width = _get(call.bound, call.places[0]).shape[-1] if call.places else None
-        return [
-            _name(place)
+        return {
+            _name(place): x
             for place, x in _tensors(call.bound).items()
             if place not in call.places and x.shape[-1] == width and not self._reasons.get(place)
-        ]
+        }
 
-    def error(self, call: Call, sides: tuple[str, ...]) -> ValueError:
+    def error(self, call: Call, sides: tuple[str, ...], path: str) -> ValueError:
         """The error for a call without features of all ``sides``; it names what was passed over."""
         passed_over = [
             f"`{_name(place)}` {tuple(x.shape)} {self._reasons.get(place) or 'has no partner of its width'}"
@@ -121,10 +124,17 @@ class FeatureFinder:
             if place not in call.places
         ]
         found = f"`{_name(call.places[0])}` alone" if call.places else "none"
+        found += f" in a call of {self._loss}{': ' if passed_over else ''}{', '.join(passed_over)}"
+        if self._inner and not call.places:
+            remedy = (
+                f"If that loss computes the embeddings itself, add the noise to what '{path}.{self._inner}' "
+                f'returns: FANoise(target="{path}.{self._inner}", where="output").'
+            )
+        else:
+            remedy = "If that loss takes embeddings and labels, pass FANoise(sides=['query']).\n" + REMEDY
         return ValueError(
             f"FANoise needs the features of {' and '.join(sides)} as matrices (B, D) of one width, and "
-            f"found {found} in a call of {self._loss}{': ' if passed_over else ''}{', '.join(passed_over)}.\n"
-            "If that loss takes embeddings and labels, pass FANoise(sides=['query']).\n" + REMEDY
+            f"found {found}.\n{remedy}"
         )
 
     def _judge(self, new: dict[Place, Tensor]) -> None:
@@ -197,7 +207,7 @@ def _tensors(bound: inspect.BoundArguments) -> dict[Place, Tensor]:
         else:
             places[name, None] = value
     return {
-        place: x.detach()
+        place: x
         for place, x in places.items()
         if isinstance(x, Tensor) and x.ndim in (2, 3) and x.is_floating_point()
     }

@@ -40,6 +40,24 @@ def warn_of_no_noise(path: str, batches: str) -> None:
     )
 
 
+def warn_of_no_effect(path: str) -> None:
+    """Warn that nothing reads the noisy features."""
+    rank_zero_warn(
+        f"FANoise: no gradient came back to the noisy features of '{path}', so the noise has no effect: the "
+        "loss is computed from other tensors. The log line names the features that got noise; name others, "
+        'such as FANoise(target="encoder[pooler_output]", where="output"), or use what the module returns'
+    )
+
+
+def warn_of_clean_gradients(path: str, clean: list[str]) -> None:
+    """Warn that noise goes to a teacher's features."""
+    rank_zero_warn(
+        f"FANoise: no argument of '{path}' that gets noise requires a gradient, and arguments that do stay "
+        f"clean: `{'`, `'.join(clean)}`. Mark the features with a FeatureTap, or add noise inside the model, "
+        'FANoise(target="path.to.module", where="output")'
+    )
+
+
 def warn_of_skipped(skipped: int, trainer: Trainer | None) -> None:
     """Warn of training batches without noise, on every rank: each rank has its own."""
     where = f" on rank {trainer.global_rank}" if trainer and trainer.world_size > 1 else ""

@@ -4,7 +4,7 @@
    noise, the gradient would not be that of the loss that was computed.
 2. An optimiser with a closure (LBFGS) evaluates the same batch several times in one step. With other noise
    each time, it would search along a function that changes meanwhile.
-3. A loss may be called twice with the same tensors, for example to log its value.
+3. A loss may be called twice with the same tensors, for example to log its value, or with its sides swapped.
 """
 
 from __future__ import annotations
@@ -34,16 +34,19 @@ class Draw:
     Args:
         features: the features; those of the targets are joined with the hard negatives.
         noise: what is added to them.
-        given: the tensors that the loss was called with.
+        given: the tensors that the loss was called with, by side.
     """
 
     features: Sides
     noise: Sides
-    given: list[Tensor]
+    given: dict[str, list[Tensor]]
 
-    def is_of(self, given: list[Tensor]) -> bool:
-        """Whether the loss was called with these very tensors."""
-        return len(given) == len(self.given) and all(map(_same, given, self.given))
+    def of(self, side: str, given: list[Tensor]) -> Tensor | None:
+        """The noise of these very tensors, as this side or else as the other; ``None`` for other tensors."""
+        for own in sorted(self.given, key=lambda own: own != side):
+            if len(given) == len(self.given[own]) and all(map(_same, given, self.given[own])):
+                return self.noise[own]
+        return None
 
     def fits(self, features: Sides) -> bool:
         """Whether the noise has the shape of these features."""
@@ -93,19 +96,31 @@ class Repeats:
         """Forget the draws of the last batch."""
         self.drawn, self._repeating = [], False
 
-    def find(self, features: Sides, given: list[Tensor]) -> Draw | None:
-        """The draw that a call with these features repeats; ``None`` for a call that repeats nothing.
+    def noise(self, features: Sides, given: dict[str, list[Tensor]], draw: Callable[[Sides], Sides]) -> Sides:
+        """The noise of a call: that of the call which it repeats, or of the same tensors, or else a new one.
+
+        Args:
+            features: the features of each side, (B, D).
+            given: the tensors that the loss was called with, by side.
+            draw: draws the noise for some sides.
 
         Raises:
-            RuntimeError: if the call repeats a draw, but it is unclear which.
+            RuntimeError: if the call repeats another, but it is unclear which.
         """
-        same = next((draw for draw in self.drawn if draw.is_of(given)), None)
-        if same is not None:
-            return same
-        if in_backward():
-            return self._recomputed(features)
-        if not self._repeating or self._next >= len(self.drawn):
-            return None
+        known = {side: x for side in features if (x := self._of(side, given[side])) is not None}
+        if self.drawn and in_backward():
+            return known if len(known) == len(features) else self._recomputed(features)
+        if self._repeating and self._next < len(self.drawn):
+            return self._evaluated_again(features)
+        new = {side: x for side, x in features.items() if side not in known}
+        noise = {**known, **(draw(new) if new else {})}
+        self.drawn.append(Draw(features, noise, given))
+        return noise
+
+    def _of(self, side: str, given: list[Tensor]) -> Tensor | None:
+        return next((noise for draw in self.drawn if (noise := draw.of(side, given)) is not None), None)
+
+    def _evaluated_again(self, features: Sides) -> Sides:
         draw = self.drawn[self._next]
         self._next += 1
         if not draw.fits(features):
@@ -113,16 +128,14 @@ class Repeats:
                 "FANoise cannot give an optimiser's closure the noise of its first evaluation: the loss was "
                 "called with features of another shape. Evaluate the same batch each time."
             )
-        return draw
+        return draw.noise
 
-    def _recomputed(self, features: Sides) -> Draw | None:
+    def _recomputed(self, features: Sides) -> Sides:
         fitting = [draw for draw in self.drawn if draw.fits(features)]
         if len(fitting) > 1:
             fitting = [draw for draw in fitting if draw.is_near(features)]
-        if not self.drawn:
-            return None
         if fitting and all(draw.adds_as(fitting[0]) for draw in fitting[1:]):
-            return fitting[0]
+            return fitting[0].noise
         raise RuntimeError(
             f"the loss was called in a backward pass with features like those of {len(fitting)} of the "
             f"{len(self.drawn)} calls before it in this batch: FANoise cannot tell whose noise belongs to "

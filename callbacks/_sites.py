@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,9 +12,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fanoise_lightning._lightning import in_backward
-from fanoise_lightning.callbacks._features import SIDES, FeatureFinder, is_named_otherwise, parameters_of
+from fanoise_lightning.callbacks._entries import Entry, entries, items_of, likely
+from fanoise_lightning.callbacks._features import SIDES, Call, FeatureFinder, parameters_of
 from fanoise_lightning.callbacks._hooks import hook_after, hook_before
-from fanoise_lightning.callbacks._repeats import Draw, Repeats, trains
+from fanoise_lightning.callbacks._messages import warn_of_clean_gradients
+from fanoise_lightning.callbacks._repeats import Repeats, trains
 from fanoise_lightning.callbacks._source import NoiseSource, add_noise
 from fanoise_lightning.distributed import check_equal
 from fanoise_lightning.sides import current_side
@@ -70,34 +71,48 @@ class LossSite:
         parts = {side: x if self.negatives else x[:1] for side, x in call.features().items()}
         if not set(self.sides) <= set(parts):
             if not self._found or self.is_global:  # the other ranks would wait for this one
-                raise self._finder.error(call, self.sides)
+                raise self._finder.error(call, self.sides, self.path)
             self.noise.skip()  # never end a run that has been working
             return None
         features = {side: _joined(parts[side]) for side in self.sides}
-        given = [x.detach() for side in self.sides for x in parts[side]]
-        draw = self.repeats.find(features, given)
-        if draw is None:
-            if self.is_global:
-                sizes = [size for side in self.sides for size in parts[side][0].shape]
-                check_equal(tuple(sizes), "shapes of features")
-            drawn = self.noise.draw(features, self.batch(), len(self.repeats.drawn))
-            draw = Draw(features, drawn, given)
-            self.repeats.drawn.append(draw)
-            if not self._found and any(x.any() for x in drawn.values()):  # else the batch is broken
-                self._found = True
-                names = {side: call.names()[side][: len(parts[side])] for side in self.sides}
-                self.noise.announce(features, drawn, _names(names, self._finder.clean(call), self.path))
-        noise = {side: x.split([len(part) for part in parts[side]]) for side, x in draw.noise.items()}
+        given = {side: [x.detach() for x in parts[side]] for side in self.sides}
+        drawn = self.repeats.noise(features, given, partial(self._draw, given))
+        if not self._found and any(x.any() for x in drawn.values()):  # else the batch is broken
+            self._found = True
+            self._tell(call, parts, features, drawn)
+        noise = {side: x.split([len(part) for part in parts[side]]) for side, x in drawn.items()}
         noisy = {
             side: [add_noise(x, z, self.renormalize) for x, z in zip(parts[side], noise[side])]
             for side in noise
         }
+        self.noise.watch(*(x for side in noisy.values() for x in side))
         return call.replaced(noisy)
+
+    def _draw(self, given: dict[str, list[Tensor]], features: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.is_global:
+            sizes = [size for side in features for size in given[side][0].shape]
+            check_equal(tuple(sizes), "shapes of features")
+        return self.noise.draw(features, self.batch(), len(self.repeats.drawn))
+
+    def _tell(
+        self,
+        call: Call,
+        parts: dict[str, list[Tensor]],
+        features: dict[str, Tensor],
+        noise: dict[str, Tensor],
+    ) -> None:
+        """Name the arguments that get noise, and warn if they are not the ones that train."""
+        names = {side: call.names()[side][: len(parts[side])] for side in self.sides}
+        clean = self._finder.clean(call)
+        self.noise.announce(features, noise, _names(names, [*clean], self.path))
+        trained = [name for name, x in clean.items() if x.requires_grad]
+        if trained and not any(x.requires_grad for side in parts.values() for x in side):
+            warn_of_clean_gradients(self.path, trained)
 
 
 @dataclass
 class InnerSite:
-    """The input or the output of a module inside the model: its first floating tensor, (B, D) or (B, N, D).
+    """The features in the input or the output of a module inside the model, (B, D) or (B, N, D).
 
     The noise is drawn with a number from torch's global generator. What repeats a forward pass restores that
     generator (activation checkpointing, GradCache, a resumed run), and so gets the same noise.
@@ -110,6 +125,7 @@ class InnerSite:
         noise: gives the noise.
         sides: what is being embedded when noise is added.
         renormalize: whether noisy rows keep their norms.
+        entry: which of several tensors to take, such as ``"[pooler_output]"``; "" for the likely one.
     """
 
     path: str
@@ -119,6 +135,7 @@ class InnerSite:
     noise: NoiseSource
     sides: tuple[str, ...]
     renormalize: bool
+    entry: str = ""
 
     def __post_init__(self) -> None:
         self._calls: dict[int, bool] = {}  # in this batch, by number: whether they get noise
@@ -140,28 +157,13 @@ class InnerSite:
         number = self._number()
         if number is None:
             return None
-        positional = dict(enumerate(args))
-        names = dict(zip_longest(positional, self._parameters[: len(args)], fillvalue="..."))
-        place, noisy = self._noisy(number, {**positional, **kwargs}, {**names, **{k: k for k in kwargs}})
-        if isinstance(place, int):
-            return (*args[:place], noisy, *args[place + 1 :]), kwargs
-        return args, {**kwargs, place: noisy}
+        names = [*self._parameters[: len(args)], *map(str, range(len(self._parameters), len(args)))]
+        values = self._noisy(number, {**dict(zip(names, args)), **kwargs})
+        return tuple(values.pop(name) for name in names), values
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         number = self._number()
-        if number is None:
-            return None
-        if isinstance(output, Mapping):  # a ModelOutput too
-            changed: Any = copy.copy(output)
-            name, noisy = self._noisy(number, output, {name: str(name) for name in output})
-            changed[name] = noisy
-            return changed
-        if not isinstance(output, (list, tuple)):
-            return self._noisy(number, {0: output}, {0: ""})[1]
-        names = getattr(output, "_fields", [f"[{index}]" for index in range(len(output))])
-        index, noisy = self._noisy(number, dict(enumerate(output)), dict(enumerate(names)))
-        values = [*output[:index], noisy, *output[index + 1 :]]
-        return output._make(values) if hasattr(output, "_make") else type(output)(values)
+        return None if number is None else self._noisy(number, output)
 
     def _number(self) -> int | None:
         """The number of a call that gets noise, the same if it is repeated; ``None`` for other calls."""
@@ -190,30 +192,46 @@ class InnerSite:
             )
         return side in self.sides
 
-    def _noisy(self, number: int, values: Mapping[Any, Any], names: Mapping[Any, str]) -> tuple[Any, Tensor]:
-        """Where the features are among `values`, and what they become."""
-        found = [place for place, x in values.items() if _is_features(x)]
-        if not found:
-            raise self._error(list(values.values()))
-        named = [place for place in found if not is_named_otherwise(names[place])]
-        place = (named or found)[0]
-        x = values[place]
-        rows = x.detach().flatten(0, -2)
-        drawn = self.noise.draw({self.where: rows}, number, 0)
-        clean = [names[other] for other in named[1:] if values[other].shape[-1] == x.shape[-1]]
-        which = f", `{names[place]}`" if len(found) > 1 else ""
-        described = f"the {self.where} of '{self.path}'{which}{_stay(clean)}"
-        self.noise.announce({self.where: rows}, drawn, described)
-        return place, add_noise(x.flatten(0, -2), drawn[self.where], self.renormalize).view_as(x)
+    def _noisy(self, number: int, container: Any) -> Any:
+        """A copy of the arguments or of the output, with noise on the features."""
+        beside = entries(container)
+        found = entries(container, self.entry) if self.entry else likely(beside, self.where == "output")
+        if len(found) != 1:
+            raise self._error(found, beside, container)
+        (entry,) = found
+        rows = entry.value.flatten(0, -2)
+        drawn = self.noise.draw({self.where: rows.detach()}, number, 0)
+        clean = [
+            other.name
+            for other in beside
+            if other.paths != entry.paths
+            and other.value.shape[-1] == rows.shape[-1]
+            and not other.is_named_otherwise
+        ]
+        chosen = entry.name if clean or self.entry else ""
+        described = f"the {self.where} of '{self.path}{chosen}'{_stay(clean)}"
+        self.noise.announce({self.where: rows.detach()}, drawn, described)
+        noisy = add_noise(rows, drawn[self.where], self.renormalize)
+        if not entry.value.is_leaf:  # nobody needs to ask for the gradient of data
+            self.noise.watch(noisy)
+        return entry.replaced(container, noisy.view_as(entry.value))
 
-    def _error(self, values: list[Any]) -> ValueError:
-        found = ", ".join(
-            f"{type(x).__name__} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            for x in values
-        )
+    def _error(self, found: list[Entry], beside: list[Entry], container: Any) -> ValueError:
+        owner = f"the {self.where} of '{self.path}'"
+        if not beside:
+            values = (items_of(container) or {"": container}).values()
+            kinds = ", ".join(type(x).__name__ for x in values)
+            return ValueError(
+                f"FANoise found no floating tensor (B, D) or (B, N, D) in {owner}: {kinds}. Name "
+                "another module with `target`, or the other end with `where`"
+            )
+        listed = ", ".join(f"`{entry.name}` {tuple(entry.value.shape)}" for entry in found or beside)
+        problem = f"found no features `{self.entry}` in {owner}"
+        if found:
+            problem = f"cannot tell which are the features in {owner}"
         return ValueError(
-            f"FANoise found no floating tensor (B, D) or (B, N, D) in the {self.where} of '{self.path}': "
-            f"{found or 'nothing'}. Name another module with `target`, or the other end with `where`"
+            f"FANoise {problem}: {listed}. Name them, such as "
+            f'FANoise(target="{self.path}{(found or beside)[0].name}", where="{self.where}")'
         )
 
 
@@ -232,10 +250,6 @@ def check_inner(
     for option, given in only_at_loss.items():
         if given:
             raise ValueError(f"{option} is for the noise at the loss, not for where={where!r}")
-
-
-def _is_features(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.ndim in (2, 3) and x.is_floating_point()
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

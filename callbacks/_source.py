@@ -33,6 +33,7 @@ class NoiseSource:
         draws: how many calls got noise, or were skipped.
         logged: the statistics of the latest draw at a step that is logged; empty if there is none.
         rows: the number of rows of that draw.
+        is_read: whether a gradient came back to noisy features; ``None`` if none required it.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class NoiseSource:
         self.skipped: Tensor | int = 0
         self.draws = self.rows = 0
         self.logged: dict[str, Tensor] = {}
+        self.is_read: bool | None = None
         self._trainer: Trainer | None = None
         self._key: tuple[int, ...] = ()
         self._announced = False
@@ -111,6 +113,16 @@ class NoiseSource:
                 self.logged = statistics(features, noise)
                 self.rows = len(next(iter(features.values())))
         return noise
+
+    def watch(self, *noisy: Tensor) -> None:
+        """Notice the first gradient that comes back to noisy features: without one, nothing reads them."""
+        for x in noisy:
+            if not self.is_read and x.requires_grad:
+                self.is_read = False
+                x.register_hook(self._read)
+
+    def _read(self, gradient: Tensor) -> None:
+        self.is_read = True
 
     def announce(self, features: dict[str, Tensor], noise: dict[str, Tensor], where: str) -> None:
         """Print once what gets noise, and warn if its rows are far from unit length."""

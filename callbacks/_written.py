@@ -37,8 +37,6 @@ def report_written(trainer: Trainer, since: float) -> None:
             report(f"wrote to {_shown(folder)}: {', '.join(names)}")
     if not any(written.values()):
         report("wrote no files")
-    if trainer.state.fn == "predict" and not any(isinstance(c, EmbeddingWriter) for c in callbacks):
-        report("embeddings are kept with `--trainer.callbacks+=fanoise_lightning.callbacks.EmbeddingWriter`")
 
 
 def _files(folder: Path, since: float) -> list[str]:

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from fanoise_lightning._checks import check_at_least, check_choice
 from fanoise_lightning.callbacks._features import SIDES
 from fanoise_lightning.callbacks._loss_search import find_loss, find_module
-from fanoise_lightning.callbacks._messages import warn_of_no_noise, warn_of_skipped
+from fanoise_lightning.callbacks._messages import warn_of_no_effect, warn_of_no_noise, warn_of_skipped
 from fanoise_lightning.callbacks._shapes import Scope, ShapeMemory
 from fanoise_lightning.callbacks._sites import InnerSite, LossSite, Where, check_inner
 from fanoise_lightning.callbacks._source import NoiseSource
@@ -55,8 +55,9 @@ class FANoise(Callback):
             singular values (R,), largest first, to a weight for each, at least 0.
         target: the dotted path of the loss module, such as ``"criterion"``. By default the only
             :class:`~fanoise_lightning.FeatureTap`, or else the only child that looks like a contrastive loss.
-        where: ``"loss"``, or ``"input"`` or ``"output"`` of the module `target`: its first floating tensor,
-            (B, D) or (B, N, D) with rows over all N tokens. Each call is decomposed alone, such as each chunk
+            With `where`, a part may be named in brackets: ``"encoder[pooler_output]"``, ``"lstm[0]"``.
+        where: ``"loss"``, or ``"input"`` or ``"output"`` of the module `target`: its floating tensor (B, D),
+            or else (B, N, D) with rows over all N tokens. Each call is decomposed alone, such as each chunk
             of GradCache. Noise is added in training without gradients too.
         sides: the features that get noise: ``"query"``, the first feature matrix in the call of the loss,
             ``"target"``, the second, or both. For a loss of embeddings and labels pass ``["query"]``. Inside
@@ -160,7 +161,7 @@ class FANoise(Callback):
         full = None if callable(self.alpha) else self.alpha
         self._source = NoiseSource(shapes, self._level, self.relative, full)
         self._batches = 0
-        self._warned_of_skipped = False
+        self._went_back = self._warned_of_no_effect = self._warned_of_skipped = False
 
     def __getstate__(self) -> dict[str, Any]:
         # a module may hold its callback: a copy must not copy the trainer too, nor share the repeats
@@ -192,8 +193,10 @@ class FANoise(Callback):
 
     def _find_site(self, trainer: Trainer, pl_module: LightningModule) -> LossSite | InnerSite:
         if self.where != "loss":
-            path, module = find_module(pl_module, str(self.target))
-            return InnerSite(path, module, pl_module, self.where, self._source, self.sides, self.renormalize)
+            path, bracket, rest = str(self.target).partition("[")
+            path, module = find_module(pl_module, path)
+            options = self._source, self.sides, self.renormalize, bracket + rest
+            return InnerSite(path, module, pl_module, self.where, *options)
         path, loss = find_loss(pl_module, self.target)
         site = LossSite(
             path,
@@ -215,6 +218,9 @@ class FANoise(Callback):
     def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
         self._new_batch()
 
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._went_back = True
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -223,6 +229,9 @@ class FANoise(Callback):
         self._batches += 1
         if self._batches == 1 and not self._source.draws and outputs is not None:
             warn_of_no_noise(self._site.path, "the first training batch")
+        if self._source.is_read is False and self._went_back and not self._warned_of_no_effect:
+            self._warned_of_no_effect = True
+            warn_of_no_effect(self._site.path)
         if self._source.logged:
             self._log(pl_module)
         self._new_batch()

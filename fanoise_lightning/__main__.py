@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
+from fanoise_lightning._log import stay_unconfigured
 from fanoise_lightning._user_errors import DEBUG, debugging, is_users, leave, one_line
 from fanoise_lightning._version import __version__
 
@@ -49,6 +50,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if os.getcwd() not in sys.path:  # last, so that no file there hides a package
         sys.path.append(os.getcwd())
     given = sys.argv[1:] if args is None else list(args)
+    stay_unconfigured()
     try:
         _dispatch(given)
     except Exception as error:
@@ -87,7 +89,8 @@ def _help() -> str:
             "  --version  print the version",
             "  --debug    show the traceback of an error (or set FANOISE_DEBUG=1)",
             "",
-            "`fanoise fit --print_config` prints a recipe to start from.",
+            "`fanoise fit --data PairDataModule --data.source FILE --print_config` prints a recipe",
+            "for your data; without `--data`, that of the embedded benchmark.",
         ]
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any, get_args
 
 __all__ = ["check_at_least", "check_choice", "check_names", "check_positive"]
@@ -34,12 +35,16 @@ def check_choice(name: str, value: Any, choices: Any, where: str = "") -> None:
 def check_at_least(name: str, value: float, least: float, where: str = "") -> None:
     """Raise ValueError if a number is less than `least`; `where` is what the message starts with.
 
+    Anything else than a number is a TypeError.
+
     Example:
         >>> check_at_least("every_n_steps", 0, 1)
         Traceback (most recent call last):
         ...
         ValueError: `every_n_steps` must be at least 1, got 0
     """
+    if not isinstance(value, Real):
+        raise TypeError(f"{where}`{name}` must be a number, got {value!r}")
     if not value >= least:  # NaN is not
         raise ValueError(f"{where}`{name}` must be at least {least}, got {value}")
 

@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
+from fanoise_lightning._names import HOME
+
 __all__ = ["DEBUG", "OneLineErrors", "Parser", "UserExit", "debugging", "is_users", "leave", "one_line"]
 
 DEBUG = "FANOISE_DEBUG"
@@ -27,6 +29,18 @@ _WORKER = re.compile(
 )
 
 _NO_ARGUMENT = re.compile(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted")
+_NO_CLASS = re.compile(r"dot import path string: (.+)|class_path '(.+)':\s+(?:No module|module '.*' has)")
+_BASES = {"lightning.LightningDataModule": "PairDataModule", "fanoise_lightning.Encoder": "OpenClipEncoder"}
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "`true` or `false`",
+    "str": "a text",
+    "list": "a list such as `[a, b]`",
+    "collections.abc.Sequence": "a list such as `[a, b]`",
+    "tuple": "a list such as `[1, 2]`",
+    "dict": "a dict such as `{a: 1}`",
+}
 _NO_OPTION = re.compile(r"(?:unrecognized arguments: --|does not accept option ')([\w.]+)")
 
 
@@ -122,22 +136,64 @@ def _options(parser: Any) -> set[str]:
 
 
 def _explain(message: str, options: list[str], prog: str) -> str:
-    """What jsonargparse says, without the alternatives that nobody meant."""
+    """What jsonargparse says, in the words of the command line and without what nobody meant."""
+    keys, said = _innermost(message)
+    option = f"`--{'.'.join(keys)}`"
+    path = (re.findall(r"class_path '([\w.]+)'", message) or [""])[-1]
+    if found := re.search(r"arguments are required: (.+)", said):
+        names = found[1].split(", ")
+        if not keys:
+            needed = [f"`--{name}`" if name in options else f"`{name}`" for name in names]
+            return f"{', '.join(needed)} missing (`{prog} --help` lists the options)"
+        needed = [f"`--{'.'.join([*keys, name])}`" for name in names]
+        return f"{path.rpartition('.')[2]} needs {' and '.join(needed)}"
     if found := _NO_ARGUMENT.search(message):
-        path, name = found[1], found[2]
-        return f"{path} has no argument `{name}`{_nearest(name, _arguments(path))}"
+        if found[1] in _BASES:
+            return f"name the {keys[-1].rpartition('.')[2]} first: {option[:-1]} {_BASES[found[1]]}`"
+        return f"{found[1]} has no argument `{found[2]}`{_nearest(found[2], _arguments(found[1]))}"
     if found := _NO_OPTION.search(message):
         shown = message if message.startswith("unrecognized") else f"unrecognized arguments: {found[1]}"
         near = _nearest(found[1], options, "--")
         return f"{shown}{near} (`{prog} --help` lists the options)"
-    reasons = re.findall(r"^ *- (.+(?:\n {8,}.+)?)", message, re.MULTILINE)
-    reasons = [reason for reason in reasons if "NoneType" not in reason and not reason.startswith("Does not")]
-    key = re.match(r'Parser key "([^"]+)":', message)
-    if not reasons or key is None:
-        return message
-    given = re.search(r"Given value: (.*)", message)
-    got = f"; got {given[1]}" if given else ""
-    return f"`{key[1]}`: {', or '.join(dict.fromkeys(reasons))}{got}"
+    given = re.search(r"(?:Got|Given) value: (.*)", said)
+    got = f", got {given[1]}" if given else ""
+    is_class = "Expected a path but" in said  # or the path of a config of one
+    if not is_class and (expected := _expected(said)):
+        return f"{option} must be {expected}{got}"
+    if found := re.search(_NO_CLASS, said):
+        name = found[1] or found[2]
+        return f"{option}: there is no class `{name}`{_nearest(name.rpartition('.')[2], _classes())}"
+    return f"{option}: {said.strip()}" if keys else message
+
+
+def _innermost(message: str) -> tuple[list[str], str]:
+    """The keys that lead to what is wrong, and what is said of the last of them."""
+    keys = list(re.finditer(r'^( *)(?:- )?Parser key "([^"]+)":', message, re.MULTILINE))
+    if not keys:
+        return [], message
+    deeper = rf"\n(?! {{{len(keys[-1][1]) + 1},}}|$)"  # the first line that is indented no more than the key
+    said = re.split(deeper, message[keys[-1].end() :].replace("\n\n", "\n"))[0]
+    return [key[2] for key in keys], said
+
+
+def _expected(said: str) -> str:
+    """The plain values that an option takes; of classes and None nothing."""
+    kinds = re.findall(r"Expected a <class '([\w.]+)'>", said)
+    literals = re.findall(r"typing\.Literal\[(.*?)\]", said)
+    words = [f"`{value}`" for group in literals for value in re.findall(r"'([^']*)'", group)]
+    words = list(dict.fromkeys(words))
+    words += [word for kind, word in _WORDS.items() if kind in kinds]
+    if "float" in kinds and "int" in kinds:
+        words.remove(_WORDS["int"])
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _classes() -> list[str]:
+    """The names of classes that an option may mean: this package's, and Lightning's callbacks and loggers."""
+    foreign = (sys.modules.get(f"lightning.pytorch.{name}") for name in ("callbacks", "loggers"))
+    return [
+        name for name in (*HOME, *(name for m in foreign if m for name in m.__all__)) if name[0].isupper()
+    ]
 
 
 def _arguments(path: str) -> list[str]:
@@ -150,5 +206,6 @@ def _arguments(path: str) -> list[str]:
 
 
 def _nearest(name: str, known: list[str], dashes: str = "") -> str:
-    near = get_close_matches(name, known, n=1)
-    return f"; did you mean `{dashes}{near[0]}`?" if near else ""
+    near = get_close_matches(name.lower(), [other.lower() for other in known], n=1, cutoff=0.7)
+    found = next((other for other in known if [other.lower()] == near), None)
+    return f"; did you mean `{dashes}{found}`?" if found else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from fanoise_lightning._lightning import CLASS_PATH, CheckpointMerger
+from fanoise_lightning._lightning import CLASS_PATH, CheckpointMerger, is_local
 from fanoise_lightning._log import report
 from fanoise_lightning.callbacks import FANoise, ScoreboardWriter, SpectrumMonitor
 from fanoise_lightning.callbacks._files import output_folder, refuse_a_used_folder
@@ -38,6 +40,14 @@ from fanoise_lightning.training.trust import (
 )
 
 __all__ = ["FANoiseCLI", "main"]
+
+_DESCRIPTIONS = {
+    "fit": "Train an encoder, with FANoise.",
+    "validate": "Score an encoder on the validation data.",
+    "test": "Score an encoder on the test data.",
+    "predict": "Embed the evaluation data; a callback such as EmbeddingWriter keeps the embeddings.",
+}
+_NO_FILE = re.compile(r"(best|last|hpc)$|registry")  # what Lightning takes in place of a path
 
 
 class FANoiseCLI(CheckpointMerger, LightningCLI):
@@ -63,6 +73,7 @@ class FANoiseCLI(CheckpointMerger, LightningCLI):
             parser_kwargs={
                 "prog": "fanoise",
                 "description": "Train and evaluate embedding models with FANoise.",
+                **{command: {"description": text} for command, text in _DESCRIPTIONS.items()},
             },
             parser_class=CommandParser,
             args=args,
@@ -81,21 +92,22 @@ class FANoiseCLI(CheckpointMerger, LightningCLI):
         """Let what a checkpoint describes replace the config's, as Lightning does, if it is allowed.
 
         Raises:
+            FileNotFoundError: if there is no such checkpoint.
             ValueError: if neither the config nor the checkpoint names an encoder and data, or if the
                 checkpoint names what is not allowed.
         """
         subcommand = self.config.get("subcommand")
         path = self.config[subcommand].get("ckpt_path") if subcommand else None
+        if path and is_local(path) and not _NO_FILE.match(path) and not Path(path).exists():
+            raise FileNotFoundError(f"there is no checkpoint `{path}`")
         resumed = path if path and Path(path).is_file() else None
         if not resumed or subcommand == "fit":  # a fit needs its noise and trainer, too
-            self._check_that_parts_are_named(
-                subcommand, f"; there is no file {path}" if path and not resumed else ""
-            )
+            self._check_that_parts_are_named(subcommand)
         if resumed:
             self._merge(subcommand, resumed)
             self._check_that_parts_are_named(subcommand, f", and {path} does not describe it")
 
-    def _check_that_parts_are_named(self, subcommand: str | None, why: str) -> None:
+    def _check_that_parts_are_named(self, subcommand: str | None, why: str = "") -> None:
         config = self.config[subcommand] if subcommand else self.config
         missing = [f"`{name}`" for name in ("model.encoder", "data") if config.get(name) is None]
         if missing:
@@ -172,7 +184,16 @@ class FANoiseCLI(CheckpointMerger, LightningCLI):
 
         self._started = time.time()
 
-    before_test = before_predict = before_validate
+    before_test = before_validate
+
+    def before_predict(self) -> None:
+        """Say before hours of work that nothing will keep them."""
+        if not any(isinstance(c, BasePredictionWriter) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+            report(
+                "this run keeps no embeddings: add `--trainer.callbacks+=fanoise_lightning.callbacks."
+                "EmbeddingWriter`, or embed your own rows with `fanoise embed`"
+            )
+        self.before_validate()
 
     def after_fit(self) -> None:
         """Say what the run wrote, and where."""

@@ -15,11 +15,13 @@ from fanoise_lightning._names import HOME
 from fanoise_lightning._user_errors import OneLineErrors
 from fanoise_lightning.losses.in_batch_loss import InBatchLoss
 
-__all__ = ["RECIPE", "CommandParser", "with_recipe"]
+__all__ = ["OWN_DATA", "RECIPE", "CommandParser", "with_recipe"]
 
 RECIPE = Path(__file__).with_name("recipe.yaml")
 """What ``--print_config`` prints without a config: the main job, which runs without a download."""
 
+OWN_DATA = Path(__file__).with_name("recipe_own_data.yaml")
+"""What it prints with the data that ``--data`` names: a pretrained encoder, fine-tuned."""
 
 COMMON = [
     "accelerator",
@@ -106,14 +108,23 @@ class CommandParser(OneLineErrors, LightningArgumentParser):
         for action in self._actions:
             if action.dest.startswith(f"{nested_key}."):
                 action.required = False
+        if nested_key == "data":  # Lightning's own docstring ends in a list
+            self._action_groups[-1].title = "Where queries and targets come from"
+        return names
+
+    def add_method_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        """jsonargparse's, under a heading of its own: the first lines of Lightning's docstrings are cut."""
+        names = super().add_method_arguments(*args, **kwargs)
+        self._action_groups[-1].title = "Of this run"
         return names
 
 
 def with_recipe(args: list[str], commands: Iterable[str]) -> list[str]:
-    """The arguments, with `RECIPE` as the config if they ask to print a config and name none."""
+    """The arguments, with a recipe as the config if they ask to print a config and name none."""
     prints = any(arg.startswith("--print_config") for arg in args)
     named = any(re.match(r"-c$|-c=|--config(=|$)", arg) for arg in args)
     place = next((number for number, arg in enumerate(args, 1) if arg in set(commands)), None)
     if not prints or named or place is None:
         return args
-    return [*args[:place], f"--config={RECIPE}", *args[place:]]
+    own = any(re.match(r"--data(=|$)", arg) for arg in args)
+    return [*args[:place], f"--config={OWN_DATA if own else RECIPE}", *args[place:]]

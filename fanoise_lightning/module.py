@@ -31,7 +31,7 @@ from fanoise_lightning.sample import Collate, Sample
 from fanoise_lightning.training.checkpoints import read_arguments
 from fanoise_lightning.training.describe import describe_module, warn_of_lost_arguments
 from fanoise_lightning.training.embedding import embed_batch, embed_sides, warn_of_batch_norm
-from fanoise_lightning.training.encode import check_truncation, encode
+from fanoise_lightning.training.encode import check_device, check_truncation, encode
 from fanoise_lightning.training.identities import identities, loss_options
 from fanoise_lightning.training.lockstep import embed_own_rows
 from fanoise_lightning.training.schedules import LinearWarmup
@@ -157,10 +157,15 @@ class ContrastiveModule(TrainedOnlyCheckpoints):
             kwargs: ``encoder=...`` and other arguments that replace what the checkpoint describes.
 
         Raises:
-            ValueError: if the checkpoint names a class that is not allowed, if the encoder needs remote
-                code that is not trusted, or if frozen weights that the checkpoint lacks have changed.
+            ValueError: if the checkpoint names a class that is not allowed, or no encoder, if the encoder
+                needs remote code that is not trusted, or if frozen weights that the checkpoint lacks have
+                changed.
         """
         arguments = read_arguments(cls, checkpoint_path, hparams_file, weights_only, kwargs, allow)
+        if "encoder" not in arguments and cls.__init__ is ContrastiveModule.__init__:
+            raise ValueError(
+                f"the checkpoint {checkpoint_path} does not describe its encoder: pass `encoder=`"
+            )
         safe = weights_only is not False
         # not truthiness: "false", from a config or the environment, must not run code
         with nullcontext() if trust_remote_code is True else refuse_remote_code():
@@ -295,8 +300,8 @@ class ContrastiveModule(TrainedOnlyCheckpoints):
 
         Raises:
             TypeError: for what is neither a sample nor a sequence of some.
-            ValueError: if ``batch_size`` or ``truncate_dim`` is below 1, ``truncate_dim`` is above D, or an
-                item is empty or cannot be decoded.
+            ValueError: if ``batch_size`` or ``truncate_dim`` is below 1, ``truncate_dim`` is above D, a
+                device is not available, or an item is empty or cannot be decoded.
             FileNotFoundError: if a path does not exist. An error of an item names its index.
 
         Example:
@@ -307,6 +312,7 @@ class ContrastiveModule(TrainedOnlyCheckpoints):
         check_at_least("num_workers", num_workers, 0)
         check_truncation(truncate_dim, self.encoder.embedding_dim)
         if isinstance(device, str | torch.device):
+            check_device(device)
             self.to(device)
             device = None
         where = self.device if device is None else device

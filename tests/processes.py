@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_only
 from torch import multiprocessing
 
 
@@ -56,6 +57,7 @@ def run_on_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout: f
 def _run(fn: Callable[..., Any], rank: int, world_size: int, folder: Path, args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)  # a forked process must not use the threads of its parent's OpenMP
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    rank_zero_only.rank = rank  # as Lightning reads it when it is imported under torchrun
     try:
         dist.init_process_group(
             "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world_size

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from fanoise_lightning import ContrastiveModule, Encoder
@@ -19,7 +21,7 @@ from fanoise_lightning import __main__ as command
 from fanoise_lightning._user_errors import is_users, one_line
 from fanoise_lightning._version import __version__
 from fanoise_lightning.cli import FANoiseCLI
-from fanoise_lightning.command_parser import RECIPE
+from fanoise_lightning.command_parser import RECIPE, with_recipe
 from fanoise_lightning.training.describe import differences
 from fanoise_lightning.training.devices import check_devices
 
@@ -58,6 +60,24 @@ def test_the_help_lists_every_command_lightnings_too(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == f"fanoise {__version__}\n"
 
 
+@pytest.mark.parametrize("args", [[], ["-h"]])
+def test_without_a_command_the_help_is_shown(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(args)
+    assert capsys.readouterr().out.startswith("usage: fanoise COMMAND [options]\n")
+
+
+def test_lightnings_commands_get_all_arguments_the_others_those_after_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[str, list[str]]] = []
+    act = lambda name: SimpleNamespace(main=lambda args: seen.append((name, list(args))))  # noqa: E731
+    monkeypatch.setattr(command, "import_module", act)
+    for args in (["fit", "--x"], ["--trainer.x=1", "fit"], ["data", "--root=x"]):
+        main(args)
+    trainer, data = "fanoise_lightning.cli", "fanoise_lightning.data.sources.download"
+    assert seen == [(trainer, ["fit", "--x"]), (trainer, ["--trainer.x=1", "fit"]), (data, ["--root=x"])]
+
+
 def test_the_help_of_fit_is_short_and_complete(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,6 +87,10 @@ def test_the_help_of_fit_is_short_and_complete(
     assert "torch.nn.Linear" not in out
     for word in ("InfoNCE", "SigmoidLoss", "--noise.alpha", "--ckpt_path", "detect_anomaly", "max_steps"):
         assert word in out
+    losses = re.search(r"--model\.loss .*?such as ([\w., ]+)\)", " ".join(out.split()))
+    assert losses is not None
+    names = {name.removeprefix("fanoise_lightning.") for name in losses[1].split(", ")}
+    assert names == {"InfoNCE", "SigmoidLoss"}
 
 
 def test_a_recipe_is_printed_where_no_config_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,23 +101,79 @@ def test_a_recipe_is_printed_where_no_config_is_named(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
+    "args", [["fit"], ["fit", "--print_config", "--config=own.yaml"], ["--print_config"]]
+)
+def test_arguments_that_name_a_config_or_print_none_stay(args: list[str]) -> None:
+    assert with_recipe(args, ["fit"]) == args
+
+
+OWN = ["--data=PairDataModule", "--data.source=a.csv"]
+
+
+@pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["fti"], "unknown command `fti`; did you mean `fit`"),
-        (["fit", f"--config={EMOJI}", "--noise.alhpa=1"], "did you mean `--noise.alpha`"),
+        (["fti"], "unknown command `fti`; did you mean `fit`?"),
         (
-            ["fit", f"--config={EMOJI}", "--data.batch_sise=3"],
-            "no argument `batch_sise`; did you mean `batch_size`",
+            ["fit", "--noise.alhpa=1"],
+            "did you mean `--noise.alpha`? (`fanoise fit --help` lists the options)",
         ),
-        (["fit", f"--config={EMOJI}", "--noise.scaling=cubic"], "`noise.scaling`: .*sublinear.*got cubic"),
+        (["fit", *OWN, "--data.batch_sise=3"], "no argument `batch_sise`; did you mean `batch_size`?"),
+        (
+            ["fit", "--noise.scaling=cubic"],
+            "`--noise.scaling` must be `uniform`, `linear` or `sublinear`, got cubic",
+        ),
+        (
+            ["fit", "--model.chunk_size=x"],
+            "`--model.chunk_size` must be a whole number or a list such as `[1, 2]`, got x",
+        ),
+        (["fit", "--noise.alpha=x"], "`--noise.alpha` must be a number, got x"),
+        (["fit", "--noise.relative=x"], "`--noise.relative` must be `true` or `false`, got x"),
+        (["fit", "--model.metrics=mrr"], "`--model.metrics` must be a list such as `[a, b]`, got mrr"),
+        (["fit", *OWN, "--data.batch_size=x"], "`--data.batch_size` must be a whole number, got x"),
+        (["fit", *OWN, "--data.val_fraction=x"], "`--data.val_fraction` must be a number, got x"),
+        (
+            ["fit", *OWN, "--data.mask_same_target=x"],
+            "`--data.mask_same_target` must be `all` or `none`, got x",
+        ),
+        (["fit", "--data.batch_size=3"], "name the data first: `--data PairDataModule`"),
+        (
+            ["fit", "--model.encoder.model=x"],
+            "name the encoder first: `--model.encoder OpenClipEncoder`",
+        ),
+        (["fit", "--data=PairDataModule"], "PairDataModule needs `--data.source`"),
+        (
+            ["fit", "--data=PairDataModul"],
+            "`--data`: there is no class `PairDataModul`; did you mean `PairDataModule`?",
+        ),
+        (
+            ["fit", "--model.loss=Infonce"],
+            "`--model.loss`: there is no class `Infonce`; did you mean `InfoNCE`?",
+        ),
+        (["fit", "--data=torch.nope.X"], "`--data`: there is no class `torch.nope.X`"),
+        (
+            ["fit", "--trainer.logger=CSVLoger"],
+            "there is no class `CSVLoger`; did you mean `CSVLogger`?",
+        ),
+        (["fit", "--config=none.yaml"], "`--config`: File does not exist"),
         (["fit"], "`model.encoder` and `data` missing: pass `--config`"),
-        (["validate", "--ckpt_path=none.ckpt"], "there is no file none.ckpt"),
-        (["compare", "none", "--baseline=x"], "none"),
+        (["validate", "--ckpt_path=none.ckpt"], "fanoise: there is no checkpoint `none.ckpt`"),
+        (["study", "none.yaml", "--folder=x"], "fanoise: none.yaml: No such file or directory"),
+        (
+            ["study", "none.yaml", "--folder=x", "--workers=x"],
+            "`--workers` must be a whole number, got x",
+        ),
+        (["search", "a", "b", "--k=abc"], "`--k` must be a whole number, got abc"),
+        (["embed", "a"], "`--out` missing"),
+        (["embed", "--print_config"], "--print_config (`fanoise embed --help` lists the options)"),
+        (["figures", "--print_config"], "--print_config (`fanoise figures --help` lists the options)"),
     ],
 )
 def test_a_users_error_is_one_line(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(args, capsys)
-    assert re.search(message, line), line
+    assert message in line
+    assert "Namespace" not in line
+    assert "<class" not in line
 
 
 def a_module(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,10 +186,33 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main(["data"])
 
 
-def test_with_debug_a_users_error_does_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_help_has_no_sentence_that_breaks_off(capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed(["predict", "--help"], capsys)
+    assert out.split("\n\n")[1].endswith(".")
+    assert "Useful to" not in out
+    assert "The main advantage" not in out
+
+
+def test_with_debug_an_unknown_option_is_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FANOISE_DEBUG", "1")
-    with pytest.raises(FileNotFoundError):
-        main(["study", "none.yaml", "--folder=x"])
+    with pytest.raises(ValueError, match="alhpa"):
+        main(["fit", "--noise.alhpa=1"])
+
+
+def test_what_lightning_finds_contradictory_is_the_users_to_put_right(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def contradicts(args: list[str]) -> None:
+        raise MisconfigurationException("one and\n  the other")
+
+    a_module(contradicts, monkeypatch)
+    assert refused(["data"], capsys) == "fanoise: one and the other"
+
+
+def test_what_is_not_implemented_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    a_module(lambda rest: Encoder().forward(), monkeypatch)
+    with pytest.raises(NotImplementedError):
+        main(["data"])
 
 
 def test_what_a_raise_of_this_package_says_is_the_users_to_put_right() -> None:
@@ -160,30 +263,102 @@ def test_differences_of_encoders_are_named() -> None:
     assert differences(ours, {**theirs, "class_path": "x.Y"}).startswith("x.Y in the checkpoint")
 
 
-def test_a_checkpoint_alone_is_validated_and_runs_say_what_they_wrote(tmp_path: Path) -> None:
-    small = ["--data.eval_subsets=[renderer]", "--data.num_workers=0", "--data.batch_size=16"]
-    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
-    steps = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--trainer.accelerator=cpu"]
+SCRIPT = "from fanoise_lightning.__main__ import COMMANDS, main\n"  # as pip writes it, in a folder of its own
 
-    def run(*args: str) -> str:
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run(
-            [sys.executable, "-m", "fanoise_lightning", *args, *quiet],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=250,
-        )
-        return done.stderr
 
-    said = run("fit", f"--config={RECIPE}", *small, *steps)
-    assert "wrote to runs/emoji/version_0/checkpoints: " in said
-    said = run(
-        "validate", "--ckpt_path=runs/emoji/version_0/checkpoints/last.ckpt", "--trainer.accelerator=cpu"
+def process(folder: Path, *args: str, script: str) -> SimpleNamespace:
+    """Run the command in a process whose working directory is `folder`."""
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "bin" / "fanoise").write_text(f"{script}main()\n")
+    known = {name: value for name, value in os.environ.items() if name != "FANOISE_DEBUG"}
+    root = str(Path(__file__).parents[1])
+    paths = os.pathsep.join([root, *filter(None, [known.get("PYTHONPATH")])])
+    return subprocess.run(
+        [sys.executable, "bin/fanoise", *args],
+        cwd=folder,
+        env={**known, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=250,
     )
-    assert "scores.json" in said.splitlines()[-1]
+
+
+ENCODER = """
+import torch
+from fanoise_lightning import Encoder
+
+class MyEncoder(Encoder):
+    embedding_dim = 8
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.net = torch.nn.Linear(width, 8)
+
+    def collate(self, samples):
+        return {"x": torch.tensor([[len(sample.text) * 1.0] * self.width for sample in samples])}
+
+    def forward(self, x):
+        return self.net(x)
+"""
+
+
+def test_the_recipe_that_is_printed_for_own_data_runs_with_an_encoder_of_the_working_directory(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    (tmp_path / "my_encoder.py").write_text(ENCODER)
+    rows = [f"{'n' * number},{'t' * number}" for number in range(1, 21)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["name,text", *rows]))
+    data = ["--data.source=pairs.csv", "--data.query=name", "--data.target=text", "--data.num_workers=0"]
+    data += ["--data.batch_size=4"]
+    encoder = ["--model.encoder=my_encoder.MyEncoder", "--model.encoder.width=3"]
+    out = printed(["fit", "--data=PairDataModule", *data, *encoder, "--print_config"], capsys)
+    assert "emoji" not in out
+    (tmp_path / "recipe.yaml").write_text(out)
+    short = ["--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
+    with caplog.at_level("INFO", logger="fanoise_lightning"):
+        main(["fit", "--config=recipe.yaml", *short])
+    sys.modules.pop("my_encoder")
+    assert any(line.startswith("wrote to runs/own/version_0/checkpoints: ") for line in caplog.messages)
+    described = torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=True)["hyper_parameters"][
+        "encoder"
+    ]
+    assert described == {"class_path": "my_encoder.MyEncoder", "init_args": {"width": 3}}
+
+
+OPENS = f"{SCRIPT}COMMANDS['open'] = ('opens', '')\n"
+
+
+@pytest.mark.parametrize("args", [["open", "none.txt"], ["--debug", "open", "none.txt"]])
+def test_a_process_ends_in_one_line_or_with_debug_in_a_traceback(args: list[str], tmp_path: Path) -> None:
+    (tmp_path / "opens.py").write_text("def main(args):\n    open(*args)\n")
+    done = process(tmp_path, *args, script=OPENS)
+    if "--debug" in args:
+        assert done.returncode == 1
+        assert done.stderr.startswith("Traceback (most recent call last)")
+        assert done.stderr.endswith("FileNotFoundError: [Errno 2] No such file or directory: 'none.txt'\n")
+    else:
+        assert done.returncode == 2
+        assert done.stderr == "fanoise: none.txt: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "value", "traceback"),
+    [(["data"], "0", False), (["data"], "1", True), (["data", "--debug"], "0", True)],
+)
+def test_debug_is_an_option_or_a_variable(
+    args: list[str], value: str, traceback: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_module(lambda rest: Path("/none.txt").read_text(), monkeypatch)
+    monkeypatch.setenv("FANOISE_DEBUG", value)
+    monkeypatch.setattr("sys.argv", ["fanoise", *args])
+    with pytest.raises(FileNotFoundError if traceback else SystemExit):
+        main()
 
 
 class Forgetful(Encoder):

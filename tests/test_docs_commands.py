@@ -16,14 +16,14 @@ from fanoise_lightning.__main__ import main
 from fanoise_lightning.cli import FANoiseCLI
 from fanoise_lightning.data.sources import download
 from fanoise_lightning.export import export_command
-from fanoise_lightning.search import embed_command
+from fanoise_lightning.search import embed_command, search_command
 from fanoise_lightning.study import compare_command, figures_command, study_command
 from fanoise_lightning.study.plan import Study
 from fanoise_lightning.study.resolve import fingerprints
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-BLOCK = re.compile(r"^ *```(|bash|yaml)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^ *```([^\n]*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 YAML = {"own_pairs.md": "pairs.yaml", "study.md": "study.yaml", "encoders.md": "encoder.yaml"}
 ACTS = [  # what a command does once it has read its arguments
     (FANoiseCLI, "before_instantiate_classes"),
@@ -32,6 +32,7 @@ ACTS = [  # what a command does once it has read its arguments
     (compare_command, "compare"),
     (embed_command, "model_of_checkpoint"),
     (export_command, "read_checkpoint"),
+    (search_command, "_search"),
     (figures_command, "draw"),
 ]
 
@@ -93,6 +94,7 @@ def test_a_wrong_option_is_not_accepted(folder: Path) -> None:
         "data --rot=mmeb",
         "compare runs",
         "study a.yaml",
+        "search index a --hmtl=a.html",
     ):
         with pytest.raises(SystemExit) as end:
             main(args.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,6 +129,23 @@ def test_several_processes_give_what_one_gives(module: ContrastiveModule, tmp_pa
     assert torch.allclose(found, module.encode(samples), atol=1e-6)
     with pytest.raises(FileNotFoundError, match=r"item 4 of `encode`.*absent\.png"):
         module.encode([*"abcd", tmp_path / "absent.png", *"efgh"], batch_size=1, device=["cpu", "cpu"])
+
+
+def test_pictures_are_embedded_in_the_dtype_of_the_module(tiny_clip: str) -> None:
+    module = ContrastiveModule(OpenClipEncoder(tiny_clip))
+    expected = module.encode(MIXED)
+    assert torch.allclose(module.bfloat16().encode(MIXED), expected, atol=0.05)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
+@pytest.mark.parametrize("device", ["cuda", ["cpu", "cuda:0"]], ids=str)
+def test_a_device_that_is_not_there_leaves_the_module_as_it_was(
+    module: ContrastiveModule, device: Any
+) -> None:
+    with pytest.raises(ValueError, match=r"`device` 'cuda(:0)?' is not available on this machine"):
+        module.encode(["red"], device=device)
+    assert module.device == torch.device("cpu")
+    assert module.encode(["red"]).shape == (1, 24)
 
 
 def test_a_single_device_is_where_the_module_goes(module: ContrastiveModule) -> None:

@@ -62,3 +62,13 @@ def test_an_application_can_silence_it(before: str) -> None:
 def test_a_handler_that_drops_lines_silences_it() -> None:
     handler = "import fanoise_lightning._log; " + OURS + "ours.addHandler(logging.NullHandler()); "
     assert output(handler + REPORT) == ""
+
+
+def test_on_the_command_line_no_library_changes_how_lines_look() -> None:
+    command = "from fanoise_lightning._log import stay_unconfigured; stay_unconfigured(); import logging; "
+    library = "logging.info('of open_clip'); logging.warning('careful'); "
+    assert output(f"{command}{library}{REPORT}") == "careful\na line\n"
+
+
+def test_reporting_needs_no_torch() -> None:
+    assert output(f"{REPORT}; import sys; assert 'torch' not in sys.modules") == "a line\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from fanoise_lightning.data.images.store import ImageStore
 from fanoise_lightning.data.rows.cleaning import Cleaner
 from fanoise_lightning.data.rows.columns import TEXT, Columns, Kind, where
 from fanoise_lightning.data.rows.embedded import EmbeddedImages
-from fanoise_lightning.data.rows.references import References, unique_paths
+from fanoise_lightning.data.rows.references import References, text_hashes, unique_paths
 from fanoise_lightning.data.sources.any_source import open_source
 from fanoise_lightning.data.sources.roles import choose_item
 from fanoise_lightning.data.sources.source import Source
@@ -36,6 +37,7 @@ class Items:
         table: (N,) rows: the file and row of each item.
         root: what the paths are relative to.
         embedded: the pictures that came as bytes, under the keys that replace their paths.
+        empty: ``id`` and ``reason`` of each row that is no item, as it has neither text nor picture.
     """
 
     source: str
@@ -44,6 +46,7 @@ class Items:
     table: pa.Table
     root: ImageRoot | None = None
     embedded: EmbeddedImages | None = None
+    empty: Sequence[dict[str, str]] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,8 +78,8 @@ def read_items(
 ) -> Items:
     """Read the items of a catalogue from any source of rows.
 
-    A row with neither a text nor a picture is skipped, with a warning. Pictures are opened later; only a
-    sample of their paths is looked for.
+    A row with neither a text nor a picture is no item, but listed, with a warning. Pictures are opened later;
+    only a sample of their paths is looked for.
 
     Args:
         source: see `open_source`.
@@ -102,15 +105,27 @@ def read_items(
     kinds: tuple[tuple[str | None, Kind], ...] = ((side.text, "text"), (side.image, "image"))
     columns: Columns = {name: kind for name, kind in kinds if name is not None}
     table, embedded = opened.read({**columns, **({} if id is None or id in columns else {id: "id"})})
+    free = (
+        pa.default_memory_pool().release_unused
+    )  # or Arrow keeps the space of copies, several times the rows
+    free()
     clean = Cleaner(opened.short_name, table, opened.absolute)
     references = clean.references(side.text, side.image)
+    free()
     kept = clean.keep(references.is_empty)
     ids = _check_ids(table, id)
+    empty: list[dict[str, str]] = []
     if len(kept) < len(table):
+        for row in np.flatnonzero(references.is_empty).tolist():
+            reason = f"{where(table, row)}: it has neither text nor picture"
+            empty.append({"id": ids[row].as_py(), "reason": reason})
         rows = pa.array(kept)
         references, ids, table = references.take(kept), ids.take(rows), table.take(rows)
     root = find_root(opened, image_root, unique_paths(references.images))
-    return Items(opened.name, ids, references, table.select(["file", "row"]), root, embedded)
+    del clean
+    table = table.select(["file", "row"])
+    free()
+    return Items(opened.name, ids, references, table, root, embedded, empty)
 
 
 def find_root(source: Source, image_root: str | Path | None, paths: pa.Array) -> ImageRoot | None:
@@ -130,6 +145,9 @@ def _check_ids(table: pa.Table, name: str | None) -> pa.Array:
     ids = table[name].combine_chunks()
     if (missing := pc.index(ids, "").as_py()) >= 0:
         raise ValueError(f"{where(table, missing)}: column `{name}` has no id; give each row one")
+    hashes = np.sort(text_hashes(table[name]))  # a dictionary of all ids would be large
+    if not (hashes[1:] == hashes[:-1]).any():
+        return ids
     numbers = ids.dictionary_encode().indices.to_numpy()
     first = np.unique(numbers, return_index=True)[1]
     if len(first) < len(ids):

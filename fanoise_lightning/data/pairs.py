@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
@@ -16,11 +15,13 @@ from fanoise_lightning._checks import check_at_least, check_choice
 from fanoise_lightning._log import report
 from fanoise_lightning.data.datamodule import DEFAULT_SEED, ContrastiveDataModule
 from fanoise_lightning.data.images.roots import ImageRoot
-from fanoise_lightning.data.rows.answers import chance_of, merge_answers
-from fanoise_lightning.data.rows.records import EvalRows, TrainRows
-from fanoise_lightning.data.rows.references import number_references, text_hashes, unique_references
+from fanoise_lightning.data.images.same_files import name_files, other_paths
+from fanoise_lightning.data.rows.answers import chance_of, left_out, merge_answers
+from fanoise_lightning.data.rows.records import EvalRows, TrainRows, pad_candidates
+from fanoise_lightning.data.rows.references import References, number_references, text_hashes
 from fanoise_lightning.data.rows.splits import Pairs, Split, count_candidates, draw_candidates, split
 from fanoise_lightning.data.sources.any_source import open_source
+from fanoise_lightning.data.sources.negatives import join_negatives
 from fanoise_lightning.data.sources.pair_rows import read_pairs
 from fanoise_lightning.data.sources.roles import choose_pair
 from fanoise_lightning.data.sources.source import Source
@@ -59,8 +60,9 @@ class PairDataModule(ContrastiveDataModule):
             default, `query` and `target` follow from the names of the columns, which is reported: those of
             MMEB (``qry``, ``qry_image_path``, ``pos_text``, ...) and sentence-transformers (``anchor``,
             ``positive``, ``negative``), or a text such as ``caption`` for the only column of pictures.
-        target: the column or columns of the targets.
-        negatives: the column or columns of hard negatives, which hold one value or a list.
+        target: the column or columns of the targets. Each value of a list makes a pair.
+        negatives: the column or columns of hard negatives, which hold one value or a list; columns
+            ``negative_1``, ``negative_2`` and so on are read as one column ``negative``.
         image_root: the folder or zip archive that image paths are relative to; by default the folder of
             `source`, and that of `val` for its pairs. Absolute paths are followed, except those of a data
             set from the hub.
@@ -145,7 +147,8 @@ class PairDataModule(ContrastiveDataModule):
             rows = self._read(self._opened, self._images)
             if self._val_opened is not None:
                 held_out = self._read(self._val_opened, self._val_images)
-                pairs, held_out_pairs = number_pairs(rows, held_out)
+                parts = ((rows, self._images), (held_out, self._val_images))
+                pairs, held_out_pairs = number_pairs(*(_with_files(*part) for part in parts))
                 how = f"those of `{self._val_opened.name}`"
                 self._parts = _Part(rows, pairs), _Part(held_out, held_out_pairs), how
             else:
@@ -158,8 +161,9 @@ class PairDataModule(ContrastiveDataModule):
         columns = choose_pair(source, self.query, self.target, self.negatives)
         masks = self.mask_same_target == "all"
         rows = read_pairs(source, columns, blind=self.blind, mask_same_target=masks)
-        images.check_sample(rows.paths, source.name)
-        return rows
+        paths = rows.paths
+        images.check_sample(paths, source.name)
+        return rows.with_paths(other_paths(images, paths.to_pylist()))
 
     def _find_split(self, pairs: Pairs) -> Split:
         fraction = min(0.1, HELD_OUT / len(pairs)) if self.val_fraction is None else self.val_fraction
@@ -183,27 +187,44 @@ class PairDataModule(ContrastiveDataModule):
     def read_eval(self) -> list[EvalRows]:
         """Read the pairs to validate on, and draw their candidates."""
         (train, trained), (rows, pairs), how = self._split()
-        items, codes = unique_references(rows.queries, rows.targets)
+        known = pairs.known(trained)  # right answers that are trained on
+        numbers = np.concatenate([pairs.queries, pairs.targets])
+        unique, first, codes = np.unique(numbers, return_index=True, return_inverse=True)
+        items = References.cat(rows.queries, rows.targets).take(first)
         queries, targets = codes[: len(rows)], codes[len(rows) :]
-        catalogue = None
+        trained_right = np.searchsorted(unique, known[0]), np.searchsorted(unique, known[1])
+        catalogue = excluded = None
         if self.num_candidates is None:
             candidates, catalogue = targets[:, None], np.unique(targets)
         else:
-            candidates = draw_candidates(queries, targets, self.num_candidates, self.split_seed)
-        enough = count_candidates(pairs) > 1
+            candidates = draw_candidates(
+                queries, targets, self.num_candidates, self.split_seed, trained_right
+            )
+        enough = count_candidates(pairs, known) > 1
         if not enough.all():  # their targets stay candidates of others
             self._report_alone(rows, enough)
             queries, candidates, pairs = queries[enough], candidates[enough], pairs.take(enough)
         held_out = items.take(np.union1d(queries, candidates[:, 0]))
         queries, candidates, num_right = merge_answers(queries, candidates)
-        counts, chance = chance_of(queries, candidates, num_right, catalogue)
+        others, num_excluded = left_out(queries, candidates, trained_right)
+        if catalogue is not None and len(others):
+            excluded = pad_candidates(others, num_excluded)
+        counts, chance = chance_of(queries, candidates, num_right, catalogue, num_excluded)
         details = f"{counts.min()} to {counts.max()} candidates, chance {chance:.1%}"
-        hard = pc.sum(pc.is_in(held_out.keys, value_set=train.all_negatives.keys)).as_py()
+        if len(others):
+            details += (
+                f"; of {np.count_nonzero(num_excluded)} queries, {len(others)} candidates are left out that "
+                "are right by training pairs"
+            )
+        same = number_references(held_out, train.all_negatives)
+        if empty := train.num_empty + (0 if self.val is None else rows.num_empty):
+            details += f"; {empty} rows without a query or target are left out"
+        hard = len(np.intersect1d(same[: len(held_out)], same[len(held_out) :]))
         if hard:
             details += f"; {hard} of {len(held_out)} items are hard negatives of training pairs"
         self._report_overlap(trained, pairs, how, details)
         subset = Subset("validation", "retrieval", "IND", {"chance": chance})
-        return [EvalRows(subset, items, queries, candidates, rows.embedded, num_right, catalogue)]
+        return [EvalRows(subset, items, queries, candidates, rows.embedded, num_right, catalogue, excluded)]
 
     def _report_alone(self, rows: TrainRows, enough: NDArray[np.bool_]) -> None:
         """Warn of the queries that are skipped because they have fewer than two candidates.
@@ -237,11 +258,11 @@ class PairDataModule(ContrastiveDataModule):
 
     @cached_property
     def _opened(self) -> Source:
-        return open_source(self.source)
+        return join_negatives(open_source(self.source))
 
     @cached_property
     def _val_opened(self) -> Source | None:
-        return None if self.val is None else open_source(self.val)
+        return None if self.val is None else join_negatives(open_source(self.val))
 
     @cached_property
     def _images(self) -> ImageRoot:
@@ -268,6 +289,12 @@ class _Part(NamedTuple):
 
     def take(self, which: NDArray[np.bool_]) -> _Part:
         return _Part(self.rows.take(np.flatnonzero(which)), self.pairs.take(which))
+
+
+def _with_files(rows: TrainRows, images: ImageRoot) -> TrainRows:
+    """The rows with the files that their paths open, which may be relative to different roots."""
+    paths = rows.paths.to_pylist()
+    return rows.with_paths(dict(zip(paths, name_files(images, paths))))
 
 
 def number_pairs(*parts: TrainRows) -> list[Pairs]:

@@ -15,7 +15,12 @@ from fanoise_lightning.sample import Sample
 
 __all__ = ["fingerprint"]
 
-_PLACES = ("model", "pretrained", "folder")  # where weights or features lie; the weights themselves count
+_PLACES = (
+    "model",
+    "pretrained",
+    "adapter",
+    "folder",
+)  # where weights or features lie; the weights themselves count
 
 
 def fingerprint(encoder: Encoder) -> str:

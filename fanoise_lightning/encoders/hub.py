@@ -33,7 +33,7 @@ def check_available(model: str, what: str = "model") -> None:
         return
     if _is_path(model):
         home = Path(model).expanduser()
-        hint = f"pass {str(home)!r} instead" if home.is_dir() else "check the path"
+        hint = f"pass {str(home)!r} instead" if home.is_dir() else f"check the path, seen from {Path.cwd()}"
         raise FileNotFoundError(f"there is no folder {model!r} with a {what}: {hint}")
     if _is_cached(model):
         return
@@ -41,10 +41,10 @@ def check_available(model: str, what: str = "model") -> None:
 
     if (error := _ask(model)) is not None:
         raise ConnectionError(
-            f"the {what} {model!r} is neither a folder nor in the cache ({constants.HF_HUB_CACHE}), and the "
-            f"hub at {constants.ENDPOINT} cannot be reached ({type(error).__name__}: {error}). Check the "
-            f"network, HF_ENDPOINT and HF_HUB_OFFLINE, or run `hf download {model}` where there is a network "
-            "and pass the folder"
+            f"the {what} {model!r} is neither a folder in {Path.cwd()} nor in the cache "
+            f"({constants.HF_HUB_CACHE}), and the hub at {constants.ENDPOINT} cannot be reached "
+            f"({type(error).__name__}: {error}). Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or run "
+            f"`hf download {model}` where there is a network and pass the folder"
         ) from error
 
 

@@ -133,7 +133,8 @@ class OpenClipEncoder(TwoTowers):
         return self.clip.encode_text(input_ids, normalize=False)
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:  # type: ignore[override]
-        return self.clip.encode_image(pixel_values, normalize=False)
+        dtype = next(self.clip.visual.parameters()).dtype
+        return self.clip.encode_image(pixel_values.to(dtype), normalize=False)
 
 
 class _OpenClipCollate(TowerCollate):

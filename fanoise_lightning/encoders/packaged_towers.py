@@ -76,7 +76,8 @@ class PackagedTowers(TwoTowers):
         return mean_token(states, attention_mask)
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:  # type: ignore[override]
-        return self.image(pixel_values.to(memory_format=torch.channels_last))
+        dtype = next(self.image.parameters()).dtype
+        return self.image(pixel_values.to(dtype, memory_format=torch.channels_last))
 
     def forward(self, kind: Tensor, **batch: Tensor) -> Tensor:  # type: ignore[override]
         """Refused: texts and images have no common space.

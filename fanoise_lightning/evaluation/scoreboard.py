@@ -127,10 +127,13 @@ class Scoreboard:
         Returns:
             ``{prefix}/precision_at_1/{mean}`` for each of :attr:`means`, and
             ``{prefix}/precision_at_1/{meta_task}/{subset}`` for each subset with scored queries; likewise
-            ``{prefix}/{metric}/...`` for each further metric.
+            ``{prefix}/{metric}/...`` for each further metric. Of a single subset, whose means are all its own
+            score, only ``overall``.
         """
         scores: dict[str, SubsetScore | MeanScore] = {**self.means}
         scores |= {f"{s.meta_task}/{s.name}": s for s in self._scored}
+        if len(self.subsets) == 1:
+            scores = {name: score for name, score in scores.items() if name == "overall"}
         values = {f"{prefix}/precision_at_1/{name}": score.precision for name, score in scores.items()}
         for metric in self._metrics:
             known = {name: score.metrics[metric] for name, score in scores.items() if metric in score.metrics}

@@ -21,7 +21,7 @@ __all__ = ["Suite", "SuiteScorer", "SuiteSubset"]
 class SuiteSubset(Protocol):
     """One subset of a suite; see :class:`~fanoise_lightning.data.batches.evaluation.EvalDataset`.
 
-    It may have `num_right` and `catalogue` too; see
+    It may have `num_right`, `catalogue` and `excluded` too; see
     :func:`~fanoise_lightning.evaluation.subset_ranks.subset_ranks`.
     """
 
@@ -120,6 +120,7 @@ class SuiteScorer:
                 part.subset.name,
                 num_right=getattr(part, "num_right", None),
                 catalogue=getattr(part, "catalogue", None),
+                excluded=getattr(part, "excluded", None),
             )
             scores.append(SubsetScore.of_ranks(part.subset, ranks, self.metrics))
         return Scoreboard(scores)

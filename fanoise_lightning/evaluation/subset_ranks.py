@@ -24,6 +24,7 @@ def subset_ranks(
     *,
     num_right: Tensor | None = None,
     catalogue: Tensor | None = None,
+    excluded: Tensor | None = None,
 ) -> Ranks:
     """Rank the right answers of each query of a subset.
 
@@ -39,6 +40,8 @@ def subset_ranks(
         num_right: (Q,) how many of a query's candidates are right answers; by default 1.
         catalogue: (N,) different items that are candidates of all queries, except of a query that is that
             item; ``None`` for none.
+        excluded: (Q, E) items of the catalogue that are no candidates of a query, padded with -1; ``None``
+            for none.
 
     Returns:
         The ranks, on the CPU; a skipped query has no right answers.
@@ -57,17 +60,21 @@ def subset_ranks(
     device = embeddings.rows.device
     queries, candidates = queries.to(device), _without_repeats(candidates.to(device))
     catalogue = None if catalogue is None else catalogue.to(device)
-    if warn:
-        parts = [queries, candidates[candidates >= 0]]
-        _warn_of_missing(embeddings, torch.cat(parts if catalogue is None else [*parts, catalogue]), name)
     arrived = embeddings.position >= 0
     is_candidate = (candidates >= 0) & arrived[candidates]  # (Q, C); -1 is padding, whatever it indexes
     count = torch.ones_like(queries) if num_right is None else num_right.to(device)
     places = torch.arange(int(count.max()), device=device)
     is_right = (places < count[:, None]) & is_candidate[:, : len(places)]
     rows = (arrived[queries] & is_right.any(dim=1)).nonzero()[:, 0]
+    if warn:
+        parts = [queries, candidates[candidates >= 0]]
+        items = torch.cat(parts if catalogue is None else [*parts, catalogue])
+        _warn_of_missing(embeddings, items, name, len(rows))
     queries, candidates, is_candidate = queries[rows], candidates[rows], is_candidate[rows]
     kept, size = is_right[rows], len(queries)
+    known = torch.cat([queries[:, None], candidates], dim=1)
+    if excluded is not None:
+        known = torch.cat([known, excluded.to(device)[rows]], dim=1)
     if catalogue is not None:
         size = max(1, _SCORES_PER_BLOCK // (len(catalogue) + candidates.shape[1]))
     blocks = []
@@ -76,7 +83,7 @@ def subset_ranks(
         scores, mask = embeddings.cosines(queries[block], candidates[block]), is_candidate[block]
         if catalogue is not None:
             others = embeddings.products(queries[block], catalogue)
-            left = _left_in(catalogue, arrived, queries[block], candidates[block], len(embeddings.position))
+            left = _left_in(catalogue, arrived, known[block], len(embeddings.position))
             scores, mask = torch.cat([scores, others], dim=1), torch.cat([mask, left], dim=1)
         blocks.append(rank(scores, kept[block], mask, name, row=start))
     return Ranks.cat(blocks).at(rows.cpu(), len(is_right))
@@ -119,22 +126,22 @@ def _without_repeats(candidates: Tensor) -> Tensor:
     return candidates.masked_fill(torch.zeros_like(repeated).scatter(1, order, repeated), -1)
 
 
-def _left_in(
-    catalogue: Tensor, arrived: Tensor, queries: Tensor, candidates: Tensor, num_items: int
-) -> Tensor:
-    """(Q, N): which items of the catalogue are candidates that a query does not have yet, nor itself."""
+def _left_in(catalogue: Tensor, arrived: Tensor, known: Tensor, num_items: int) -> Tensor:
+    """(Q, N): which items of the catalogue arrived and are not among those that a query has already."""
     column = torch.full((num_items + 1,), len(catalogue), device=catalogue.device)  # the last is for padding
     column[catalogue] = torch.arange(len(catalogue), device=catalogue.device)
-    known = torch.cat([queries[:, None], candidates], dim=1)  # -1 finds the column of padding
-    left = torch.cat([arrived[catalogue], arrived.new_zeros(1)]).repeat(len(queries), 1)
-    return left.scatter(1, column[known], False)[:, :-1]
+    left = torch.cat([arrived[catalogue], arrived.new_zeros(1)]).repeat(len(known), 1)
+    return left.scatter(1, column[known], False)[:, :-1]  # -1 finds the column of padding
 
 
-def _warn_of_missing(embeddings: Embeddings, items: Tensor, name: str) -> None:
+def _warn_of_missing(embeddings: Embeddings, items: Tensor, name: str, num_scored: int) -> None:
     items = items.unique()
     missing = int((embeddings.position[items] < 0).sum())
     if missing:
+        what = "with fewer distractors its score is too high"
+        if not num_scored:
+            what = "no query has both an embedding and a right answer with one, so that it has no score"
         rank_zero_warn(
             f"subset {name!r}: {missing} of {len(items)} texts and images have no embedding (broken images, "
-            "or a limited number of batches): with fewer distractors its score is too high"
+            f"or a limited number of batches): {what}"
         )

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from fanoise_lightning._checks import check_at_least, check_choice
+from fanoise_lightning._checks import check_at_least, check_choice, check_names
 from fanoise_lightning._log import report
 from fanoise_lightning.data.items import Items, read_items
 from fanoise_lightning.encoders.fingerprint import fingerprint
 from fanoise_lightning.module import ContrastiveModule
 from fanoise_lightning.search.catalogue import Catalogue
-from fanoise_lightning.search.embedding_run import Finish, begin, is_complete, tidy
+from fanoise_lightning.search.embedding_run import Finish, alone, begin, is_complete, tidy
 from fanoise_lightning.search.folder import FORMAT, EmbeddingFolder
 from fanoise_lightning.search.shard_writer import Shards, ShardWriter
 from fanoise_lightning.training.describe import describe
@@ -26,6 +31,16 @@ from fanoise_lightning.training.describe import describe
 __all__ = ["embed"]
 
 Dtype = Literal["float16", "float32"]
+
+# those of the Trainer that are not set here and leave no rows out
+_OPTIONS = signature(Trainer).parameters.keys() - {
+    "callbacks",
+    "use_distributed_sampler",
+    "fast_dev_run",
+    "limit_predict_batches",
+}
+_PRECISIONS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+_PLACES = ("model", "pretrained", "adapter", "folder")  # arguments of encoders that may be paths
 
 
 def embed(
@@ -48,7 +63,8 @@ def embed(
 
     A run that was killed continues when it is started again: shards that are there are not computed again.
     The result is the same, bit for bit, for any number of processes and however often it was killed. A row
-    whose picture cannot be read is skipped, and listed in the manifest with the reason.
+    whose picture cannot be read, or that has neither text nor picture, is skipped, and listed in the manifest
+    with the reason.
 
     Args:
         module: embeds the rows. It is in eval mode meanwhile.
@@ -63,17 +79,18 @@ def embed(
         batch_size: rows that go through the encoder at once, in each process.
         shard_size: rows in a shard, which one process computes; rounded up to a multiple of `batch_size`.
         num_workers: processes that read pictures and tokenise, for each process that embeds.
-        checkpoint: the file that `module` comes from, for the manifest.
+        checkpoint: the file that holds the weights of `module`: `fanoise search` reads them from there.
         trainer: arguments of Lightning's ``Trainer``, such as ``devices=2`` or ``precision="bf16-mixed"``.
+            Precisions that convert the weights are refused: `module` would stay converted.
 
     Returns:
         The folder, opened.
 
     Raises:
-        FileNotFoundError: if the source or its pictures are missing.
+        FileNotFoundError: if the source, its pictures or the checkpoint are missing.
         ValueError: if an argument is out of range, the source cannot be read, `out` is another run's or holds
             other files, an embedding is not finite, or every row was skipped.
-        OSError: if `out` cannot be written, or its disk has too little space.
+        OSError: if `out` cannot be written, its disk has too little space, or another run writes to it.
 
     Example:
         >>> folder = embed(module, "products.csv", "index", image_root="images")     # doctest: +SKIP
@@ -84,13 +101,28 @@ def embed(
     check_at_least("batch_size", batch_size, 1)
     check_at_least("shard_size", shard_size, 1)
     check_at_least("num_workers", num_workers, 0)
+    check_names(trainer, sorted(_OPTIONS), "argument of `trainer`")
+    precision = str(trainer.get("precision") or "32-true")
+    precision = _PRECISIONS.get(precision, precision)
+    if precision not in _PRECISIONS.values():
+        raise ValueError(
+            f"`precision` {precision!r} would leave the module converted: use one of "
+            f"{', '.join(map(repr, _PRECISIONS.values()))}, or convert it before, as with `module.bfloat16()`"
+        )
+    if checkpoint is not None and not Path(checkpoint).expanduser().is_file():
+        raise FileNotFoundError(f"there is no checkpoint `{checkpoint}`")
+    if checkpoint is None and module.pairs_seen:
+        rank_zero_warn(
+            "the module was trained, and `checkpoint` names no file with its weights: `fanoise search` will "
+            "need one as `--model`. Save it with `trainer.save_checkpoint`, and pass it as `checkpoint`"
+        )
     items = read_items(source, text=text, image=image, id=id, image_root=image_root)
     columns = {"id": items.ids, "text": items.references.texts, "image": items.references.images}
     rows = pa.table(columns).combine_chunks()
     header = _header(module, items, rows, dtype)
     size = -(-shard_size // batch_size) * batch_size  # no batch is of two shards
     header["made_with"] |= {
-        "precision": str(trainer.get("precision") or "32-true"),
+        "precision": precision,
         "batch_size": batch_size,
         "shard_size": size,
     }
@@ -98,17 +130,33 @@ def embed(
         header["model"]["checkpoint"] = str(Path(checkpoint).expanduser().resolve())
     key = blake2b(json.dumps(header["made_with"], sort_keys=True).encode(), digest_size=16).hexdigest()
     shards = Shards(Path(out).expanduser(), rows, size, key)
-    begin(shards, header)
-    if is_complete(shards):
-        rank_zero_only(tidy)(shards.folder)
-        report(f"`{shards.folder}` is complete: nothing is left to embed")
+    with alone(shards.folder):
+        begin(shards, header)
+        if is_complete(shards):
+            rank_zero_only(tidy)(shards.folder)
+            report(f"`{shards.folder}` is complete: nothing is left to embed")
+            return EmbeddingFolder(shards.folder)
+        data = Catalogue(items, shards, module.collate, batch_size, num_workers)
+        own = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+        callbacks = [ShardWriter(shards, getattr(torch, dtype)), Finish(shards, header)]
+        with _quiet():
+            runner = Trainer(**{**own, **trainer}, callbacks=callbacks, use_distributed_sampler=False)
+            runner.predict(module, datamodule=data, return_predictions=False)
         return EmbeddingFolder(shards.folder)
-    data = Catalogue(items, shards, module.collate, batch_size, num_workers)
-    own = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    callbacks = [ShardWriter(shards, getattr(torch, dtype)), Finish(shards, header)]
-    runner = Trainer(**{**own, **trainer}, callbacks=callbacks, use_distributed_sampler=False)
-    runner.predict(module, datamodule=data, return_predictions=False)
-    return EmbeddingFolder(shards.folder)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing but warnings from Lightning: no list of devices, no tips."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(max(level, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated")  # by Lightning itself
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _header(module: ContrastiveModule, items: Items, rows: pa.Table, dtype: Dtype) -> dict[str, Any]:
@@ -116,15 +164,40 @@ def _header(module: ContrastiveModule, items: Items, rows: pa.Table, dtype: Dtyp
     digest = blake2b(digest_size=16)
     for batch in rows.to_batches(max_chunksize=4096):
         digest.update(json.dumps([column.to_pylist() for column in batch.columns]).encode())
+    if items.empty:
+        digest.update(json.dumps([row["id"] for row in items.empty]).encode())
     root = None if items.root is None else str(items.root.path)
     model = fingerprint(module.encoder)
     return {
         "format": FORMAT,
-        "model": {"fingerprint": model, "description": describe(module.encoder), "checkpoint": None},
+        "model": {
+            "fingerprint": model,
+            "description": _with_whole_paths(describe(module.encoder)),
+            "checkpoint": None,
+        },
         "dimension": module.encoder.embedding_dim,
         "dtype": dtype,
         "normalized": True,
         "source": items.source,
+        "source_rows": len(items) + len(items.empty),
         "image_root": root,
+        "skipped": list(items.empty),
         "made_with": {"model": model, "source": digest.hexdigest(), "image_root": root, "dtype": dtype},
     }
+
+
+def _with_whole_paths(value: Any) -> Any:
+    """A description whose local models are found from any directory."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: _whole(item) if name in _PLACES else _with_whole_paths(item) for name, item in value.items()
+    }
+
+
+def _whole(place: Any) -> Any:
+    if not isinstance(place, str):
+        return place
+    scheme = "local-dir:" if place.startswith("local-dir:") else ""
+    path = Path(place.removeprefix(scheme))
+    return f"{scheme}{path.resolve()}" if path.exists() else place

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fanoise_lightning._user_errors import Parser
 from fanoise_lightning.search.embed import Dtype, embed
-from fanoise_lightning.search.model import model_of_checkpoint, model_of_recipe
+from fanoise_lightning.search.model import hide_loading, model_of_checkpoint, model_of_recipe
 
 __all__ = ["main"]
 
@@ -24,6 +24,7 @@ def main(args: Sequence[str] | None = None) -> None:
     given = _parser().parse_args(sys.argv[2:] if args is None else args)
     if (given.model is None) == (given.config is None):
         raise ValueError("name the model: a checkpoint with `--model`, or a recipe with `--config`")
+    hide_loading()
     if given.model is not None:
         module = model_of_checkpoint(given.model, given.allow, given.trust_remote_code)
     else:

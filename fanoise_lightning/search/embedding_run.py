@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -15,7 +19,41 @@ from fanoise_lightning.callbacks._files import write_json
 from fanoise_lightning.search.folder import MANIFEST, UNFINISHED
 from fanoise_lightning.search.shard_writer import Shards
 
-__all__ = ["Finish", "begin", "is_complete", "tidy"]
+__all__ = ["Finish", "alone", "begin", "is_complete", "tidy"]
+
+LOCK = "embed.lock"
+_LEFT_BY_KILLED = re.compile(r"(\d{5,}\.(safetensors|parquet)|(manifest|unfinished)\.json)\.\d+\.tmp")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """No other run of ``embed`` on this machine works in the folder meanwhile; the processes of one run do.
+
+    The system drops the lock of a killed run.
+
+    Raises:
+        OSError: if another run does, or the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(f"`{folder}` is a file: name a folder") from None
+    if getattr(rank_zero_only, "rank", 0):  # of the run whose first process has the lock
+        yield
+        return
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(
+            f"another `fanoise embed` is writing to `{folder}`: wait for its end, or name another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # some systems keep open files
+            (folder / LOCK).unlink()
+        lock.release()
 
 
 def begin(shards: Shards, header: dict[str, Any]) -> None:
@@ -34,11 +72,12 @@ def begin(shards: Shards, header: dict[str, Any]) -> None:
     there = _read_header(folder)
     written = sorted(folder.glob("*.safetensors"))
     if there is not None and written:
-        _refuse_another_run(folder, there.get("made_with") or {}, header["made_with"])
+        _refuse_another_run(folder, there, header)
         done = sum(shards.finished(number) is not None for number in range(len(shards)))
         report(f"continuing `{folder}`: {done} of {len(shards)} shards are there")
     elif there is None and folder.exists():
-        others = sorted(path.name for path in folder.iterdir() if path.suffix != ".tmp")
+        names = sorted(path.name for path in folder.iterdir() if not _is_left_over(path))
+        others = [name for name in names if name != LOCK]
         if others:
             raise ValueError(
                 f"`{folder}` holds `{others[0]}`, which is not ours: name a new or an empty folder"
@@ -59,8 +98,13 @@ def is_complete(shards: Shards) -> bool:
 
 def tidy(folder: Path) -> None:
     """Remove what killed runs left in a folder that is complete."""
-    for file in (folder / UNFINISHED, *folder.glob("*.tmp")):
+    for file in (folder / UNFINISHED, *filter(_is_left_over, folder.glob("*.tmp"))):
         file.unlink(missing_ok=True)
+
+
+def _is_left_over(file: Path) -> bool:
+    """Whether a killed run left a file half-written; other ``.tmp`` files are not ours."""
+    return _LEFT_BY_KILLED.fullmatch(file.name) is not None
 
 
 class Finish(Callback):
@@ -79,7 +123,7 @@ class Finish(Callback):
     def _write(self) -> None:
         folder = self.shards.folder
         found: list[dict[str, Any]] = []
-        skipped: list[dict[str, str]] = []
+        skipped: list[dict[str, str]] = list(self.header["skipped"])
         for number in range(len(self.shards)):
             name, notes = self.shards.name(number), self.shards.finished(number)
             if notes is None:
@@ -117,13 +161,19 @@ def _read_header(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _refuse_another_run(folder: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    for name, value in ours.items():
-        if (other := theirs.get(name)) != value:
-            raise ValueError(
-                f"`{folder}` was begun with another `{name}`: {other!r}, now {value!r}; continue it as it "
-                "was begun, name a new folder, or remove this one"
-            )
+def _refuse_another_run(folder: Path, there: dict[str, Any], header: dict[str, Any]) -> None:
+    theirs = there.get("made_with") or {}
+    for name, value in header["made_with"].items():
+        if (other := theirs.get(name)) == value:
+            continue
+        what = f"`{folder}` was begun with another `{name}`: {other!r}, now {value!r}"
+        if name == "source":
+            then, now = ((part.get("source"), part.get("source_rows")) for part in (there, header))
+            if then[0] == now[0]:
+                what = f"`{now[0]}` has changed since `{folder}` was begun: {then[1]} rows then, {now[1]} now"
+            else:
+                what = f"`{folder}` was begun with another `source`: {then[0]!r}, now {now[0]!r}"
+        raise ValueError(f"{what}; continue it as it was begun, name a new folder, or remove this one")
 
 
 def _check_space(folder: Path, needed: int) -> None:

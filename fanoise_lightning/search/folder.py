@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -29,20 +31,12 @@ from torch import Tensor
 
 from fanoise_lightning.callbacks._files import whole_file
 
-__all__ = ["FORMAT", "MANIFEST", "EmbeddingFolder", "Row", "read_notes", "write_shard"]
+__all__ = ["FORMAT", "MANIFEST", "UNIT", "EmbeddingFolder", "Row", "read_notes", "write_shard"]
 
 FORMAT = 1
 MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
 _COLUMNS = pa.schema([(name, pa.large_string()) for name in ("id", "text", "image")])
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "model": dict,
-    "dimension": int,
-    "dtype": str,
-    "normalized": bool,
-    "rows": int,
-    "shards": list,
-    "skipped": list,
-}
+UNIT = 0.01  # how far from 1 the length of an embedding may be: 16 bits cost less
 
 
 class Row(NamedTuple):
@@ -57,6 +51,38 @@ class Row(NamedTuple):
     id: str
     text: str
     image: str
+
+
+class Block(NamedTuple):
+    """Consecutive rows of a shard that are read together.
+
+    Args:
+        first: the number of the first row, in the folder.
+        file: of the shard.
+        offset: where in the file they are, in bytes.
+        shape: (n, D).
+        dtype: as numpy calls it.
+    """
+
+    first: int
+    file: Path
+    offset: int
+    shape: tuple[int, int]
+    dtype: str
+
+    def read(self) -> Tensor:
+        """The embeddings (n, D).
+
+        Read, not mapped: to copy from the system's cache is quicker than to map pages that are used once, and
+        the memory of the process stays that of a block.
+
+        Raises:
+            ValueError: if the file is damaged.
+        """
+        numbers = np.fromfile(self.file, self.dtype, self.shape[0] * self.shape[1], offset=self.offset)
+        if len(numbers) < self.shape[0] * self.shape[1]:
+            raise ValueError(f"`{self.file}` is damaged (it ends too early); {_AGAIN}")
+        return torch.from_numpy(numbers).view(self.shape)
 
 
 class EmbeddingFolder:
@@ -91,6 +117,9 @@ class EmbeddingFolder:
     def __len__(self) -> int:
         return int(self.manifest["rows"])
 
+    def __repr__(self) -> str:
+        return f"EmbeddingFolder({str(self.path)!r}, rows={len(self)}, dimension={self.dimension})"
+
     @property
     def dimension(self) -> int:
         """D."""
@@ -123,6 +152,22 @@ class EmbeddingFolder:
                 )
             yield embeddings
 
+    def blocks(self, size: int) -> list[Block]:
+        """All rows in order, at most `size` of one shard at once, each to be read when it is needed.
+
+        Raises:
+            ValueError: for a damaged file.
+        """
+        found, dtype = [], self.manifest["dtype"]
+        for (name, _), begin, shard in zip(self._shards, self._starts, self.shards()):
+            file, _ = _files(self.path, name)
+            offset = _offset(file)
+            for start in range(0, len(shard), size):
+                shape = (min(size, len(shard) - start), self.dimension)
+                at = offset + start * self.dimension * self.dtype.itemsize
+                found.append(Block(begin + start, file, at, shape, dtype))
+        return found
+
     def row(self, number: int) -> Row:
         """The row with a number from 0 to ``len(self) - 1``; its shard of rows is read.
 
@@ -149,12 +194,16 @@ class EmbeddingFolder:
         _, file = _files(self.path, name)
         with _reading(file):
             table = pq.read_table(file, partitioning=None)
-        if table.num_rows != rows or not set(_COLUMNS.names) <= set(table.column_names):
-            raise ValueError(
-                f"`{file}` holds {table.num_rows} rows of {table.column_names}, the manifest says {rows} of "
-                f"{_COLUMNS.names}; {_AGAIN}"
-            )
-        return table.select(_COLUMNS.names).cast(_COLUMNS)
+            if table.num_rows != rows or not set(_COLUMNS.names) <= set(table.column_names):
+                raise ValueError(
+                    f"`{file}` holds {table.num_rows} rows of {table.column_names}, the manifest says {rows} "
+                    f"of {_COLUMNS.names}; {_AGAIN}"
+                )
+            table = table.select(_COLUMNS.names).cast(_COLUMNS)
+        for name, column in zip(table.column_names, table.columns):
+            if column.null_count:
+                raise ValueError(f"`{file}` is damaged (a row without `{name}`); {_AGAIN}")
+        return table
 
 
 def write_shard(folder: Path, name: str, embeddings: Tensor, rows: pa.Table, notes: dict[str, Any]) -> None:
@@ -197,6 +246,13 @@ def _files(folder: Path, name: str) -> tuple[Path, Path]:
     return folder / f"{name}.safetensors", folder / f"{name}.parquet"
 
 
+def _offset(file: Path) -> int:
+    """Where the embeddings begin in a safetensors file: behind its header and the length of that."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        return 8 + length + int(json.loads(opened.read(length))["embeddings"]["data_offsets"][0])
+
+
 @contextmanager
 def _reading(file: Path) -> Iterator[None]:
     """Say which file is damaged."""
@@ -221,18 +277,33 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     known = manifest.get("format") if isinstance(manifest, dict) else None
     if known != FORMAT:
         raise ValueError(f"`{file}` has format {known!r}, this version reads {FORMAT}: write the folder anew")
-    wrong = [name for name, kind in _KINDS.items() if not isinstance(manifest.get(name), kind)]
-    if not wrong and not all(map(_is_shard, manifest["shards"])):
-        wrong = ["shards"]
-    if not wrong and manifest["dtype"] not in ("float16", "float32"):
-        wrong = ["dtype"]
-    if not wrong and not isinstance(manifest["model"].get("fingerprint"), str):
-        wrong = ["model"]
-    if not wrong and manifest["rows"] != sum(shard["rows"] for shard in manifest["shards"]):
-        wrong = ["rows"]
-    if wrong:
-        raise ValueError(f"`{file}` is damaged: {wrong[0]} is {manifest.get(wrong[0])!r}; {_AGAIN}")
+    for name, is_right in _FIELDS.items():
+        if name not in manifest:
+            raise ValueError(f"`{file}` is damaged: it has no `{name}`; {_AGAIN}")
+        if not is_right(manifest[name]):
+            raise ValueError(f"`{file}` is damaged: `{name}` is {reprlib.repr(manifest[name])}; {_AGAIN}")
+    if manifest["rows"] != (listed := sum(shard["rows"] for shard in manifest["shards"])):
+        raise ValueError(
+            f"`{file}` is damaged: `rows` is {manifest['rows']}, its shards have {listed}; {_AGAIN}"
+        )
     return manifest
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_model(model: Any) -> bool:
+    return (
+        isinstance(model, dict)
+        and _is_text(model.get("fingerprint"))
+        and isinstance(model.get("description"), dict | None)
+        and isinstance(model.get("checkpoint"), str | None)
+    )
 
 
 def _is_shard(shard: Any) -> bool:
@@ -240,6 +311,33 @@ def _is_shard(shard: Any) -> bool:
     return (
         isinstance(shard, dict)
         and re.fullmatch(r"\d{5,}", str(shard.get("name"))) is not None
-        and type(shard.get("rows")) is int
-        and shard["rows"] >= 0
+        and _is_count(shard.get("rows"))
     )
+
+
+def _are_shards(shards: Any) -> bool:
+    """Whether each is one, and none is there twice."""
+    return (
+        isinstance(shards, list)
+        and all(map(_is_shard, shards))
+        and len({shard["name"] for shard in shards}) == len(shards)
+    )
+
+
+def _are_skipped(lines: Any) -> bool:
+    return isinstance(lines, list) and all(
+        isinstance(line, dict) and _is_text(line.get("id")) and _is_text(line.get("reason")) for line in lines
+    )
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "model": _is_model,
+    "dimension": lambda value: _is_count(value) and value > 0,
+    "dtype": lambda value: value in ("float16", "float32"),
+    "normalized": lambda value: value is True,
+    "source": _is_text,
+    "image_root": lambda value: value is None or _is_text(value),
+    "rows": _is_count,
+    "shards": _are_shards,
+    "skipped": _are_skipped,
+}

@@ -16,7 +16,18 @@ from fanoise_lightning.encoders.remote_code import refuse_remote_code
 from fanoise_lightning.module import ContrastiveModule
 from fanoise_lightning.training.trust import check_arguments
 
-__all__ = ["model_of_checkpoint", "model_of_manifest", "model_of_recipe"]
+__all__ = ["hide_loading", "model_of_checkpoint", "model_of_manifest", "model_of_recipe"]
+
+
+def hide_loading() -> None:
+    """For a command: no bar while transformers reads weights; those of downloads stay."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    show_downloads = not are_progress_bars_disabled()
+    disable_progress_bar()
+    if show_downloads:
+        enable_progress_bars()
 
 
 def model_of_checkpoint(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-from fanoise_lightning.search.answers import Answer, Hit, metrics, worst_first
+from fanoise_lightning.search.answers import Answer, Hit, Right, metrics, worst_first
 from fanoise_lightning.search.pictures import Pictures, data_uri
 from fanoise_lightning.search.queries import Query
 
@@ -117,7 +117,7 @@ def _summary(sides: Sequence[Side]) -> str:
         head += '<th scope="col">change</th>'
         pairs = [(a.rank, b.rank) for a, b in zip(sides[0].answers, sides[1].answers) if a.rank and b.rank]
         up, down = sum(b < a for a, b in pairs), sum(b > a for a, b in pairs)
-        caption += f": {up:,} are answered better, {down:,} worse, {len(pairs) - up - down:,} alike"
+        caption += f": {up:,} better, {down:,} worse, {len(pairs) - up - down:,} alike"
     return (
         f'<table><caption>{caption}</caption><thead><tr><th scope="col">metric</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"
@@ -145,21 +145,26 @@ def _asked(query: Query, answers: Sequence[Answer], titled: bool) -> str:
     place = ""
     if ranks[-1] is not None:
         change = (ranks[0] or 0) - ranks[-1]
-        shown = " → ".join(f"{rank:,}" for rank in ranks)
+        shown = " → ".join(_place(rank) for rank in ranks if rank is not None)
         place = f"<p>right answer at rank <span{_judged(change)}>{shown}</span></p>"
     return f'<div class="asked">{picture}<div>{text}{place}</div></div>' if picture or text or place else ""
 
 
 def _list(answer: Answer, pictures: Pictures) -> str:
-    """The hits, and behind them the first right row if it is none of them."""
+    """The hits, and behind them the first right row if none of them is right."""
     items = [_item(hit, pictures, "right" if hit.right else "") for hit in answer.hits]
-    if answer.right and answer.right[0].rank > len(answer.hits):
+    if answer.right and not any(hit.right for hit in answer.hits):
         items.append(_item(answer.right[0], pictures, "right apart"))
     return f"<ol>{''.join(items)}</ol>" if items else '<p class="about">The catalogue is empty.</p>'
 
 
-def _item(hit: Hit, pictures: Pictures, kind: str) -> str:
-    row, mark = hit.row, " ✓ right" if hit.right else ""
+def _place(rank: float) -> str:
+    """A place; with ties, a mean of several."""
+    return f"{rank:,.1f}".removesuffix(".0")
+
+
+def _item(hit: Hit | Right, pictures: Pictures, kind: str) -> str:
+    row, mark = hit.row, " ✓ right" if kind else ""
     text = _escaped(row.text)
     if not row.image:
         tile = f'<div class="tile words"><span dir="auto">{text}</span></div>'
@@ -170,7 +175,7 @@ def _item(hit: Hit, pictures: Pictures, kind: str) -> str:
         tile = '<div class="tile missing"><span>picture missing</span></div>'
     words = f'<span class="text" dir="auto">{text}</span>' if row.image and row.text else ""
     return (
-        f'<li class="{kind}"><figure>{tile}<figcaption><span class="place"><b>{hit.rank:,}{mark}</b>'
+        f'<li class="{kind}"><figure>{tile}<figcaption><span class="place"><b>{_place(hit.rank)}{mark}</b>'
         f'<span>{hit.score:.3f}</span></span>{words}<span class="id">{_escaped(row.id)}</span>'
         "</figcaption></figure></li>"
     )

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fanoise_lightning._checks import check_choice, check_names
+from fanoise_lightning.data.sources.files import find_delimiter
 from fanoise_lightning.sample import Sample
 
 __all__ = ["Query", "read_queries"]
@@ -57,7 +58,8 @@ def read_queries(path: str | Path) -> list[Query]:
     try:
         rows = list(_rows(path))
     except (ValueError, csv.Error, pa.ArrowException) as error:
-        raise ValueError(f"queries `{path}` cannot be read: {error}") from error
+        advice = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        raise ValueError(f"queries `{path}` cannot be read: {error}{advice}") from error
     if not rows:
         raise ValueError(f"queries `{path}`: there is none in it")
     return [_query(row, f"queries `{path}`, {where}", path.parent) for where, row in rows]
@@ -71,7 +73,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     with path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix in (".csv", ".tsv"):
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+            reader = csv.DictReader(file, delimiter=find_delimiter(path), strict=True)
             for row in reader:
                 yield f"line {reader.line_num}", row
             return

@@ -22,7 +22,7 @@ from fanoise_lightning.search.answers import answer, metrics
 from fanoise_lightning.search.approximate import KINDS, ApproximateIndex
 from fanoise_lightning.search.folder import EmbeddingFolder
 from fanoise_lightning.search.index import SearchIndex
-from fanoise_lightning.search.model import model_of_checkpoint, model_of_manifest
+from fanoise_lightning.search.model import hide_loading, model_of_checkpoint, model_of_manifest
 from fanoise_lightning.search.page import Side, search_page
 from fanoise_lightning.search.pictures import Pictures
 from fanoise_lightning.search.queries import Query, read_queries
@@ -54,11 +54,11 @@ def check_model(module: ContrastiveModule, folder: EmbeddingFolder) -> None:
     """
     width, own = module.encoder.embedding_dim, fingerprint(module.encoder)
     if own != folder.fingerprint:
-        known = folder.manifest["model"].get("checkpoint")
+        known = folder.manifest["model"].get("checkpoint") or "which its manifest does not name"
         raise ValueError(
             f"`{folder.path}` ({folder.dimension} dimensions, {folder.fingerprint[:8]}) was embedded by "
             f"another model than this one ({width} dimensions, {own[:8]}): pass the checkpoint that embedded "
-            f"it{f', `{known}`' if known else ''}, or embed the catalogue again"
+            f"it ({known}) with `--model`, or embed the catalogue again"
         )
 
 
@@ -104,6 +104,11 @@ def _search(given: Namespace) -> None:
     else:
         queries = [Query(given.query, Path(given.image).expanduser() if given.image else None)]
         queries[0].sample()  # an empty query is told before a model is loaded
+    if given.html is not None and Path(given.html).expanduser().is_dir():
+        raise IsADirectoryError(
+            f"`--html` is a folder, `{given.html}`: name a file to write, such as hits.html"
+        )
+    hide_loading()
     after = _side(given, queries, given.folder, given.model)
     before = _side(given, queries, given.against, given.against_model) if given.against else None
     if before is not None:

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from fanoise_lightning.search.folder import read_notes, write_shard
+from fanoise_lightning.search.folder import UNIT, read_notes, write_shard
 
 __all__ = ["ShardWriter", "Shards", "SkippedRow"]
 
@@ -96,6 +96,8 @@ class Shards:
 class ShardWriter(BasePredictionWriter):
     """Write embeddings shard by shard, each once all its rows have come by.
 
+    A row whose embedding is zero is skipped: it has no direction.
+
     ``predict_step`` returns ``{"index": (n,), "embeddings": (n, D)}``, and a batch has ``"skipped"``. Rows
     come in ascending order, whole shards, and no batch is of two of them.
 
@@ -132,10 +134,12 @@ class ShardWriter(BasePredictionWriter):
     ) -> None:
         index, embeddings = (prediction[name].detach().cpu() for name in ("index", "embeddings"))
         self._refuse_what_is_not_finite(index, embeddings)
-        self._index.append(index)
-        self._embeddings.append(embeddings.to(self.dtype))
-        self._skipped += batch["skipped"]
         first = min([*index.tolist(), *(line.row for line in batch["skipped"])])
+        usable = torch.linalg.vector_norm(embeddings, dim=1, dtype=torch.float32) > 1 - UNIT
+        self._index.append(index[usable])
+        self._embeddings.append(embeddings[usable].to(self.dtype))
+        self._skipped += batch["skipped"]
+        self._skipped += [SkippedRow(row, "its embedding is zero") for row in index[~usable].tolist()]
         number = first // self.shards.size
         if sum(map(len, self._index)) + len(self._skipped) == len(self.shards.rows_of(number)):
             self.shards.write(number, torch.cat(self._index), torch.cat(self._embeddings), self._skipped)

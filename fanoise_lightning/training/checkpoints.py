@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,8 +115,8 @@ def read_hyperparameters(
         key: the key of the checkpoint's hyperparameters.
 
     Raises:
-        ValueError: if there is no path, the checkpoint cannot be read, or it has hyperparameters in a form
-            that could hide some.
+        ValueError: if there is no path, the checkpoint cannot be read or is not Lightning's, or it has
+            hyperparameters in a form that could hide some.
     """
     if path is None or path == "":
         raise ValueError(
@@ -129,6 +130,12 @@ def read_hyperparameters(
         checkpoint = load_checkpoint(path, weights_only)
     if start is not None:
         path.seek(start)
+    # a data module needs no weights
+    if not isinstance(checkpoint, Mapping) or (key == "hyper_parameters" and "state_dict" not in checkpoint):
+        raise ValueError(
+            f"{path} is not a checkpoint of Lightning: it has no `state_dict`; pass one that "
+            "`fanoise fit` or `Trainer.save_checkpoint` wrote"
+        )
     for old in ("hparams", "module_arguments"):  # Lightning reads these too; it wrote them before version 0.8
         if checkpoint.get(old):
             raise ValueError(f"the checkpoint {path} has hyperparameters under {old!r}, which are not read")
@@ -147,10 +154,20 @@ def naming_the_file(path: Any) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        size = f" ({os.path.getsize(path)} bytes)" if os.path.isfile(path) else ""
+    except OSError:  # names the file
+        raise
+    except Exception as error:  # what the bytes of another kind of file lead to: any, IndexError among them
+        named = isinstance(path, (str, Path)) and os.path.isfile(path)
+        size = f" ({os.path.getsize(path)} bytes)" if named else ""
         raise ValueError(
             f"the checkpoint {path}{size} cannot be read; if it is incomplete, because the disk was full or "
             "a copy was interrupted, resume from another with `ckpt_path`, or remove it to start over "
-            f"({error})"
+            f"({_reason(error)})"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What torch says about a file, without its advice to run the code in it."""
+    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
+    sentence = re.split(r"\.?\s*\n|\. (?=[A-Z])", text)[0]
+    return sentence if isinstance(error, (RuntimeError, pickle.UnpicklingError)) else "not a file of torch"

@@ -22,7 +22,7 @@ from fanoise_lightning.sample import Collate, Sample
 from fanoise_lightning.training.embedding import embed_batch, eval_mode
 from fanoise_lightning.training.lockstep import embed_own_rows, is_sharded, largest
 
-__all__ = ["as_sample", "check_truncation", "encode"]
+__all__ = ["as_sample", "check_device", "check_truncation", "encode"]
 
 
 def encode(
@@ -51,6 +51,15 @@ def check_truncation(truncate_dim: int | None, dim: int) -> None:
     """Raise ValueError if embeddings of D dimensions cannot be cut to these."""
     if truncate_dim is not None and not 1 <= truncate_dim <= dim:
         raise ValueError(f"`truncate_dim` must be from 1 to the {dim} of the encoder, got {truncate_dim}")
+
+
+def check_device(device: str | torch.device) -> None:
+    """Raise ValueError if there is no such device here: a module half moved to it would be of no use."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"`device` {str(device)!r} is not available on this machine: {reason}") from error
 
 
 def is_single(samples: Any) -> bool:
@@ -216,6 +225,8 @@ def encode_on_devices(
     """
     if not devices:
         raise ValueError("`device` is an empty list: name one device or several, or leave it out")
+    for device in devices:
+        check_device(device)
     if is_sharded(encoder):
         raise ValueError("the encoder is sharded over the ranks already: call `encode` without `device`")
     order = _by_cost(items)

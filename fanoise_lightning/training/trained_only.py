@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from fanoise_lightning.distributed import rank
 from fanoise_lightning.encoders.loading import listed
 from fanoise_lightning.encoders.pretrained import PretrainedEncoder
 from fanoise_lightning.encoders.source_weights import digest
+from fanoise_lightning.training.describe import differences
 
 __all__ = ["LEFT_OUT", "TrainedOnlyCheckpoints", "leave_out", "put_back"]
 
@@ -37,6 +40,7 @@ class TrainedOnlyCheckpoints(LightningModule):
 
     save_frozen: bool = False
     _reported = False
+    _changes = ""  # how the encoder differs from that of the checkpoint that is being loaded
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         _check_unmerged(self, "saved")
@@ -53,7 +57,10 @@ class TrainedOnlyCheckpoints(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         _check_unmerged(self, "loaded")
-        put_back(self, checkpoint)
+        changes = self._changes_since(checkpoint)
+        with _naming_another_encoder(changes):
+            put_back(self, checkpoint)
+        self._changes = changes  # `load_state_dict` gets the weights alone
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -62,15 +69,22 @@ class TrainedOnlyCheckpoints(LightningModule):
 
         Raises:
             ValueError: if ``strict``, and the module lacks weights that a checkpoint left out.
+            RuntimeError: if the weights do not fit. After :meth:`on_load_checkpoint`, both errors start with
+                how the encoders differ.
         """
-        # Lightning tells `on_load_checkpoint` nothing about `strict`
-        if strict and (absent := [name for name, value in state_dict.items() if value is _NOWHERE]):
-            raise ValueError(
-                "the checkpoint leaves out frozen weights that this module does not have: "
-                f"{listed(absent, 3)}; build the module with the encoder of the checkpoint, or load with "
-                "`strict=False` what fits"
-            )
-        return super().load_state_dict(state_dict, strict, assign)
+        changes, self._changes = self._changes, ""
+        with _naming_another_encoder(changes):
+            # Lightning tells `on_load_checkpoint` nothing about `strict`
+            if strict and (absent := [name for name, value in state_dict.items() if value is _NOWHERE]):
+                raise ValueError(
+                    "the checkpoint leaves out frozen weights that this module does not have: "
+                    f"{listed(absent, 3)}; build the module with the encoder of the checkpoint, or load with "
+                    "`strict=False` what fits"
+                )
+            try:
+                return super().load_state_dict(state_dict, strict, assign)
+            except RuntimeError as error:  # torch names every weight
+                raise RuntimeError(_abridged(str(error))) from None
 
     @property
     def strict_loading(self) -> bool:
@@ -86,7 +100,8 @@ class TrainedOnlyCheckpoints(LightningModule):
         if not checkpoint:
             return strict
         if strict:
-            _check_keys(self, {*checkpoint[LEFT_OUT], *checkpoint["state_dict"]})
+            with _naming_another_encoder(self._changes_since(checkpoint)):
+                _check_keys(self, {*checkpoint[LEFT_OUT], *checkpoint["state_dict"]})
         if self.trainer.training:
             _check_optimizers(self, checkpoint)
         return False
@@ -94,6 +109,10 @@ class TrainedOnlyCheckpoints(LightningModule):
     @strict_loading.setter
     def strict_loading(self, strict_loading: bool) -> None:
         LightningModule.strict_loading.fset(self, strict_loading)  # type: ignore[attr-defined]
+
+    def _changes_since(self, checkpoint: Mapping[str, Any]) -> str:
+        described = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY) or {}
+        return differences(self.hparams.get("encoder"), described.get("encoder"))
 
     def _checkpoint_for_shards(self) -> dict[str, Any]:
         """What ModelParallelStrategy is about to load, without tensors, if something was left out."""
@@ -167,6 +186,27 @@ def put_back(module: nn.Module, checkpoint: dict[str, Any]) -> None:
         for name in present.keys() - state.keys():
             # a module loads its own weight at no cost; after the first state, it may hold another
             state[name] = own[name].detach().clone() if number else own[name]
+
+
+@contextmanager
+def _naming_another_encoder(changes: str) -> Iterator[None]:
+    """Start errors with how the encoder differs from that of the checkpoint, if it does."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if not changes:
+            raise
+        raise type(error)(
+            f"the checkpoint is of another encoder: {changes}. Build the module with that encoder, or with "
+            f"`load_from_checkpoint(path)`. {error}"
+        ) from None
+
+
+def _abridged(text: str) -> str:
+    """The first lines of an error, cut."""
+    lines = [shorten(line, 250, placeholder=" ...") for line in text.splitlines()]
+    rest = [f"... {len(lines) - 4} more"] if len(lines) > 4 else []
+    return "\n  ".join(lines[:4] + rest)
 
 
 def _check_unmerged(module: nn.Module, what: str) -> None:

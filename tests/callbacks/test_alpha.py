@@ -7,8 +7,8 @@ from statistics import fmean
 
 import pytest
 from lightning.pytorch import Callback
+from noisy_sites import fit, quiet
 from plain_module import Pairs, PlainModule
-from test_fanoise_sites import fit, quiet
 from torch.utils.data import DataLoader, IterableDataset
 
 from fanoise_lightning import LinearAlpha, RepeatAlpha

@@ -9,6 +9,7 @@ import torch
 from plain_module import PlainModule, Recorder, fit
 from torch import nn
 
+from fanoise_lightning import FeatureTap
 from fanoise_lightning.callbacks import FANoise
 from fanoise_lightning.noise import noise_shape
 from fanoise_lightning.seeds import derive_seed
@@ -56,6 +57,64 @@ def test_the_line_names_what_stays_clean(caplog):
         fit(Distilled(DistilledLoss()), [FANoise(target="criterion")], max_steps=1)
     (line,) = [r.getMessage() for r in caplog.records if "FANoise" in r.getMessage()]
     assert line.endswith("of 'criterion'; `teacher` stays clean")
+
+
+class TwoNetworks(PlainModule):
+    """A student and a teacher without gradients; the loss takes lists of views, the teacher's first."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__(loss)
+        self.teacher = nn.Linear(6, 8)
+
+    def compute_loss(self, batch):
+        with torch.no_grad():
+            teacher = [self.teacher(x) for x in batch]
+        return self.criterion(teacher, [self.embed(x) for x in batch])
+
+
+class Distills(nn.Module):
+    def forward(self, teacher_views, student_views):
+        return sum(-(x.softmax(1) * y.log_softmax(1)).sum() for x in teacher_views for y in student_views)
+
+
+def test_noise_on_a_teacher_alone_is_warned_of_once():
+    with pytest.warns(UserWarning, match="FANoise") as warned:
+        fit(TwoNetworks(Distills()), [FANoise(target="criterion", relative=True)], max_steps=3)
+    (message,) = [str(w.message) for w in warned if "requires a gradient" in str(w.message)]
+    assert "no argument of 'criterion' that gets noise requires a gradient" in message
+    assert "stay clean: `student_views[0]`, `student_views[1]`." in message
+
+
+def test_a_head_over_frozen_features_is_not_warned_of(recwarn):
+    class Frozen(PlainModule):
+        def __init__(self) -> None:
+            super().__init__()
+            del self.criterion
+            self.tap = FeatureTap()
+
+        def compute_loss(self, batch):
+            query, target = self.tap(*batch)
+            return (self.embed(query) * self.embed(target)).sum()
+
+    fit(Frozen(), [FANoise(relative=True)], max_steps=2)
+    assert not [w for w in recwarn if "gradient" in str(w.message)]
+
+
+def test_a_tap_whose_result_is_not_used_is_warned_of():
+    class Forgets(PlainModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tap = FeatureTap()
+
+        def compute_loss(self, batch):
+            query, target = self.embed(batch[0]), self.embed(batch[1])
+            self.tap(query, target)
+            return self.criterion(query, target)
+
+    with pytest.warns(UserWarning, match="FANoise") as warned:
+        fit(Forgets(), [FANoise()], max_steps=3)
+    said = [w for w in warned if "to the noisy features of 'tap', so" in str(w.message)]
+    assert len(said) == 1
 
 
 class Odd(PlainModule):

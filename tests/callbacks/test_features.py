@@ -133,7 +133,7 @@ def test_a_call_without_features_of_both_sides_is_refused_by_name(name):
     finder = FeatureFinder(loss_of(forward))
     call = finder.find(args, {})
     assert len(call.features()) < 2
-    text = str(finder.error(call, ("query", "target")))
+    text = str(finder.error(call, ("query", "target"), "criterion"))
     assert message in text
     assert "FANoise(sides=['query'])" in text
     assert "FeatureTap" in text

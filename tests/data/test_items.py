@@ -21,7 +21,9 @@ from PIL import Image
 
 from fanoise_lightning.data.images.decode import ImageError
 from fanoise_lightning.data.items import read_items
+from fanoise_lightning.data.sources import files, memory
 from fanoise_lightning.data.sources.any_source import open_source
+from fanoise_lightning.data.sources.source import kind_of_values
 from fanoise_lightning.sample import Sample
 
 CAPTIONS = ["a red mug", 'a "blue" mug,\nwith a line', "007", "NA", "ein grüner Becher"]
@@ -60,6 +62,23 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+class ViewFrame:
+    """A frame with polars' types, which Arrow's own tables rarely have."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        table = pa.Table.from_pylist(rows)
+        for place, name in enumerate(table.column_names):
+            if pa.types.is_string(table[name].type):
+                views = table[name].combine_chunks().cast(pa.string_view())
+                if name == "caption":  # as polars has a Categorical
+                    views = pa.DictionaryArray.from_arrays(pa.array(range(len(rows)), pa.uint32()), views)
+                table = table.set_column(place, name, views)
+        self._table = table
+
+    def __arrow_c_stream__(self, schema: Any = None) -> Any:
+        return self._table.__arrow_c_stream__(schema)
+
+
 def write_packed(path: Path, rows: list[dict[str, Any]]) -> Path:
     with gzip.open(path, "wt", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
@@ -75,6 +94,7 @@ FORMS: dict[str, Callable[[Path, list[dict[str, Any]]], Any]] = {
     "parquet": lambda folder, rows: write_parquet(folder / "x.parquet", rows),
     "DataFrame": lambda folder, rows: pd.DataFrame(rows),
     "Arrow": lambda folder, rows: pa.Table.from_pylist(rows),
+    "views": lambda folder, rows: ViewFrame(rows),
     "Dataset": lambda folder, rows: datasets.Dataset.from_list(rows),
     "list": lambda folder, rows: rows,
 }
@@ -187,6 +207,57 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
     assert items[0].image.size == (4, 4)
 
 
+def test_the_texts_of_a_folder_are_in_files_beside_the_pictures(tmp_path: Path) -> None:
+    for name in ("a/1", "a/2", "b/1"):
+        write_image(tmp_path / f"{name}.jpg")
+        (tmp_path / f"{name}.txt").write_text(f"caption of {name}\n")
+    (tmp_path / "licence.txt").write_text("not a caption")
+    items = read_items(tmp_path, text="text", image="image")
+    assert [tuple(reference) for reference in items.references.to_list()] == [
+        (f"caption of {name}", f"{name}.jpg") for name in ("a/1", "a/2", "b/1")
+    ]
+    (tmp_path / "a" / "2.txt").unlink()
+    with pytest.raises(ValueError, match=r"have a text beside them, but `a/2\.txt` does not exist"):
+        read_items(tmp_path)
+
+
+def test_splits_are_not_labels(tmp_path: Path) -> None:
+    for name in ("train/mug/1.jpg", "val/mug/2.jpg"):
+        write_image(tmp_path / name)
+    with pytest.raises(ValueError, match="has the pictures of train and val in subfolders: pass one"):
+        read_items(tmp_path)
+    write_image(tmp_path / "mug" / "3.jpg")  # something else than splits
+    assert set(read_items(tmp_path, text="text").references.texts.to_pylist()) == {"train", "val", "mug"}
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+def test_a_csv_file_is_read_as_excel_writes_it(
+    tmp_path: Path, rows: list[dict[str, Any]], delimiter: str, start: bytes
+) -> None:
+    path = write_csv(tmp_path / "x.csv", rows, delimiter)
+    path.write_bytes(start + path.read_bytes())
+    assert read_items(path, text="caption").references.texts.to_pylist() == CAPTIONS
+
+
+def test_the_captions_of_coco_are_rows(tmp_path: Path) -> None:
+    found = {
+        "images": [{"id": 7, "file_name": "7.jpg"}, {"id": 5, "file_name": "5.jpg"}],
+        "annotations": [{"image_id": image, "caption": f"{n} of {image}"} for image in (5, 7) for n in "ab"],
+    }
+    path = tmp_path / "captions_val2017.json"
+    path.write_text(json.dumps(found))
+    table, _ = open_source(path).read({"caption": "text", "image": "image"})
+    assert table["caption"].to_pylist() == ["a of 5", "b of 5", "a of 7", "b of 7"]
+    assert table["image"].to_pylist() == ["5.jpg", "5.jpg", "7.jpg", "7.jpg"]
+    found["annotations"][0].pop("caption")  # type: ignore[union-attr]
+    path.write_text(json.dumps(found))
+    with pytest.raises(
+        ValueError, match=r"must hold a list of objects.* found one object of images, annotations"
+    ):
+        open_source(path)
+
+
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_image(tmp_path / "a.png")
 
@@ -212,11 +283,19 @@ def test_an_unreadable_shard_in_the_middle_is_named(tmp_path: Path) -> None:
         ("x.csv", b"a,b\n1,2\n1,2,3\n", r"x\.csv` cannot be read as a table: .*Expected 2 columns, got 3"),
         ("x.csv", b"", r"x\.csv` cannot be read as a table: Empty CSV file"),
         ("x.csv", b"a,a\n1,2\n", r"x\.csv`: column `a` appears 2 times"),
-        ("x.csv", "a\nß\n".encode("latin-1"), r"x\.csv` cannot be read as a table: .*UTF8"),
+        ("x.csv", "a,b\n1,ß\n".encode("utf-16"), r"x\.csv` is in UTF-16: save it as UTF-8"),
+        ("x.csv", b"sep=;\na;b\n1;2\n", r"x\.csv` begins with sep=;, which is no row: remove it"),
+        ("x.csv", b"a red mug,1.JPG\na cup,2.JPG\n", r"x\.csv` has no names of columns: .* `1\.JPG`"),
+        ("x.tsv", b"1.jpg#0\ta red mug\n", r"x\.tsv` has no names of columns: .* `1\.jpg#0`"),
+        ("x.csv", b"a,b\n1,2\n3,4,5\n", r"cannot be read as a table: .*Row #3: Expected 2 columns, got 3"),
+        ("x.csv", b'a,b\n"1,2\n' + b"3,4\n" * 2**19, r"cannot be read as a table: .*a quote is not closed"),
+        ("x.csv.gz", b"\x1f\x8bcut", r"x\.csv\.gz` cannot be read as a table"),
+        ("x.csv", "a\nß\n".encode("latin-1"), r"x\.csv` cannot be read as a table: .*save it as UTF-8"),
         ("x.jsonl", b"", r"x\.jsonl` is empty"),
+        ("x.jsonl", b'[{"text": "a"}]', r"x\.jsonl` has no objects, one on each line"),
         ("x.jsonl", b'{"text": "a"}\n{"text": \n', r"x\.jsonl`, line 2: "),
         ("x.json", b'{"text": "a"}\n{"text": "b"}\n', r"x\.json` cannot be read as JSON: .*end in \.jsonl"),
-        ("x.json", b'{"text": "a"}', r"x\.json` must hold a list of objects"),
+        ("x.json", b'{"text": "a"}', r"x\.json` must hold a list of objects.*found one object of text"),
         ("x.xlsx", b"", r"x\.xlsx` is no file of rows: expected one that ends in \.jsonl, .*\.tsv"),
     ],
 )
@@ -231,6 +310,12 @@ def test_what_is_no_source_is_refused() -> None:
         open_source(5)
     with pytest.raises(FileNotFoundError, match=r"`nothing/here\.csv` does not exist"):
         open_source("nothing/here.csv")
+    with pytest.raises(FileNotFoundError, match="`` does not exist"):
+        open_source("")
+    with pytest.raises(FileNotFoundError, match="does not exist: addresses are not opened"):
+        open_source("https://example.org/pairs.csv")
+    with pytest.raises(TypeError, match=r"got dict; make it one of these: .*`pandas\.DataFrame\(columns\)`"):
+        open_source({"text": ["a"]})
     with pytest.raises(TypeError, match="DatasetDict; expected one of its splits: train"):
         open_source(datasets.DatasetDict({"train": datasets.Dataset.from_dict({"a": ["x"]})}))
     with pytest.raises(TypeError, match="row 1 of the list is a int, and row 0 is a str"):
@@ -247,6 +332,8 @@ def test_a_wrong_image_root_is_found_before_the_first_picture(
         FileNotFoundError, match=r"0 of 5 pictures found under `.*empty`.*`images/0\.png`; pass"
     ):
         read_items(rows, image_root=tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match=r"missing: `7`; .* put the suffix of the files"):
+        read_items([{"image": "7"}])
     with pytest.raises(FileNotFoundError, match="addresses are not opened: download"):
         read_items([{"image": "https://example.org/1.png"}])
 
@@ -267,6 +354,7 @@ def test_rows_of_the_hub_have_no_absolute_paths(tmp_path: Path, monkeypatch: pyt
     file = write_image(tmp_path / "a.png")
     dataset = datasets.Dataset.from_dict({"image": [str(file)]}).cast_column("image", datasets.Image())
     asked = []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: asked.append((name, split)) or dataset)
     with pytest.raises(ValueError, match="leaves the image root"):
         read_items("some/pictures")
@@ -283,12 +371,72 @@ def test_the_guess_is_reported(caplog: pytest.LogCaptureFixture) -> None:
         read_items([{"a": "x", "b": "y"}])
 
 
-def test_a_column_that_begins_late_is_found(tmp_path: Path) -> None:
-    rows = [{"text": "x"} for _ in range(500)] + [{"thumb": "a.png"}]
-    whole = [{"text": "", "thumb": None, **row} for row in rows]
-    lines, shards = write_lines(tmp_path / "x.jsonl", rows), write_parquet(tmp_path / "x.parquet", whole)
-    for source in (rows, lines, shards):
-        assert open_source(source).kinds == {"text": "text", "thumb": "image"}
+@pytest.mark.parametrize("form", [form for form in FORMS if form not in ("jsonl.gz", "views")])
+@pytest.mark.parametrize("empty", ["", None, []])
+def test_a_column_is_known_by_its_first_value_wherever_that_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, empty: Any
+) -> None:
+    for module in (files, memory):
+        monkeypatch.setattr(module, "SAMPLE", 4)
+    late: Any = "b.png" if empty != [] else ["b.png"]
+    if form in ("csv", "tsv") and empty == []:
+        pytest.skip("a CSV file has no lists")
+    rows = [{"text": "x", "thumb": empty} for _ in range(14)]
+    rows[11]["thumb"] = late
+    kinds = open_source(FORMS[form](tmp_path, rows)).kinds
+    assert {name: kinds[name] for name in rows[0]} == {
+        "text": "text",
+        "thumb": "images" if empty == [] else "image",
+    }
+
+
+@pytest.mark.parametrize("late", ["b.png", 7, {"de": "x"}, "2020-01-01", ["a", "b"]])
+def test_a_column_of_json_lines_may_begin_in_any_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: Any
+) -> None:
+    monkeypatch.setattr(files, "SAMPLE", 4)
+    rows: list[dict[str, Any]] = [{"text": "x"} for _ in range(15)]
+    rows[13]["thumb"] = late
+    expected = {"text": "text", "thumb": kind_of_values("thumb", [late])}
+    assert open_source(write_lines(tmp_path / "x.jsonl", rows)).kinds == expected
+    rows[13]["text"] = 5  # of two types, which Arrow does not read
+    assert open_source(write_lines(tmp_path / "x.jsonl", rows)).kinds == expected
+
+
+def test_a_late_column_of_a_later_shard_is_found(tmp_path: Path) -> None:
+    for name, thumb in (("a", None), ("b", ""), ("c", "c.png")):
+        pq.write_table(
+            pa.table({"text": ["x"], "thumb": pa.array([thumb], pa.string())}), tmp_path / f"{name}.parquet"
+        )
+    assert open_source(tmp_path).kinds == {"text": "text", "thumb": "image"}
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), np.float32("nan"), pd.NA, pd.NaT, ""])
+def test_whatever_stands_for_a_missing_value_is_one(missing: Any) -> None:
+    pictures = [np.full((4, 4, 3), 7, np.uint8), missing]
+    with pytest.warns(UserWarning, match="1 of 2 rows are skipped"):
+        assert len(read_items([{"image": picture} for picture in pictures])) == 1
+    with pytest.warns(UserWarning, match="1 of 2 rows are skipped"):
+        assert len(read_items([{"text": missing}, {"text": "x"}])) == 1
+
+
+def test_a_number_is_no_missing_picture() -> None:
+    with pytest.raises(ValueError, match=r"row 1: column `image`.* is float"):
+        read_items([{"image": np.zeros((4, 4, 3), np.uint8)}, {"image": 3.5}])
+
+
+def test_a_label_of_minus_one_is_none() -> None:
+    kinds = datasets.Features({"label": datasets.ClassLabel(names=["cat", "dog"])})
+    with pytest.warns(UserWarning, match="1 of 2 rows are skipped"):
+        items = read_items(datasets.Dataset.from_dict({"label": [-1, 1]}, features=kinds))
+    assert items.references.texts.to_pylist() == ["dog"]
+
+
+def test_a_single_column_is_a_source() -> None:
+    assert read_items(pd.Series(["a red mug", "a blue mug"])).references.texts.to_pylist() == [
+        "a red mug",
+        "a blue mug",
+    ]
 
 
 def test_lists_are_told_from_single_values(tmp_path: Path) -> None:
@@ -300,3 +448,7 @@ def test_lists_are_told_from_single_values(tmp_path: Path) -> None:
     ):
         kinds = open_source(source).kinds
         assert {name: kinds[name] for name in "abc"} == {"a": "text", "b": "texts", "c": "images"}
+
+
+def test_a_column_of_blanks_is_one_of_texts() -> None:
+    assert open_source([{"note": " "}, {"note": ""}]).kinds == {"note": "text"}

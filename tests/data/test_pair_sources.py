@@ -122,6 +122,9 @@ def test_a_tenth_is_held_out_but_no_more_than_a_thousand_pairs() -> None:
         ({"question": "a", "answer": "b", "source": "c"}, (("question",), ("answer",), ())),
         ({"image": "1.png", "url": "u", "caption": "c"}, (("caption",), ("image",), ())),
         ({"Text": "c", "photo": "1.JPG"}, (("Text",), ("photo",), ())),
+        ({"image": "1.png", "captions": ["c", "d"]}, (("captions",), ("image",), ())),
+        ({"image": "1.png", "name": "c", "tags": ["d"]}, (("name",), ("image",), ())),
+        ({"query": "a", "pos": ["b"], "neg": ["c"]}, (("query",), ("pos",), ("neg",))),
         ({"left": "a", "right": "b"}, (("left",), ("right",), ())),
         ({"a": "1.png", "b": "2.png"}, (("a",), ("b",), ())),
         (
@@ -155,9 +158,9 @@ def test_sides_are_guessed_and_reported(
         ({"a": "x", "b": "y"}, {"query": "a", "target": "a"}, "are the same column, `a`"),
         ({"a": "x", "b": "y"}, {"query": "a", "target": "bb"}, "unknown column `bb`; did you mean `b`"),
         (
-            {"a": "x", "b": ["y"]},
-            {"query": "a", "target": "b"},
-            "`b` holds lists of texts; the `target` of a row",
+            {"a": "x", "b": ["y"], "c": "1.png"},
+            {"query": "a", "target": ["b", "c"]},
+            "`b` holds lists of texts; a `target` of a text and a picture has one of each",
         ),
         ({"a": "x", "b": "y"}, {"query": ["a", "b"], "target": "b"}, "two columns of texts, `a` and `b`"),
         ({"a": "x", "b": 1}, {"query": "a", "target": "b"}, "`b` holds neither texts nor pictures"),
@@ -190,6 +193,68 @@ def test_the_images_of_arrays_are_kept_exactly() -> None:
         assert np.array_equal(np.asarray(pair.target.image), images[int(pair.query.text)])
 
 
+@pytest.mark.parametrize("form", ["rows", "jsonl", "frame"])
+def test_each_value_of_a_list_is_a_pair(tmp_path: Path, form: str) -> None:
+    rows = [
+        {"query": f"q{n}", "pos": [f"p{n}-{k}" for k in range(1 + n % 3)], "neg": [f"n{n}"]}
+        for n in range(20)
+    ]
+    rows[5]["pos"] = []
+    sources = {
+        "rows": rows,
+        "jsonl": write_rows(tmp_path / "x.jsonl", rows),
+        "frame": pd.DataFrame(rows),
+    }
+    with pytest.warns(UserWarning, match="1 of 37 rows are skipped"):
+        data = set_up(sources[form])
+    found = {
+        (pair.query.text, pair.target.text, *(each.text for each in pair.negatives))
+        for pair in pairs_of(data)
+    }
+    (validation,) = data.eval_sets
+    texts = validation.items.texts.to_pylist()
+    for query, candidates, right in zip(validation.queries, validation.candidates, validation.num_right):
+        text = texts[query]
+        found |= {(text, texts[item], "n" + text[1:]) for item in candidates[:right]}
+    expected = {(row["query"], target, *row["neg"]) for row in rows for target in row["pos"]}
+    assert found == expected
+
+
+def test_the_captions_of_a_picture_are_known_as_right(tmp_path: Path) -> None:
+    rows = []
+    for n in range(20):
+        file = write_image(tmp_path / f"{n}.png", n)
+        rows.append({"image": str(file), "captions": [f"{k} of {n}" for k in "abcde"]})
+    for options in ({"query": "image", "target": "captions"}, {"query": "captions", "target": "image"}):
+        (validation,) = set_up(rows, val_fraction=0.2, **options).eval_sets
+        width = 5 if options["query"] == "image" else 1
+        assert validation.num_right.tolist() == [width] * (20 // width)
+
+
+@pytest.mark.parametrize("form", ["rows", "csv", "parquet"])
+def test_numbered_negatives_are_read_together(tmp_path: Path, form: str) -> None:
+    rows = [
+        {
+            "anchor": f"a{n}",
+            "positive": f"p{n}",
+            "negative_1": f"x{n}",
+            "negative_2": f"y{n}" if n % 2 else "",
+        }
+        for n in range(20)
+    ]
+    frame = pd.DataFrame(rows)
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    frame.to_parquet(tmp_path / "x.parquet")
+    sources = {"rows": rows, "csv": tmp_path / "x.csv", "parquet": tmp_path / "x.parquet"}
+    for options in ({}, {"query": "anchor", "target": "positive", "negatives": "negative"}):
+        for pair in pairs_of(set_up(sources[form], **options)):
+            number = int(pair.query.text[1:])
+            expected = [f"x{number}"] + [f"y{number}"] * (number % 2)
+            assert [sample.text for sample in pair.negatives] == expected
+    one = pairs_of(set_up(sources[form], query="anchor", target="positive", negatives="negative_1"))
+    assert all([sample.text for sample in pair.negatives] == [f"x{pair.query.text[1:]}"] for pair in one)
+
+
 @pytest.mark.parametrize("name", ["neg_text", "pos_image_path"])
 def test_a_column_that_comes_late_in_json_lines_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -200,3 +265,40 @@ def test_a_column_that_comes_late_in_json_lines_is_read(
     path = write_rows(tmp_path / "pairs.jsonl", rows)
     columns = choose_pair(open_source(path), None, None, None)
     assert name in {column for side in columns for column in side}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("hdr.csv", "q,t\n", r"hdr\.csv` has a header and no rows"),
+        ("space.csv", "q, t\na, b\n", "column ' t' begins or ends with white space"),
+        (
+            "deep.json",
+            "[" * 100_000 + "]" * 100_000,
+            r"deep\.json` cannot be read.*nested too deeply",
+        ),
+    ],
+)
+def test_odd_files_are_told(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        PairDataModule(tmp_path / name, query="q", target="t").read_train()
+
+
+def test_rows_that_are_left_out_are_in_the_line_of_the_split(tmp_path: Path, caplog: Any) -> None:
+    rows = [{"q": f"q{n}", "t": f"t{n}" if n not in (3, 7) else None} for n in range(40)]
+    with caplog.at_level("INFO"), pytest.warns(UserWarning, match="2 of 40 rows are skipped"):
+        PairDataModule(rows, query="q", target="t").read_eval()
+    assert "34 pairs to train on, 4 to validate on" in caplog.text
+    assert "; 2 rows without a query or target are left out" in caplog.text
+
+
+def test_addresses_are_shown_as_they_were_written(tmp_path: Path) -> None:
+    rows = [{"q": f"q{n}", "t": f"http://x/{n}.png"} for n in range(40)]
+    with pytest.raises(FileNotFoundError, match=r"`http://x/0\.png`; addresses are not opened"):
+        PairDataModule(rows, query="q", target="t", image_root=tmp_path).read_train()
+
+
+def test_an_option_that_is_no_number_is_named() -> None:
+    with pytest.raises(TypeError, match="`batch_size` must be a number, got '32'"):
+        PairDataModule([], batch_size="32")  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ ITEMS, QUERIES = 50, 20
 class Part:
     """A subset with one to three right answers a query, in a catalogue of items 10 to 49."""
 
-    def __init__(self, seed: int = 0, *, catalogue: bool = True) -> None:
+    def __init__(self, seed: int = 0, *, catalogue: bool = True, excluded: bool = False) -> None:
         draw = random.Random(seed)
         self.subset = Subset("mine", "retrieval", "IND")
         self.embeddings = normalize(
@@ -37,6 +37,10 @@ class Part:
         self.candidates = torch.tensor([row + [-1] * (most - len(row)) for row in listed])
         self.queries = torch.tensor([draw.choice(range(ITEMS)) for _ in range(QUERIES)])
         self.num_right = torch.tensor([len(own) for own in self.right])
+        self.excluded = None
+        if excluded:  # some of them are not in the catalogue, and the last is padding
+            rows = [[draw.randrange(ITEMS) for _ in range(9)] + [-1] for _ in range(QUERIES)]
+            self.excluded = torch.tensor(rows)
 
     def places(self, arrived: set[int] | None = None) -> list[list[int]]:
         """The places of the right answers of each query, from 1, by sorting its candidates."""
@@ -45,7 +49,8 @@ class Part:
         for query, listed, right in zip(self.queries.tolist(), self.candidates.tolist(), self.right):
             candidates = {item for item in listed if item >= 0}
             if self.catalogue is not None:
-                candidates |= set(self.catalogue.tolist()) - {query}
+                excluded = set() if self.excluded is None else set(self.excluded[len(rows)].tolist())
+                candidates |= set(self.catalogue.tolist()) - {query} - excluded
             candidates &= arrived
             mine = [
                 float(self.embeddings[query].double() @ self.embeddings[i].double()) for i in range(ITEMS)
@@ -65,6 +70,7 @@ def ranks_of(part: Part, arrived: set[int] | None = None) -> list[list[int]]:
         warn=False,
         num_right=part.num_right,
         catalogue=part.catalogue,
+        excluded=part.excluded,
     )
     assert (ranks.tied == 1).all()
     return [
@@ -79,6 +85,11 @@ def test_places_are_those_of_sorting(seed: int, catalogue: bool) -> None:
     assert ranks_of(part) == part.places()
 
 
+def test_excluded_items_of_the_catalogue_are_no_candidates() -> None:
+    part, whole = Part(0, excluded=True), Part(0)
+    assert ranks_of(part) == part.places() != whole.places()
+
+
 @pytest.mark.parametrize("catalogue", [True, False])
 def test_items_that_never_arrived_are_no_candidates(catalogue: bool) -> None:
     part, arrived = Part(2, catalogue=catalogue), set(range(0, ITEMS, 3)) | set(range(1, ITEMS, 3))
@@ -88,8 +99,9 @@ def test_items_that_never_arrived_are_no_candidates(catalogue: bool) -> None:
     assert any(0 < len(own) < len(right) for own, right in zip(found, part.right))
 
 
-def test_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    part = Part(3)
+@pytest.mark.parametrize("excluded", [False, True])
+def test_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, excluded: bool) -> None:
+    part = Part(3, excluded=excluded)
     monkeypatch.setattr("fanoise_lightning.evaluation.subset_ranks._SCORES_PER_BLOCK", 100)
     monkeypatch.setattr("fanoise_lightning.evaluation.embedding_table._CANDIDATES_PER_BLOCK", 7)
     assert ranks_of(part) == part.places()
@@ -134,7 +146,7 @@ def scored(rank: int, world_size: int) -> dict[str, float]:
 
 def test_the_board_has_each_metric_of_the_subset_and_of_its_means() -> None:
     values, places = scored(0, 1), Suite().subsets[0].places()
-    assert values["val/recall_at_5/retrieval/mine"] == pytest.approx(
+    assert values["val/recall_at_5/overall"] == pytest.approx(
         fmean(sum(place <= 5 for place in own) / len(own) for own in places)
     )
     assert values["val/mrr/overall"] == pytest.approx(fmean(1 / min(own) for own in places))
@@ -170,3 +182,11 @@ def test_a_broken_embedding_in_the_catalogue_is_an_error() -> None:
     part.embeddings[17] = torch.nan
     with pytest.raises(ValueError, match="scores are not finite"):
         ranks_of(part)
+
+
+def test_a_subset_without_a_scored_query_is_told_to_have_no_score() -> None:
+    part = Part(0)
+    table = Embeddings(part.embeddings, torch.full((ITEMS,), -1))
+    with pytest.warns(UserWarning, match="no query has both an embedding and a right answer.*no score"):
+        ranks = subset_ranks(table, part.queries, part.candidates, num_right=part.num_right)
+    assert not ranks.is_scored.any()

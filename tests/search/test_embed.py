@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -132,7 +133,7 @@ def test_a_killed_run_continues_and_ends_like_an_unbroken_one(
     out = tmp_path / "index"
     # files: the mark, rows and embeddings of each of 3 shards, the manifest
     embed_until(3, False, module, source, out, **OPTIONS)  # the rows are there, the embeddings half
-    assert {path.suffix for path in out.iterdir()} == {".json", ".parquet", ".tmp"}
+    assert {path.suffix for path in out.iterdir()} == {".json", ".lock", ".parquet", ".tmp"}
     with pytest.raises(FileNotFoundError, match="is unfinished: run the same `fanoise embed` again"):
         EmbeddingFolder(out)
     embed_until(5, True, module, source, out, **OPTIONS)  # two shards
@@ -165,6 +166,88 @@ def test_two_processes_write_what_one_writes(
     assert contents(out) == contents(unbroken.path)
 
 
+@pytest.mark.slow
+def test_two_processes_continue_what_one_began(
+    module: ContrastiveModule, source: Path, unbroken: EmbeddingFolder, tmp_path: Path
+) -> None:
+    out = tmp_path / "index"
+    embed_until(3, True, module, source, out, **OPTIONS)  # the mark, and both files of shard 0
+
+    def run(rank: int) -> int:
+        return embedded_rows(module, lambda: embed(module, source, out, **OPTIONS, devices=2, strategy="ddp"))
+
+    assert run_on_ranks(run, 2) == [6, 7]  # shard 2, and 1 without the broken picture
+    assert contents(out) == contents(unbroken.path)
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_in_one_folder_are_refused_until_the_first_is_killed(
+    module: ContrastiveModule, source: Path, unbroken: EmbeddingFolder, tmp_path: Path
+) -> None:
+    out, context = tmp_path / "index", multiprocessing.get_context("fork")
+    begun = context.Event()
+
+    def run() -> None:
+        torch.set_num_threads(1)
+        module.encoder.register_forward_hook(lambda *_: (begun.set(), signal.pause()))
+        embed(module, source, out, **{**OPTIONS, "num_workers": 2})  # workers, which outlive it for a while
+
+    first = context.Process(target=run)
+    first.start()
+    assert begun.wait(60)
+    with pytest.raises(OSError, match=rf"another `fanoise embed` is writing to `{out}`: wait for its end"):
+        embed(module, source, out, **OPTIONS)
+    first.kill()
+    first.join()
+    embed(module, source, out, **OPTIONS)
+    assert contents(out) == contents(unbroken.path)
+
+
+def test_rows_without_text_and_picture_are_listed_like_broken_pictures(
+    module: ContrastiveModule, source: Path, unbroken: EmbeddingFolder, tmp_path: Path
+) -> None:
+    lines = source.read_text().splitlines()
+    lines.insert(3, json.dumps({"id": "blank", "text": " ", "image": ""}))
+    lines.append(json.dumps({"id": "nothing"}))
+    changed = source.parent / "with_empty.jsonl"
+    changed.write_text("\n".join(lines))
+    folder = embed(module, changed, tmp_path / "index", **OPTIONS)
+    assert len(folder) == len(unbroken)
+    reasons = {skipped["id"]: skipped["reason"] for skipped in folder.manifest["skipped"]}
+    assert list(reasons) == ["blank", "nothing", f"sku-{BROKEN}"]
+    assert reasons["nothing"] == f"`{changed}`, line {ROWS + 2}: it has neither text nor picture"
+
+
+def test_a_temporary_file_of_somebody_else_is_kept(
+    module: ContrastiveModule, source: Path, unbroken: EmbeddingFolder
+) -> None:
+    theirs, ours = unbroken.path / "notes.tmp", unbroken.path / "00000.parquet.123.tmp"
+    theirs.touch()
+    ours.touch()
+    embed(module, source, unbroken.path, **OPTIONS)
+    assert theirs.exists()
+    assert not ours.exists()
+    theirs.unlink()
+
+
+@pytest.mark.parametrize(("name", "near"), [("device", "; did you mean `devices`"), ("fast_dev_run", "")])
+def test_an_argument_that_the_trainer_lacks_or_that_leaves_rows_out_is_refused(
+    module: ContrastiveModule, source: Path, tmp_path: Path, name: str, near: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"unknown argument of `trainer` `{name}`{near}"):
+        embed(module, source, tmp_path / "index", **OPTIONS, **{name: 1})
+    assert not (tmp_path / "index").exists()
+
+
+def test_a_folder_to_write_to_that_is_a_file_is_refused(
+    module: ContrastiveModule, source: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "index").write_text("mine")
+    with pytest.raises(OSError, match=r"index` is a file: name a folder"):
+        embed(module, source, tmp_path / "index", **OPTIONS)
+    assert (tmp_path / "index").read_text() == "mine"
+
+
 def test_a_finished_folder_is_left_alone(
     module: ContrastiveModule, source: Path, unbroken: EmbeddingFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -185,7 +268,7 @@ def test_a_shard_that_was_lost_is_written_again(
     assert contents(unbroken.path) == before
 
 
-@pytest.mark.parametrize("options", [{"dtype": "float32"}, {"batch_size": 8}, {"precision": "64-true"}])
+@pytest.mark.parametrize("options", [{"dtype": "float32"}, {"batch_size": 8}, {"precision": "bf16-mixed"}])
 def test_a_folder_that_was_written_otherwise_is_refused(
     module: ContrastiveModule, source: Path, unbroken: EmbeddingFolder, options: dict[str, Any]
 ) -> None:
@@ -208,8 +291,80 @@ def test_a_folder_of_another_source_is_refused(
 ) -> None:
     changed = source.parent / "changed.jsonl"
     changed.write_text(source.read_text().replace("number 7", "number seven"))
-    with pytest.raises(ValueError, match="was begun with another `source`"):
+    with pytest.raises(
+        ValueError, match=r"was begun with another `source`: '.*catalogue\.jsonl', now '.*changed"
+    ):
         embed(module, changed, unbroken.path, **OPTIONS)
+
+
+def test_a_source_that_has_changed_is_said_with_its_rows(module: ContrastiveModule, tmp_path: Path) -> None:
+    source = tmp_path / "texts.csv"
+    source.write_text("text\na\nb\nc\n")
+    options = {**OPTIONS, "image": None, "id": None}
+    embed(module, source, tmp_path / "index", **options)
+    source.write_text("text\na\nb\n")
+    with pytest.raises(ValueError, match=r"texts\.csv` has changed since .* was begun: 3 rows then, 2 now"):
+        embed(module, source, tmp_path / "index", **options)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true", "64", 64, "transformer-engine"])
+def test_a_precision_that_leaves_the_module_converted_is_refused(
+    module: ContrastiveModule, source: Path, tmp_path: Path, precision: Any
+) -> None:
+    with pytest.raises(ValueError, match=rf"`precision` '{precision}' would leave the module converted"):
+        embed(module, source, tmp_path / "index", **OPTIONS, precision=precision)
+    assert not (tmp_path / "index").exists()
+
+
+def test_a_row_whose_embedding_is_zero_is_skipped_with_the_reason(
+    module: ContrastiveModule, source: Path, tmp_path: Path
+) -> None:
+    handle = module.encoder.register_forward_hook(lambda *args: args[-1].index_fill(0, torch.tensor([1]), 0))
+    try:
+        folder = embed(
+            module,
+            ["a", "b", "c"],
+            tmp_path / "index",
+            **{**OPTIONS, "text": None, "image": None, "id": None},
+        )
+    finally:
+        handle.remove()
+    assert folder.columns["id"].to_pylist() == ["0", "2"]
+    assert folder.manifest["skipped"] == [{"id": "1", "reason": "its embedding is zero"}]
+    torch.testing.assert_close(
+        torch.cat(list(folder.shards())).float().norm(dim=1), torch.ones(2), atol=1e-3, rtol=0
+    )
+
+
+def test_a_trained_module_without_its_checkpoint_is_warned_of(
+    module: ContrastiveModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "pairs_seen", 8)
+    options = {**OPTIONS, "text": None, "image": None, "id": None}
+    with pytest.warns(UserWarning, match="pass it as `checkpoint`"):
+        embed(module, ["a"], tmp_path / "index", **options)
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint `gone\.ckpt`"):
+        embed(module, ["a"], tmp_path / "other", **options, checkpoint="gone.ckpt")
+
+
+def test_nothing_but_our_own_lines_are_printed(
+    module: ContrastiveModule, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        embed(module, ["a"], tmp_path / "index", **{**OPTIONS, "text": None, "image": None, "id": None})
+    assert {record.name for record in caplog.records} == {"fanoise_lightning"}
+    assert not [line for line in warned if "LeafSpec" in str(line.message)]
+
+
+def test_a_local_model_is_found_from_any_directory(
+    tiny_clip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Path(tiny_clip)
+    monkeypatch.chdir(config.parent)
+    module = ContrastiveModule(OpenClipEncoder(config.name))
+    folder = embed(module, ["a"], tmp_path / "index", **{**OPTIONS, "text": None, "image": None, "id": None})
+    assert folder.manifest["model"]["description"]["init_args"]["model"] == str(config.resolve())
 
 
 def test_a_run_that_wrote_no_shard_may_be_started_otherwise(

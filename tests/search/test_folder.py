@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 
 from fanoise_lightning.search.folder import EmbeddingFolder, Row, read_notes, write_shard
 
@@ -71,6 +72,17 @@ def test_embeddings_are_mapped_not_read(path: Path) -> None:
     assert shard[-1, -1] == 7
 
 
+def test_blocks_are_the_rows_in_order(path: Path) -> None:
+    """Of a file too that other tensors come first in."""
+    save_file({"a": torch.ones(7), "embeddings": EMBEDDINGS[:3].half()}, path / "00000.safetensors")
+    blocks = EmbeddingFolder(path).blocks(2)
+    assert [(block.first, block.shape) for block in blocks] == [(0, (2, 4)), (2, (1, 4)), (3, (2, 4))]
+    assert torch.cat([block.read() for block in blocks]).tolist() == EMBEDDINGS.tolist()
+    cut(path / "00002.safetensors")
+    with pytest.raises(ValueError, match=r"00002\.safetensors` is damaged \(it ends too early\)"):
+        blocks[-1].read()
+
+
 def test_notes_of_a_shard(path: Path) -> None:
     assert read_notes(path, "00002") == {"key": 2, "rows": 2}
     assert read_notes(path, "00003") is None
@@ -111,13 +123,24 @@ def test_a_part_of_another_shard_is_found(path: Path, other: str, message: str) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.pop("rows"), "rows is None"),
-        (lambda m: m.update(rows=4), "rows is 4"),
+        (lambda m: m.pop("rows"), "it has no `rows`"),
+        (lambda m: m.pop("source"), "it has no `source`"),
+        (lambda m: m.pop("image_root"), "it has no `image_root`"),
+        (lambda m: m.update(image_root=5), "`image_root` is 5"),
+        (lambda m: m.update(rows=4), "`rows` is 4, its shards have 5"),
+        (lambda m: m.update(rows=5.0), r"`rows` is 5\.0"),
+        (lambda m: m.update(dimension=-1), "`dimension` is -1"),
+        (lambda m: m.update(dimension=True), "`dimension` is True"),
+        (lambda m: m.update(normalized=False), "`normalized` is False"),
+        (lambda m: m.update(skipped=["a"]), "`skipped` is"),
+        (lambda m: m["model"].update(checkpoint=5), "`model` is"),
+        (lambda m: m["model"].update(description="os.system"), "`model` is"),
+        (lambda m: m["shards"].__setitem__(1, m["shards"][0]), "`shards` is"),
         (lambda m: m.update(format=2), "has format 2, this version reads 1"),
-        (lambda m: m["shards"][0].update(name="../../etc/00000"), "shards is"),
-        (lambda m: m["shards"][0].update(rows=-3), "shards is"),
-        (lambda m: m.update(dtype="object"), "dtype is 'object'"),
-        (lambda m: m.update(model={}), "model is {}"),
+        (lambda m: m["shards"][0].update(name="../../etc/00000"), "`shards` is"),
+        (lambda m: m["shards"][0].update(rows=-3), "`shards` is"),
+        (lambda m: m.update(dtype="object"), "`dtype` is 'object'"),
+        (lambda m: m.update(model={}), "`model` is {}"),
     ],
 )
 def test_a_manifest_that_says_something_else_is_refused(
@@ -154,3 +177,11 @@ def test_a_file_that_cannot_be_written_leaves_the_earlier_one(
     after = {file.name: file.read_bytes() for file in path.iterdir()}
     assert {name for name in after if after[name] != before.get(name)} == {"00001.parquet"}
     assert after.keys() == before.keys()
+
+
+def test_a_row_without_a_text_is_damage(path: Path) -> None:
+    pq.write_table(
+        pa.table({"id": ["a", "b"], "text": ["a", None], "image": ["", ""]}), path / "00002.parquet"
+    )
+    with pytest.raises(ValueError, match=r"00002\.parquet` is damaged \(a row without `text`\)"):
+        EmbeddingFolder(path).row(4)

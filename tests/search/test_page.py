@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fanoise_lightning.search.answers import Answer, Hit, metrics, worst_first
+from fanoise_lightning.search.answers import Answer, Hit, Right, metrics, worst_first
 from fanoise_lightning.search.folder import Row
 from fanoise_lightning.search.page import Side, search_page
 from fanoise_lightning.search.pictures import Pictures
@@ -56,7 +56,7 @@ def page(tmp_path: Path) -> str:
     (tmp_path / "b.png").write_bytes(b"no picture")
     rows = [Row("a", EVIL, "a.png"), Row(EVIL, "x" * 10_000, "b.png"), Row("c", EVIL, "")]
     hits = tuple(Hit(i, 1 / i, row, row.id == "a") for i, row in enumerate(rows, 1))
-    good, bad = Answer(hits, hits[:1]), Answer(hits[1:], (Hit(900, 0.1, rows[0], True),))
+    good, bad = Answer(hits, (Right(0, 1, 1, rows[0]),)), Answer(hits[1:], (Right(899, 1, 0.1, rows[0]),))
     queries = [Query("red"), Query(EVIL, tmp_path / "a.png", ("a",))]
     sides = [
         Side(n, EVIL, a, Pictures(tmp_path)) for n, a in (("after", [good, bad]), ("before", [bad, good]))
@@ -105,7 +105,7 @@ def test_the_worst_query_comes_first_with_its_right_answer(page: str) -> None:
 def test_metrics_by_hand() -> None:
     row = Row("a", "", "")
     answers = [
-        Answer((), tuple(Hit(rank, 0, row, True) for rank in ranks)) for ranks in ([1, 7], [4], [20], [])
+        Answer((), tuple(Right(rank - 1, 1, 0, row) for rank in ranks)) for ranks in ([1, 7], [4], [20], [])
     ]
     found = metrics(answers)
     assert found["recall@1"] == pytest.approx((1 / 2 + 0 + 0) / 3)
@@ -114,6 +114,44 @@ def test_metrics_by_hand() -> None:
     assert found["MRR"] == pytest.approx((1 + 1 / 4 + 1 / 20) / 3)
     assert found["median rank"] == 4
     assert worst_first(answers) == [2, 1, 0, 3]
+
+
+def ranked(rank: int) -> Answer:
+    """One hit, and the right answer at a rank."""
+    rows = Row("a", "", ""), Row("b", "", "")
+    return Answer((Hit(1, 0.9, rows[0], rank == 1),), (Right(rank - 1, 1, 0.1, rows[1]),))
+
+
+def compared(before: int, after: int) -> str:
+    sides = [Side(name, "", [ranked(rank)], Pictures(None)) for name, rank in (("a", after), ("b", before))]
+    return search_page([Query("red")], *sides)
+
+
+def test_a_change_is_marked_as_better_or_worse() -> None:
+    better, worse = compared(4, 2), compared(2, 4)
+    assert ": 1 better, 0 worse, 0 alike" in better
+    assert ": 0 better, 1 worse, 0 alike" in worse
+    for part in ("<span{}>4 → 2</span>", "<td{}>+25.0</td>", "<td{}>-2.0</td>"):  # rank, MRR, median rank
+        assert part.format(' class="better"') in better
+    for part in ("<span{}>2 → 4</span>", "<td{}>-25.0</td>", "<td{}>+2.0</td>"):
+        assert part.format(' class="worse"') in worse
+
+
+def test_a_right_answer_that_is_no_hit_is_listed_apart() -> None:
+    assert compared(1, 2).count('class="right apart"') == 1
+    assert compared(1, 1).count('class="right apart"') == 0
+
+
+def test_a_long_list_is_cut_and_that_is_said() -> None:
+    side = Side("index", "", [Answer(())] * 101, Pictures(None))
+    page = search_page([Query(f"query {i}") for i in range(101)], side)
+    assert page.count("<section") == 100
+    assert "The first 100 of 101 queries." in page
+
+
+def test_of_equal_ranks_the_one_that_was_better_before_comes_first() -> None:
+    after, before = map(ranked, (5, 5, 9)), map(ranked, (3, 1, 2))
+    assert worst_first(list(after), list(before)) == [2, 1, 0]
 
 
 @pytest.mark.skipif(

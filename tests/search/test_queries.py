@@ -62,3 +62,17 @@ def test_what_is_wrong_is_named(tmp_path: Path, name: str, content: str, message
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         read_queries(path)
+
+
+def test_semicolons_and_other_encodings(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("text;right\na red, mug;7\n", encoding="utf-8")
+    assert read_queries(tmp_path / "q.csv") == [Query("a red, mug", None, ("7",))]
+    (tmp_path / "l.csv").write_bytes("text,right\ncaf\u00e9,7\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"l\.csv.*save it as UTF-8"):
+        read_queries(tmp_path / "l.csv")
+
+
+def test_a_right_answer_that_is_named_twice_counts_once(tmp_path: Path) -> None:
+    path = tmp_path / "twice.jsonl"
+    path.write_text('{"text": "a", "right": ["x", "y", "x"]}\n')
+    assert read_queries(path)[0].right == ("x", "y")

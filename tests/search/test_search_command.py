@@ -110,6 +110,7 @@ def test_pictures_outside_the_image_root_are_not_in_the_page_unless_asked_for(
         (["index", "a", "--image=gone.png"], "gone.png"),
         (["index", "a", "--image_root=gone"], "image root `gone`"),
         (["index", "--queries=gone.txt"], "gone.txt"),
+        (["index", "a", "--html=other"], "`--html` is a folder, `other`: name a file"),
         (["index", "--queries=unknown.csv"], "sku-999"),
     ],
 )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from fanoise_lightning.cli import FANoiseCLI
-from fanoise_lightning.training.checkpoints import AtomicCheckpointIO
+from fanoise_lightning.training.checkpoints import AtomicCheckpointIO, read_hyperparameters
 
 RECIPE = Path(__file__).parents[2] / "examples" / "configs" / "emoji.yaml"
 
@@ -151,3 +152,26 @@ def test_the_command_names_a_checkpoint_that_cannot_be_read(path, tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=rf"{path} \(100 bytes\) cannot be read"):
         FANoiseCLI(["fit", *arguments(tmp_path), f"--ckpt_path={path}"])
+
+
+KINDS = [b"", b"sku,caption\n1,a red mug\n", b"hello\nworld\n", b"a: 1\n", b"\x89PNG\r\n\x1a\n", bytes(5000)]
+KINDS += [b"PK\x05\x06" + bytes(18), pickle.dumps({"a": 1}), pickle.dumps(print)]
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("content", KINDS)
+def test_a_file_of_another_kind_is_named_and_nothing_in_it_is_advised_to_be_run(tmp_path, content):
+    path = tmp_path / "products.csv"
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"the checkpoint .*products\.csv \(.* cannot be read; .*\(.+\)$"
+    ) as caught:
+        read_hyperparameters(path)
+    assert "likely succeed" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [torch.zeros(3), [1, 2], {}, {"weight": torch.zeros(3)}])
+def test_what_is_not_a_checkpoint_of_lightning_is_named(tmp_path, value):
+    torch.save(value, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"weights\.pt is not a checkpoint of Lightning: it has no `"):
+        read_hyperparameters(tmp_path / "weights.pt")

@@ -35,6 +35,8 @@ class EvalDataset(Dataset):
             last.
         num_right: ``(Q,)`` int64, how many of them are right; ``None`` for one of each query.
         catalogue: ``(N,)`` int64, further candidates of every query; ``None`` for none.
+        excluded: ``(Q, E)`` int64, items of the catalogue that are no candidates of a query; ``None`` for
+            none.
     """
 
     def __init__(self, rows: EvalRows, store: ImageStore) -> None:
@@ -42,6 +44,7 @@ class EvalDataset(Dataset):
         self.queries, self.candidates = torch.from_numpy(rows.queries), torch.from_numpy(rows.candidates)
         self.num_right = None if rows.num_right is None else torch.from_numpy(rows.num_right)
         self.catalogue = None if rows.catalogue is None else torch.from_numpy(rows.catalogue)
+        self.excluded = None if rows.excluded is None else torch.from_numpy(rows.excluded)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -104,6 +107,8 @@ class EvalSuite(Dataset):
                 digest.update(part.num_right.numpy().tobytes())
             if part.catalogue is not None:
                 digest.update(part.catalogue.numpy().tobytes())
+            if part.excluded is not None:
+                digest.update(part.excluded.numpy().tobytes())
             for reference in part.items.to_list():
                 digest.update(repr(tuple(reference)).encode())
         return digest.hexdigest()

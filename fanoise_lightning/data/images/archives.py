@@ -87,6 +87,15 @@ class Archive:
                 return self._entries[at if variants is None else _choose(spelling, variants)]
         return None
 
+    def offset(self, name: str) -> int:
+        """Where a file begins, which no other file does; -1 for none.
+
+        Raises:
+            ImageError: if several files differ from the name in spelling alone.
+        """
+        entry = self._find(name)
+        return -1 if entry is None else int(entry.item()[0])
+
     def read(self, name: str) -> bytes:
         """The bytes of a file.
 

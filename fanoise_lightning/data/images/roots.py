@@ -114,14 +114,18 @@ class ImageRoot:
         if not missing:
             return
         some = "" if len(chosen) == len(paths) else f"a sample of {len(chosen)} of "
+        first = re.sub("^([a-z]{2,}:)/", r"\1//", missing[0])  # an address, of which a path has one slash
         found = (
             f"`{subset}`: {len(chosen) - len(missing)} of {some}{len(paths)} pictures found under "
-            f"`{self.path}`; the first that is missing: `{missing[0]}`"
+            f"`{self.path}`; the first that is missing: `{first}`"
         )
-        if re.match("[a-z]{2,}:/", missing[0]):
+        if first != missing[0]:
             raise FileNotFoundError(f"{found}; addresses are not opened: download the pictures first")
         if len(missing) == len(chosen):
-            raise FileNotFoundError(f"{found}; pass the folder that they are relative to as `image_root`")
+            advice = "pass the folder that they are relative to as `image_root`"
+            if not Path(missing[0]).suffix:
+                advice += ", and put the suffix of the files (.jpg) into the rows"
+            raise FileNotFoundError(f"{found}; {advice}")
         report(found)  # they are counted when they are opened, see `max_skipped`
 
     def __contains__(self, path: str) -> bool:
@@ -157,6 +161,34 @@ class ImageRoot:
             raise ImageError(f"no such file, unpacked or in {found}")
         raise ImageError(f"no such file, {self._missing(path)}")
 
+    def file_of(self, path: str) -> str:
+        """The file that a path opens, behind symbolic links: the same for all paths that open it.
+
+        A file in an archive has a name of its own, and so has a path that opens nothing.
+        """
+        try:
+            path = self._checked(path)
+            if self._is_absolute(path):
+                return os.path.realpath(self._absolute(path) or path)
+            if (file := self._file(path)) is not None:
+                return os.path.realpath(file[1])
+            if (member := self._member(path)) is not None:
+                return f"{member[0].path}\0{member[0].offset(member[1])}"
+            if (file := self._similar(path)) is not None:
+                return os.path.realpath(file[1])
+        except ImageError:  # told when it is opened
+            pass
+        return f"{self.path}\0{path}"
+
+    def places(self, path: str) -> list[tuple[Path, str]]:
+        """Where the file of a path may be: folders that the path must not leave, and the files there."""
+        if self._is_absolute(path):
+            return [(Path(path).parent, path)]
+        if not self._is_folder:
+            return []
+        places = map(self._base, _spellings(path))
+        return [(base, os.path.join(base, rest)) for base, rest in places]
+
     def _checked(self, path: str) -> str:
         if re.search(CLIMBS if self.absolute else LEAVES_ROOT, path):
             raise ImageError("the path leaves the image root")
@@ -171,16 +203,10 @@ class ImageRoot:
 
     def _file(self, path: str) -> tuple[Path, str] | None:
         """The folder that the path must not leave, and the file, if there is one with exactly this name."""
-        if not self._is_folder:
-            return None
-        names = _spellings(path)
+        places = self.places(path)
         if not path.isascii():  # rows are in NFC: find files in macOS's NFD without listing their folder
-            names += _spellings(normalize("NFD", path))
-        for name in names:
-            base, rest = self._base(name)
-            if os.path.isfile(file := os.path.join(base, rest)):
-                return base, file
-        return None
+            places += self.places(normalize("NFD", path))
+        return next((place for place in places if os.path.isfile(place[1])), None)
 
     def _base(self, name: str) -> tuple[Path, str]:
         """The folder that a path must not leave, and the path from there."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["chance_of", "merge_answers"]
+__all__ = ["chance_of", "left_out", "merge_answers"]
 
 Ints = NDArray[np.int64]
 
@@ -44,10 +44,39 @@ def merge_answers(queries: Ints, candidates: Ints) -> tuple[Ints, Ints, Ints]:
     return queries[first], closed[:, : (closed >= 0).sum(axis=1).max()], num_right
 
 
-def chance_of(queries: Ints, candidates: Ints, num_right: Ints, catalogue: Ints | None) -> tuple[Ints, float]:
+def left_out(queries: Ints, candidates: Ints, known: tuple[Ints, Ints]) -> tuple[Ints, Ints]:
+    """The `known` right answers of each query that are not among its candidates, nor the query itself.
+
+    Args:
+        queries: ``(Q,)``, each once.
+        candidates: ``(Q, C)``, ``-1`` after the last.
+        known: pairs: ``(M,)`` queries, some of them in `queries`, and ``(M,)`` targets.
+
+    Returns:
+        Those of all queries, flat, and how many each query has, ``(Q,)``.
+
+    Example:
+        >>> known = np.array([8, 8]), np.array([2, 1])
+        >>> flat, counts = left_out(np.array([7, 8]), np.array([[1], [2]]), known)
+        >>> flat.tolist(), counts.tolist()
+        ([1], [0, 1])
+    """
+    order = np.argsort(queries)
+    place = np.minimum(np.searchsorted(queries, known[0], sorter=order), len(queries) - 1)
+    row, target = order[place], known[1]
+    wanted = (queries[row] == known[0]) & (known[0] != target)
+    row, target = np.unique(np.stack([row[wanted], target[wanted]]), axis=1)
+    new = ~(candidates[row] == target[:, None]).any(axis=1)
+    return target[new], np.bincount(row[new], minlength=len(queries))
+
+
+def chance_of(
+    queries: Ints, candidates: Ints, num_right: Ints, catalogue: Ints | None, num_excluded: Ints | int = 0
+) -> tuple[Ints, float]:
     """How many candidates each query has, ``(Q,)``, and the precision@1 of guessing among them."""
     counts = (candidates >= 0).sum(axis=1)
     if catalogue is not None:
+        counts -= num_excluded
         known = np.isin(candidates, catalogue).sum(axis=1)
         itself = np.isin(queries, catalogue) & ~(candidates == queries[:, None]).any(axis=1)
         counts = counts + len(catalogue) - known - itself

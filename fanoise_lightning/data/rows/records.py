@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fanoise_lightning.data.rows.cleaning import Cleaner
-from fanoise_lightning.data.rows.columns import LIST, Columns, as_lists, nothing, where
+from fanoise_lightning.data.rows.columns import LIST, TEXT, Columns, as_lists, nothing, where
 from fanoise_lightning.data.rows.embedded import EmbeddedImages
 from fanoise_lightning.data.rows.references import (
     Reference,
@@ -88,6 +88,7 @@ class TrainRows:
         table: N rows; their hard negatives, in two list columns of equal lengths, and their origin.
         embedded: the images that the rows themselves hold.
         mask_same_target: pairs of a batch with the same target are not each other's negatives.
+        num_empty: how many rows of the source are left out, because their query or target is empty.
     """
 
     name: str
@@ -96,6 +97,7 @@ class TrainRows:
     table: pa.Table
     embedded: EmbeddedImages | None = None
     mask_same_target: bool = False
+    num_empty: int = 0
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -115,6 +117,25 @@ class TrainRows:
             queries=self.queries.take(index),
             targets=self.targets.take(index),
             table=self.table.take(pa.array(index)),
+        )
+
+    def with_paths(self, other: Mapping[str, str]) -> TrainRows:
+        """The rows with other paths of images: those that are keys of `other` become its values."""
+        if not other:
+            return self
+        old, new = pa.array(other.keys(), TEXT), pa.array(other.values(), TEXT)
+
+        def change(images: pa.Array) -> pa.Array:
+            return pc.coalesce(new.take(pc.index_in(images, old)), images)
+
+        lists = self.table[_NEGATIVES[1]].combine_chunks()
+        negatives = as_lists(pc.list_value_length(lists), change(pc.list_flatten(lists)))
+        place = self.table.column_names.index(_NEGATIVES[1])
+        return replace(
+            self,
+            queries=replace(self.queries, images=change(self.queries.images)),
+            targets=replace(self.targets, images=change(self.targets.images)),
+            table=self.table.set_column(place, _NEGATIVES[1], negatives),
         )
 
     @property
@@ -142,6 +163,8 @@ class EvalRows:
         num_right: ``(Q,)``, how many candidates of a query are right; ``None`` for one of each.
         catalogue: ``(N,)``, further candidates of every query, except of one that is that item; ``None`` for
             none.
+        excluded: ``(Q, E)``, items of the catalogue that are no candidates of a query, ``-1`` after the last;
+            ``None`` for none.
     """
 
     subset: Subset
@@ -151,6 +174,7 @@ class EvalRows:
     embedded: EmbeddedImages | None = None
     num_right: NDArray[np.int64] | None = None
     catalogue: NDArray[np.int64] | None = None
+    excluded: NDArray[np.int64] | None = None
 
     @property
     def name(self) -> str:

@@ -5,10 +5,11 @@ Both together are the key of a reference: the same caption with another image is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,7 @@ __all__ = [
     "identity",
     "list_negatives",
     "number_references",
+    "one_spelling",
     "spell_paths",
     "text_hashes",
     "unique_paths",
@@ -34,6 +36,9 @@ __all__ = [
 
 # backslashes, `.` and empty parts, and letters that may have several Unicode forms
 _MAY_BE_RESPELLED = r"\\|//|/$|(^|/)\.(/|$)|[^\x00-\x7F]"
+
+# white space at the ends, or other than single spaces; letters that may have several Unicode forms
+_TEXT_MAY_BE_RESPELLED = r"^ | $|  |[^\x20-\x7E]"
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # so that a text and an image do not add up to the same, swapped
 _BLOCK = 2**16  # texts that are Python objects at a time
@@ -55,13 +60,14 @@ class Reference(NamedTuple):
 def identity(reference: Reference) -> int:
     """A number from 0 to 2**63 - 1 that is the same for the same text and image in every process and run.
 
-    It does not depend on role or subset, and neither does the embedding of a sample.
+    It does not depend on role or subset, nor on white space and the Unicode form of the text.
 
     Example:
-        >>> identity(Reference("cat", "")) == identity(Reference("cat", ""))
+        >>> identity(Reference("a cat", "")) == identity(Reference(" a  cat", ""))
         True
     """
-    text, image = (part if isinstance(part, bytes) else part.encode() for part in reference)
+    text, image = one_spelling(reference.text).encode(), reference.image
+    image = image if isinstance(image, bytes) else image.encode()
     digest = blake2b(text + b"\0" + image, digest_size=8).digest()
     return int.from_bytes(digest, "big") & (2**63 - 1)
 
@@ -87,6 +93,13 @@ class References:
     def to_list(self) -> list[Reference]:
         """All references; several times as fast as one by one."""
         return list(map(Reference, self.texts.to_pylist(), self.images.to_pylist()))
+
+    @classmethod
+    def cat(cls, *groups: References) -> References:
+        """All references of the groups."""
+        return cls(
+            *(pa.concat_arrays(columns) for columns in zip(*((one.texts, one.images) for one in groups)))
+        )
 
     def take(self, index: NDArray[np.int64]) -> References:
         """The references at `index`."""
@@ -146,8 +159,30 @@ def unique_references(*groups: References) -> tuple[References, NDArray[np.int64
 
 
 def number_references(*groups: References) -> NDArray[np.int64]:
-    """The numbers that `unique_references` returns; without a copy of the references."""
-    return _number(groups)[1]
+    """Numbers like those of `unique_references`, equal for texts that differ in spelling alone.
+
+    See `one_spelling`. No reference is copied.
+    """
+    return _number(groups, spell_texts)[1]
+
+
+def one_spelling(text: str) -> str:
+    r"""The text with one space for any white space between words and none around them, in Unicode's NFC.
+
+    Example:
+        >>> one_spelling(" a\u0301  red\nmug") == "\u00e1 red mug"
+        True
+    """
+    return " ".join(normalize("NFC", text).split())
+
+
+def spell_texts(texts: pa.Array) -> pa.Array:
+    """Texts in one spelling each, see `one_spelling`."""
+    respell = pc.match_substring_regex(texts, _TEXT_MAY_BE_RESPELLED)
+    found = texts.filter(respell).to_pylist()
+    if not found:
+        return texts
+    return pc.replace_with_mask(texts, respell, pa.array(map(one_spelling, found), TEXT))
 
 
 def _columns(groups: Sequence[References]) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
@@ -155,10 +190,12 @@ def _columns(groups: Sequence[References]) -> tuple[pa.ChunkedArray, pa.ChunkedA
     return texts, pa.chunked_array([group.images for group in groups], TEXT)
 
 
-def _number(groups: Sequence[References]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _number(
+    groups: Sequence[References], spell: Callable[[pa.Array], pa.Array] = lambda texts: texts
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where each different reference is first, and the number of each reference among these."""
     texts, images = _columns(groups)
-    keys = text_hashes(texts)
+    keys = text_hashes(texts, spell)
     keys += _ODD * text_hashes(images)
     _, first, codes = np.unique(keys, return_index=True, return_inverse=True)
     del keys
@@ -170,11 +207,19 @@ def _number(groups: Sequence[References]) -> tuple[NDArray[np.int64], NDArray[np
     return first[order], places[codes]
 
 
-def text_hashes(column: pa.ChunkedArray) -> NDArray[np.uint64]:
-    """A hash of 64 bits for each text; 0 for ``""``. Arrow's dictionaries would copy all of the texts."""
+def text_hashes(
+    column: pa.ChunkedArray, spell: Callable[[pa.Array], pa.Array] = lambda texts: texts
+) -> NDArray[np.uint64]:
+    """A hash of 64 bits for each text; 0 for ``""``. Arrow's dictionaries would copy all of the texts.
+
+    Args:
+        column: the texts.
+        spell: what is hashed instead of some of them.
+    """
     hashes = np.zeros(len(column), np.uint64)
     for start in range(0, len(column) if pc.any(pc.not_equal(column, "")).as_py() else 0, _BLOCK):
-        texts = column.slice(start, _BLOCK).cast(pa.large_binary()).to_pylist()
+        block = spell(column.slice(start, _BLOCK).combine_chunks())
+        texts = block.cast(pa.large_binary()).to_pylist()
         values = (xxh3_64_intdigest(text) if text else 0 for text in texts)
         hashes[start : start + len(texts)] = np.fromiter(values, np.uint64, len(texts))
     return hashes

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 __all__ = ["Pairs", "Right", "Split", "count_candidates", "draw_candidates", "hold_out", "split"]
 
 Ints = NDArray[np.int64]
+NO_PAIRS: tuple[Ints, Ints] = (np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,14 @@ class Pairs:
             mine = np.unique(numbers[numbers >= 0])
             counts[name] = (int(np.isin(mine, theirs).sum()), len(mine))
         return counts
+
+    def known(self, trained: Pairs) -> tuple[Ints, Ints]:
+        """The queries and targets of the pairs in `trained` whose query and target are both in these pairs.
+
+        Among the targets of these pairs, they are right answers too.
+        """
+        both = np.isin(trained.queries, self.queries) & np.isin(trained.targets, self.targets)
+        return trained.queries[both], trained.targets[both]
 
     @property
     def _images(self) -> Ints:
@@ -99,7 +108,10 @@ def split(pairs: Pairs, fraction: float, seed: int) -> Split | None:
             continue
         held_out = np.zeros(len(pairs), dtype=bool)
         held_out[small] = hold_out(group_of[small], wanted / len(small), seed)
-        if not held_out.all() and (count_candidates(pairs.take(held_out)) > 1).mean() >= 0.9:
+        if held_out.all():
+            continue
+        mine, others = pairs.take(held_out), pairs.take(~held_out)
+        if (count_candidates(mine, mine.known(others)) > 1).mean() >= 0.9:
             return Split(held_out, by)
     return None
 
@@ -154,9 +166,14 @@ def hold_out(group_of: Ints, fraction: float, seed: int) -> NDArray[np.bool_]:
     return np.isin(group_of, order[before < round(fraction * len(group_of))])
 
 
-def count_candidates(pairs: Pairs) -> Ints:
-    """How many candidates each pair can have, (N,): its target, and the wrong answers of its query."""
-    right = Right(pairs.queries, pairs.targets)
+def count_candidates(pairs: Pairs, known: tuple[Ints, Ints] = NO_PAIRS) -> Ints:
+    """How many candidates each pair can have, (N,): its target, and the wrong answers of its query.
+
+    Args:
+        pairs: the held-out pairs.
+        known: further right answers, see `Pairs.known`.
+    """
+    right = Right(pairs.queries, pairs.targets, known)
     return len(np.unique(pairs.targets)) - right.counts(pairs.queries) + 1
 
 
@@ -166,11 +183,13 @@ class Right:
     Args:
         queries: (N,), see `Pairs`.
         targets: (N,), see `Pairs`.
+        known: further right answers among the targets: (M,) queries, (M,) targets.
     """
 
-    def __init__(self, queries: Ints, targets: Ints) -> None:
+    def __init__(self, queries: Ints, targets: Ints, known: tuple[Ints, Ints] = NO_PAIRS) -> None:
         both = np.intersect1d(queries, targets)
-        ends, others = np.concatenate([queries, both]), np.concatenate([targets, both])
+        ends = np.concatenate([queries, known[0], both])
+        others = np.concatenate([targets, known[1], both])
         # one number for each query and answer, sorted: lists of them would take gigabytes
         self._base = int(max(queries.max(), targets.max())) + 1
         self._keys = np.unique(ends * self._base + others)
@@ -190,7 +209,9 @@ class Right:
         return self._keys[first[0] : end[0]] % self._base
 
 
-def draw_candidates(queries: Ints, targets: Ints, count: int, seed: int) -> Ints:
+def draw_candidates(
+    queries: Ints, targets: Ints, count: int, seed: int, known: tuple[Ints, Ints] = NO_PAIRS
+) -> Ints:
     """The candidates of each query: its target, and at most ``count - 1`` wrong answers.
 
     The query itself is not among them: in a file with both directions of the pairs it is a target too, and
@@ -201,12 +222,13 @@ def draw_candidates(queries: Ints, targets: Ints, count: int, seed: int) -> Ints
         targets: (N,), see `Pairs`.
         count: candidates of a query.
         seed: of the draw.
+        known: right answers by other pairs, which are no candidates, see `Pairs.known`.
 
     Returns:
         ``(N, C)``, the target in column 0, ``-1`` after the last.
     """
     random = np.random.default_rng(seed)
-    pool, right = np.unique(targets), Right(queries, targets)
+    pool, right = np.unique(targets), Right(queries, targets, known)
     size = min(count, len(pool))
     candidates = np.full((len(queries), size), -1, dtype=np.int64)
     for place, (query, target) in enumerate(zip(queries.tolist(), targets.tolist())):

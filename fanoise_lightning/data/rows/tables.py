@@ -225,6 +225,8 @@ def _read_chunk(column: pa.Array, kind: Kind, images: list[KeyedBytes]) -> pa.Ar
     if holds_images(values.type):
         values, part = to_keys(values)
         images.append(part)
+    if pa.types.is_dictionary(values.type):  # Arrow cannot cast those of polars
+        values = values.dictionary.cast(TEXT).take(values.indices)
     values = pc.fill_null(values.cast(TEXT), "")
     values.validate(full=True)  # parquet files may call any bytes text
     if kind in SINGLE:

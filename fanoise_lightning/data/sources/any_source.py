@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fanoise_lightning.data.sources.files import is_file_of_rows, open_file
-from fanoise_lightning.data.sources.hub_errors import attempt
+from fanoise_lightning.data.sources.hub_errors import WAIT, HubError, ask_quickly, attempt
 from fanoise_lightning.data.sources.hub_repository import HUB
 from fanoise_lightning.data.sources.memory import open_dataset, open_frame, open_list
 from fanoise_lightning.data.sources.picture_folder import open_folder
@@ -58,7 +58,8 @@ def _open(source: Any) -> Source:
         return open_list(source)
     raise TypeError(
         "a source of rows is a path, the id of a data set on the hub, a DataFrame, a `datasets.Dataset`, "
-        f"or a list, got {type(source).__name__}"
+        f"or a list, got {type(source).__name__}; make it one of these: `list(rows)` of an iterator, "
+        "`pandas.DataFrame(columns)` of a dict of columns, `frame.collect()` of a lazy frame"
     )
 
 
@@ -67,18 +68,30 @@ def _open_path(source: str | os.PathLike[str]) -> Source:
     path = Path(text).expanduser()
     if text.startswith(HUB):
         return _open_hub(text.removeprefix(HUB))
-    if path.is_dir():
+    if text and path.is_dir():
         return open_folder(path)
-    if path.exists():
+    if text and path.exists():
         return open_file(path)
     if isinstance(source, str) and _HUB_ID.fullmatch(text) and not is_file_of_rows(path):
         return _open_hub(text)
-    raise FileNotFoundError(f"`{source}` does not exist")
+    advice = ": addresses are not opened, download it first" if "://" in text else ""
+    raise FileNotFoundError(f"`{source}` does not exist{advice}")
 
 
 def _open_hub(name: str) -> Source:
     from datasets import load_dataset  # type: ignore[import-untyped]
+    from huggingface_hub import HfApi, is_offline_mode
 
     what = f"`{name}`, which is no file or folder here, as a data set on the hub"
-    dataset = attempt(partial(load_dataset, name, split="train"), what)
+    others = "for a config, split, revision or file of your choice pass `datasets.load_dataset(...)`"
+    if not _HUB_ID.fullmatch(name):
+        raise ValueError(f"{what}: its name must be `user/name`; {others}")
+    if not is_offline_mode():  # then only the cache is read
+        ask_quickly(partial(HfApi().dataset_info, name, timeout=WAIT), what)
+    try:
+        dataset = attempt(partial(load_dataset, name, split="train"), what)
+    except HubError as error:
+        if isinstance(error.__cause__, ValueError):  # several configs, or no split of this name
+            raise ValueError(f"{what}: {error.__cause__}; {others}") from error
+        raise
     return replace(open_dataset(dataset, name), absolute=False)

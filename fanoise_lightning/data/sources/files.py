@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as csv
+import pyarrow.json as arrow_json
 import pyarrow.parquet as pq
 
-from fanoise_lightning.data.rows.columns import Columns, Kind, check_columns, is_lines
+from fanoise_lightning.data.rows.columns import TEXT, Columns, Kind, check_columns, is_lines
 from fanoise_lightning.data.rows.embedded import EmbeddedImages, holds_images
 from fanoise_lightning.data.rows.lines import open_lines
 from fanoise_lightning.data.rows.tables import SHARDS, read_table, reading_parquet
 from fanoise_lightning.data.sources.memory import open_list
-from fanoise_lightning.data.sources.roles import likely_names
-from fanoise_lightning.data.sources.source import SAMPLE, Source, kinds_of_records, kinds_of_table, read_from
+from fanoise_lightning.data.sources.source import (
+    SAMPLE,
+    Source,
+    has_value,
+    kinds_of_records,
+    kinds_of_tables,
+    read_from,
+    suffixes,
+)
 
-__all__ = ["SUFFIXES", "is_file_of_rows", "open_file", "open_shards"]
+__all__ = ["SUFFIXES", "find_delimiter", "is_file_of_rows", "open_file", "open_shards"]
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t", ".csv.gz": ",", ".tsv.gz": "\t"}
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", *_DELIMITERS)
+_TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", *_TABLES)
 
 
 def is_file_of_rows(file: Path) -> bool:
@@ -47,9 +57,12 @@ def open_file(file: Path) -> Source:
         return _open_parquet(file, [file])
     if name.endswith(".json"):
         return _open_json(file)
-    if name.endswith(tuple(_DELIMITERS)):
+    if name.endswith(_TABLES):
         return _open_csv(file)
-    raise ValueError(f"`{file}` is no file of rows: expected one that ends in {', '.join(SUFFIXES)}")
+    raise ValueError(
+        f"`{file}` is no file of rows: expected one that ends in {', '.join(SUFFIXES)}; rename it if it is "
+        "one of these, or pass what `pandas` or `datasets` makes of it (Excel, WebDataset)"
+    )
 
 
 def open_shards(folder: Path) -> Source:
@@ -60,11 +73,13 @@ def open_shards(folder: Path) -> Source:
 def _open_parquet(path: Path, files: list[Path]) -> Source:
     with reading_parquet(files[0]), pq.ParquetFile(files[0]) as opened:
         schema = opened.schema_arrow
-        check_columns(schema.names, dict.fromkeys(schema.names, "text"), files[0])  # none twice
-        kinds = kinds_of_table(schema.empty_table())
-        texts = [field.name for field in schema if kinds[field.name] and not _holds_images(field.type)]
-        if texts and (first := next(opened.iter_batches(SAMPLE, columns=texts), None)) is not None:
-            kinds |= kinds_of_table(pa.Table.from_batches([first]))
+    check_columns(schema.names, dict.fromkeys(schema.names, "text"), files[0])  # none twice
+    empty = schema.empty_table()
+    pictures = [field.name for field in schema if _holds_images(field.type)]  # not read here
+    first = next(_read_parts(files, [name for name in schema.names if name not in pictures]), empty)
+    kinds = kinds_of_tables(first, lambda names: _read_parts(files, names))
+    kinds |= kinds_of_tables(empty.select(pictures), lambda _: ())
+    kinds = {name: kinds[name] for name in schema.names}
     return Source(str(path), kinds, lambda columns: read_table(path, columns), path.parent)
 
 
@@ -73,28 +88,54 @@ def _holds_images(kind: pa.DataType) -> bool:
     return holds_images(kind.value_type if is_list else kind)
 
 
+def _read_parts(files: list[Path], names: list[str]) -> Iterator[pa.Table]:
+    """Some columns of parquet files, in parts."""
+    for file in files:
+        with reading_parquet(file), pq.ParquetFile(file) as opened:
+            for batch in opened.iter_batches(SAMPLE, columns=names):
+                yield pa.Table.from_batches([batch])
+
+
 def _kinds_of_lines(file: Path) -> dict[str, Kind | None]:
+    """What the rows hold under each name, by its first values, wherever in the file these are."""
+    filled: dict[str, bool] = {}  # whether there was a value under each name
+    records: list[dict[str, Any]] = []
+    block: list[bytes] = []
     with open_lines(file) as lines:
-        records = [_parse(line) for line in islice((line for line in lines if line.strip()), SAMPLE)]
-        names = likely_names({name for record in records for name in record})
-        for block in iter(lambda: list(islice(lines, SAMPLE)), []):
-            late = _first_with(block, names)
-            records += late.values()
-            names = [name for name in names if name not in late]
+        rows = (line for line in lines if line.strip())
+        while part := list(islice(rows, SAMPLE)):
+            block = part
+            if not _has_new_columns(block, filled):
+                continue
+            new = [
+                {
+                    name: value
+                    for name, value in _parse(line).items()
+                    if name not in filled or (not filled[name] and has_value(value))
+                }
+                for line in block
+            ]
+            for name, value in chain.from_iterable(record.items() for record in new):
+                filled[name] = filled.get(name, False) or has_value(value)
+            records += filter(None, new)
+    if block and not filled:
+        raise ValueError(f"`{file}` has no objects, one on each line; a file with one list ends in .json")
     return kinds_of_records(records)
 
 
-def _first_with(lines: list[bytes], names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The first record that has each of the names, for those that any has."""
-    joined = b"".join(lines)
-    found: dict[str, dict[str, Any]] = {}
-    for name in names:
-        quoted = json.dumps(name).encode()
-        if quoted in joined:
-            with_it = (record for line in lines if quoted in line and name in (record := _parse(line)))
-            if (first := next(with_it, None)) is not None:
-                found[name] = first
-    return found
+def _has_new_columns(lines: list[bytes], filled: Mapping[str, bool]) -> bool:
+    """Whether lines have a name that is not in `filled`, or the first value of one; or may have."""
+    data = b"".join(line if line.endswith(b"\n") else line + b"\n" for line in lines)
+    read = arrow_json.ReadOptions(use_threads=False, block_size=len(data) + 1)
+    try:
+        table = arrow_json.read_json(io.BytesIO(data), read_options=read)
+        return any(
+            name not in filled or any(map(has_value, table[name].to_pylist()))
+            for name in table.column_names
+            if not filled.get(name)
+        )
+    except (pa.ArrowException, ValueError):  # values of several types, or broken rows
+        return True
 
 
 def _parse(line: bytes) -> dict[str, Any]:
@@ -116,50 +157,93 @@ def _open_json(file: Path) -> Source:
         rows = json.loads(file.read_bytes())
     except ValueError as error:
         raise ValueError(f"`{file}` cannot be read as JSON: {error}; JSON-lines end in .jsonl") from error
+    except RecursionError:
+        raise ValueError(f"`{file}` cannot be read as JSON: it is nested too deeply") from None
+    if isinstance(rows, dict):
+        rows = _captions_of_coco(rows) or rows
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"`{file}` must hold a list of objects, one for each row")
+        keys = f", found one object of {', '.join(rows)}" if isinstance(rows, dict) else ""
+        raise ValueError(f"`{file}` must hold a list of objects, one for each row{keys}")
     opened = open_list(rows, str(file))
     return Source(str(file), opened.kinds, opened.read, file.parent)
+
+
+def _captions_of_coco(found: dict[str, Any]) -> list[dict[str, str]] | None:
+    """The captions of a file like COCO's, each with its picture; ``None`` for anything else."""
+    try:
+        files = {image["id"]: image["file_name"] for image in found["images"]}
+        return [{"caption": one["caption"], "image": files[one["image_id"]]} for one in found["annotations"]]
+    except (KeyError, TypeError):
+        return None
 
 
 def _open_csv(file: Path) -> Source:
     with _reading_csv(file), csv.open_csv(file, **_csv_options(file)) as reader:
         names = reader.schema.names
-    with _reading_csv(file):
-        options = _csv_options(file, dict.fromkeys(names, pa.large_string()))
-        with csv.open_csv(file, **options) as reader:
-            first = next(iter(reader), None)
+    if value := next(
+        (name for name in names if re.sub(r"#\d+$", "", name.lower()).endswith(suffixes())), None
+    ):
+        raise ValueError(
+            f"`{file}` has no names of columns: its first row holds `{value}`; put a row such as "
+            "image,caption before it"
+        )
+    if padded := next((name for name in names if name != name.strip()), None):
+        raise ValueError(
+            f"`{file}`: the name of the column {padded!r} begins or ends with white space; write `,` without "
+            "a space after it, in all rows"
+        )
     check_columns(names, dict.fromkeys(names, "text"), file)
-    table = pa.table({name: pa.array([], pa.large_string()) for name in names})
-    if first is not None:
-        table = pa.Table.from_batches([first.slice(0, SAMPLE)])
+
+    def parts(names: list[str]) -> Iterator[pa.Table]:
+        with _reading_csv(file), csv.open_csv(file, **_csv_options(file, names)) as reader:
+            for batch in reader:
+                yield pa.Table.from_batches([batch])
 
     def read(columns: Columns) -> tuple[pa.Table, EmbeddedImages | None]:
         with _reading_csv(file):
-            rows = csv.read_csv(file, **_csv_options(file, dict.fromkeys(columns, pa.large_string())))
+            rows = csv.read_csv(file, **_csv_options(file, columns))
+        if not len(rows):
+            raise ValueError(f"`{file}` has a header and no rows")
         return read_from(rows, str(file), first=2)(columns)  # as a spreadsheet counts: 1 is the header
 
-    return Source(str(file), kinds_of_table(table), read, file.parent)
+    first = next(parts(names), pa.table({name: pa.array([], TEXT) for name in names}))
+    return Source(str(file), kinds_of_tables(first.slice(0, SAMPLE), parts), read, file.parent)
 
 
-def _csv_options(file: Path, types: dict[str, pa.DataType] | None = None) -> dict[str, Any]:
-    suffix = next(suffix for suffix in _DELIMITERS if file.name.lower().endswith(suffix))
-    parse = csv.ParseOptions(delimiter=_DELIMITERS[suffix], newlines_in_values=True)
-    if types is None:
-        return {"parse_options": parse}
+def _csv_options(file: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
+    parse = csv.ParseOptions(delimiter=find_delimiter(file), newlines_in_values=True)
+    read = csv.ReadOptions(use_threads=False)  # not in parallel: only then errors have the row
+    if names is None:
+        return {"parse_options": parse, "read_options": read}
     # all is text: a caption may be "007", or "NA"
+    types = dict.fromkeys(names, TEXT)
     convert = csv.ConvertOptions(column_types=types, include_columns=list(types), strings_can_be_null=False)
-    # not in parallel: only then errors have the row
-    return {
-        "parse_options": parse,
-        "convert_options": convert,
-        "read_options": csv.ReadOptions(use_threads=False),
-    }
+    return {"parse_options": parse, "convert_options": convert, "read_options": read}
+
+
+def find_delimiter(file: Path) -> str:
+    """What is between the names in the first row: Excel writes semicolons in half of the world."""
+    with pa.input_stream(str(file)) as opened:
+        start = opened.read(2**16)
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError(f"`{file}` is in UTF-16: save it as UTF-8")
+    header = start.splitlines()[0] if start else b""
+    if header.startswith(b"sep="):
+        raise ValueError(
+            f"`{file}` begins with {header.decode(errors='replace')}, which is no row: remove it"
+        )
+    delimiters = "\t" if ".tsv" in file.name.lower() else ",;\t|"
+    return next((one for one in delimiters if one.encode() in header), delimiters[0])
 
 
 @contextmanager
 def _reading_csv(file: Path) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise ValueError(f"`{file}` cannot be read as a table: {error}") from error
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        advice = ""
+        if isinstance(error, UnicodeDecodeError) or "UTF8" in str(error):
+            advice = "; save it as UTF-8"
+        elif "straddles" in str(error):
+            advice = "; a quote is not closed, or a value has more than a million letters"
+        raise ValueError(f"`{file}` cannot be read as a table: {error}{advice}") from error

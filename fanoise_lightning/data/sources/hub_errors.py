@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import logging
+import queue
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Thread
 from typing import TypeVar
 
-__all__ = ["HubError", "attempt", "hub_errors"]
+__all__ = ["WAIT", "HubError", "ask_quickly", "attempt", "hub_errors"]
+
+WAIT = 8.0  # seconds for the first answer of a hub, which the library would wait minutes for
 
 # Seconds before the second and the third try. `huggingface_hub` repeats most requests itself, but not the one
 # for a repository's list of files, nor that for a whole file if the hub answers with a 5xx status.
@@ -47,6 +51,37 @@ def attempt(action: Callable[[], T], what: str) -> T:
         return action()
 
 
+def ask_quickly(action: Callable[[], object], what: str) -> None:
+    """Ask the hub for something small, once, to learn whether it answers.
+
+    Args:
+        action: the request.
+        what: what is asked for; error messages start with it.
+
+    Raises:
+        HubError: if it refuses, or does not answer within `WAIT` seconds.
+    """
+    answers: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            action()
+        except Exception as error:
+            answers.put(error)
+        else:
+            answers.put(None)
+
+    # the timeout of a request does not cover the name's look-up
+    Thread(target=ask, daemon=True).start()
+    with hub_errors(what):
+        try:
+            error = answers.get(timeout=WAIT)
+        except queue.Empty:
+            error = ConnectionError(f"no answer within {WAIT:g} s")
+        if error is not None:
+            raise error
+
+
 @contextmanager
 def hub_errors(what: str) -> Iterator[None]:
     """Turn any error inside into a `HubError` that starts with `what` and ends with advice."""
@@ -59,8 +94,11 @@ def hub_errors(what: str) -> Iterator[None]:
 
 
 def _is_temporary(error: BaseException) -> bool:
+    from huggingface_hub import is_offline_mode
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    if is_offline_mode() or _is_code(error):
+        return False
     status = _status(error)
     if status is not None:
         return status in (408, 429) or status >= 500
@@ -70,18 +108,28 @@ def _is_temporary(error: BaseException) -> bool:
     return not any(isinstance(link, permanent) or getattr(link, "errno", 0) in _DISK for link in errors)
 
 
+def _is_code(error: BaseException) -> bool:
+    """Whether `datasets` refuses a data set that is a script."""
+    return "scripts are no longer supported" in str(error)
+
+
 def _explain(error: BaseException, what: str) -> str:
+    from huggingface_hub import is_offline_mode
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     status = _status(error)
+    unreachable = any(isinstance(link, ConnectionError) for link in _chain(error))
     url = next((found for link in _chain(error) if (found := _url(link))), None)
-    if any(isinstance(link, OfflineModeIsEnabled) for link in _chain(error)):
-        advice = "unset HF_HUB_OFFLINE, or run `fanoise data` on a machine with a network"
+    offline = any(isinstance(link, OfflineModeIsEnabled) for link in _chain(error))
+    if offline or (unreachable and is_offline_mode()):
+        advice = "unset HF_HUB_OFFLINE, or fetch it on a machine with a network (MMEB with `fanoise data`)"
+    elif _is_code(error):
+        advice = "use a data set of parquet files; code of others is never run"
     elif status in (401, 403):
         advice = "log in with `hf auth login` or set HF_TOKEN, and accept the terms on the data set's page"
     elif status == 404:
         advice = "check the name; if it is right, the repository lacks the file"
-    elif url or any(isinstance(link, ConnectionError) for link in _chain(error)):
+    elif url or unreachable:
         advice = "try again later; the download resumes where it stopped"
     else:
         advice = "check the file, or fetch it again"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from fanoise_lightning.data.rows.embedded import EmbeddedImages
 from fanoise_lightning.data.sources.source import (
     SAMPLE,
     Source,
+    as_list,
+    is_missing,
     kind_of_values,
     kinds_of_records,
-    kinds_of_table,
+    kinds_of_tables,
     read_from,
 )
 from fanoise_lightning.pixels import upright_rgb
@@ -34,10 +36,13 @@ def open_frame(frame: Any) -> Source:
     try:
         table = pa.table(frame)
     except (pa.ArrowException, TypeError) as error:  # a column of Pillow images, or of mixed types
+        if hasattr(frame, "to_list"):
+            return open_list(frame.to_list(), label)  # a single column
         if not hasattr(frame, "to_dict"):
             raise TypeError(f"the {label} cannot be read as an Arrow table: {error}") from error
         return open_list(frame.to_dict("records"), label)
-    return Source(label, kinds_of_table(table), read_from(table, label), Path.cwd())
+    kinds = kinds_of_tables(table.slice(0, SAMPLE), lambda names: [table.select(names)])
+    return Source(label, kinds, read_from(table, label), Path.cwd())
 
 
 def open_dataset(dataset: Any, name: str = "Dataset") -> Source:
@@ -58,12 +63,17 @@ def open_dataset(dataset: Any, name: str = "Dataset") -> Source:
         names = [key for key in dataset.column_names if key in columns]
         table = arrow.select_columns(names)[:]
         for key in set(labels) & set(names):
-            texts = pc.take(pa.array(labels[key].names), table[key])
+            known = pc.if_else(pc.less(table[key], 0), None, table[key])  # -1 is no label
+            texts = pc.take(pa.array(labels[key].names), known)
             table = table.set_column(table.column_names.index(key), key, texts)
         return read_from(table, name)(columns)
 
-    kinds = kinds_of_table(arrow[:SAMPLE], dict.fromkeys(labels, "text"))
-    return Source(name, kinds, read, Path.cwd())
+    def rest(names: list[str]) -> Iterator[pa.Table]:
+        part = arrow.select_columns(names)
+        return (part[start : start + SAMPLE] for start in range(SAMPLE, len(dataset), SAMPLE))
+
+    kinds = kinds_of_tables(arrow[:SAMPLE], rest)
+    return Source(name, kinds | dict.fromkeys(labels, "text"), read, Path.cwd())
 
 
 def open_list(rows: Sequence[Any], label: str = "list") -> Source:
@@ -137,8 +147,10 @@ def _to_array(records: Sequence[Mapping[str, Any]], name: str, kind: Kind, label
             if not are_lists:
                 values.append(one(value))
             else:
-                listed = value if isinstance(value, list | tuple) else [] if value is None else [value]
-                values.append([one(each) for each in listed])
+                items = as_list(value)
+                if items is None:
+                    items = [] if is_missing(value) else [value]
+                values.append([one(each) for each in items])
         except (TypeError, ValueError) as error:
             raise ValueError(f"`{label}`, row {index}: column `{name}` {error}") from error
     return pa.array(values, pa.large_list(item) if are_lists else item)
@@ -149,7 +161,7 @@ def _to_id(value: Any) -> str:
 
 
 def _to_text(value: Any) -> str:
-    if value is None or value != value:  # pandas has NaN for a missing text
+    if is_missing(value):
         return ""
     if isinstance(value, str):
         value.encode()  # half of a surrogate pair is a ValueError
@@ -158,7 +170,7 @@ def _to_text(value: Any) -> str:
 
 
 def _to_picture(value: Any) -> dict[str, Any] | None:
-    if value is None or isinstance(value, float):
+    if is_missing(value):
         return None
     if isinstance(value, str | Path):
         return {"bytes": None, "path": str(value)}

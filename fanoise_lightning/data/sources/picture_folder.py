@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 import pyarrow as pa
@@ -16,6 +16,7 @@ from fanoise_lightning.data.sources.source import Source, read_from, suffixes
 
 __all__ = ["open_folder"]
 
+_SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test")
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # the names of `datasets`' imagefolder
 
 
@@ -24,32 +25,34 @@ def open_folder(folder: Path) -> Source:
 
     With a ``metadata.csv``, ``.jsonl`` or ``.parquet``, which names each picture in ``file_name``, as
     `datasets` has them, its rows are the rows. Otherwise each picture is a row of ``id``, ``text`` and
-    ``image``: its path, its text and its path. If all pictures are in subfolders, the names of these are the
-    texts, as in torchvision's ImageFolder; else the names of the pictures. An underscore is a space.
+    ``image``: its path, its text and its path. The text is in a ``.txt`` file of the same name beside each
+    picture. Without these, if all pictures are in subfolders, the names of these are the texts, as in
+    torchvision's ImageFolder; else the names of the pictures. An underscore is a space.
 
     Raises:
-        ValueError: if there are no pictures, or some in subfolders and some not.
+        ValueError: if there are no pictures, some in subfolders and some not, a text beside some alone, or
+            if the subfolders are splits.
         PermissionError: if a folder cannot be read.
     """
     for name in _METADATA:
         if (folder / name).is_file():
             return replace(open_file(folder / name), folder=folder)
-    pictures = _find(folder)
+    pictures = _find(folder, suffixes())
     if not pictures and any(folder.glob(SHARDS)):
         return open_shards(folder)
     if not pictures:
         raise ValueError(
             f"`{folder}` holds no pictures ({', '.join(suffixes())}), no .parquet files and no {_METADATA[0]}"
         )
-    texts = pa.array(_texts(folder, pictures), TEXT)
+    texts = pa.array(_read_texts(folder, pictures) or _texts(folder, pictures), TEXT)
     paths = pa.array(pictures, TEXT)
     read = read_from(pa.table({"id": paths, "text": texts, "image": paths}), str(folder))
     return Source(str(folder), {"id": "text", "text": "text", "image": "image"}, read, folder)
 
 
-def _find(folder: Path) -> list[str]:
-    """The pictures in a folder and its subfolders, relative to it, sorted; none that is hidden."""
-    found, ends = [], suffixes()
+def _find(folder: Path, ends: tuple[str, ...]) -> list[str]:
+    """The files with these ends in a folder and its subfolders, relative to it, sorted; none is hidden."""
+    found = []
     for here, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         inside = Path(here).relative_to(folder)
@@ -66,6 +69,22 @@ def _refuse(error: OSError) -> NoReturn:
     raise type(error)(error.errno, advice, error.filename)
 
 
+def _read_texts(folder: Path, pictures: list[str]) -> list[str] | None:
+    """The texts in the files beside the pictures; ``None`` if there are none."""
+    there = set(_find(folder, (".txt",)))
+    wanted = [str(PurePosixPath(picture).with_suffix(".txt")) for picture in pictures]
+    if there.isdisjoint(wanted):
+        return None
+    if (missing := next((file for file in wanted if file not in there), None)) is not None:
+        raise ValueError(
+            f"`{folder}`: other pictures have a text beside them, but `{missing}` does not exist"
+        )
+    try:
+        return [(folder / (file := name)).read_text("utf-8-sig").strip() for name in wanted]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`{folder / file}` is not in UTF-8 ({error}): save it as UTF-8") from error
+
+
 def _texts(folder: Path, pictures: list[str]) -> list[str]:
     parts = [picture.split("/") for picture in pictures]
     above = os.path.commonpath([os.path.dirname(picture) for picture in pictures]).split("/")
@@ -79,5 +98,11 @@ def _texts(folder: Path, pictures: list[str]) -> list[str]:
             f"`{folder}` has pictures in subfolders (`{'/'.join(inner[0])}`) and others beside these "
             f"(`{'/'.join(outer)}`): the texts are either the names of subfolders or those of the pictures; "
             "move the others, or write a metadata.csv with the columns file_name and text"
+        )
+    names = dict.fromkeys(each[shared] for each in parts)
+    if all(name.lower() in _SPLITS for name in names):
+        raise ValueError(
+            f"`{folder}` has the pictures of {' and '.join(names)} in subfolders: pass one of these as "
+            "`source`, and another as `val`"
         )
     return [each[shared].replace("_", " ") for each in parts]

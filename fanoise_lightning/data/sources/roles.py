@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from fanoise_lightning._log import report
 from fanoise_lightning.data.rows.columns import Kind
 from fanoise_lightning.data.rows.records import PairColumns, Side
+from fanoise_lightning.data.sources.negatives import NUMBERED
 from fanoise_lightning.data.sources.source import Source
 
-__all__ = ["ItemColumns", "choose_item", "choose_pair", "likely_names"]
+__all__ = ["ItemColumns", "choose_item", "choose_pair"]
 
 Names = str | Sequence[str] | None
 
 # the names of MMEB and of data sets for sentence-transformers
 _QUERIES = ("qry", "query", "anchor", "question", "sentence1")
-_TARGETS = ("pos", "positive", "target", "answer", "response", "document", "passage", "sentence2")
+_TARGETS = (
+    "pos",
+    "positive",
+    "positives",
+    "target",
+    "answer",
+    "response",
+    "document",
+    "passage",
+    "sentence2",
+)
 _NEGATIVES = ("neg", "negative", "negatives", "hard_negative", "hard_negatives")
-_TEXTS = ("caption", "text", "title", "description", "prompt", "label")
+_TEXTS = ("caption", "captions", "text", "title", "description", "prompt", "label")
 _IDS = ("id", "_id", "key", "uid")
 _ENDINGS = ("", "_text", "_image", "_image_path", "_img_path", "_path")
-
-
-def likely_names(seen: Collection[str]) -> list[str]:
-    """The names of columns that would belong to a pair beside those that were seen: further parts, negatives.
-
-    Example:
-        >>> "pos_image_path" in likely_names(["qry", "pos_text"])
-        True
-    """
-    used = [known for known in (*_QUERIES, *_TARGETS) if any(name.startswith(known) for name in seen)]
-    names = [known + ending for known in (*used, *_NEGATIVES) for ending in _ENDINGS]
-    return [name for name in names if name not in seen]
 
 
 class ItemColumns(NamedTuple):
@@ -64,17 +63,21 @@ def choose_pair(source: Source, query: Names, target: Names, negatives: Names) -
         columns = PairColumns(*sides)
         if columns.query == columns.target:
             raise ValueError(f"`{source.name}`: `query` and `target` are the same column, {columns.query}")
+        report(f"`{source.name}`: {_listed(columns)}")
         return columns
     guess = _guess_pair(source)
     if negatives is not None:
         guess = guess._replace(negatives=_side(source, "negatives", negatives, lists=True))
-    hard = f", negatives {guess.negatives}" if any(guess.negatives) else ""
     report(
-        f"`{source.name}`: query {guess.query}, target {guess.target}{hard}, by the names and contents of "
-        f"its columns{_others(source, [name for side in guess for name in side])}; `query` and `target` "
-        "choose others"
+        f"`{source.name}`: {_listed(guess)}, by the names and contents of its columns"
+        f"{_others(source, [name for side in guess for name in side])}; `query` and `target` choose others"
     )
     return guess
+
+
+def _listed(columns: PairColumns) -> str:
+    hard = f", negatives {columns.negatives}" if any(columns.negatives) else ""
+    return f"query {columns.query}, target {columns.target}{hard}"
 
 
 def choose_item(source: Source, text: str | None, image: str | None, id: str | None) -> ItemColumns:
@@ -125,10 +128,10 @@ def _side(source: Source, argument: str, names: Names, lists: bool) -> Side:
     side = Side()
     for name in names:
         kind = source.kinds[name]
-        if kind in ("texts", "images") and not lists:
+        if kind in ("texts", "images") and not lists and len(names) > 1:
             raise ValueError(
-                f"`{source.name}`: column `{name}` holds {_HOLDS[kind]}; the `{argument}` of a row is one "
-                "text, one picture, or both: give each of a list a row"
+                f"`{source.name}`: column `{name}` holds {_HOLDS[kind]}; a `{argument}` of a text and a "
+                "picture has one of each: give each of a list a row"
             )
         role = "text" if kind in ("text", "texts") else "image"
         if (other := getattr(side, role)) is not None:
@@ -150,11 +153,11 @@ def _usable(kinds: Mapping[str, Kind | None]) -> tuple[list[str], list[str]]:
 
 def _guess_pair(source: Source) -> PairColumns:
     kinds = source.kinds
-    query, target = _named(kinds, _QUERIES), _named(kinds, _TARGETS)
+    query, target = _named(kinds, _QUERIES), _named(kinds, _TARGETS, lists=True)
     if any(query) and any(target):
         return PairColumns(query, target, _named(kinds, _NEGATIVES, lists=True))
     texts, pictures = _usable(kinds)
-    text = _text_of(texts)
+    text = _text_of(texts or [name for name in kinds if kinds[name] == "texts"])
     if text is not None and len(pictures) == 1:
         return PairColumns(Side(text=text), Side(image=pictures[0]), Side())
     both = [name for name in kinds if name in (*texts, *pictures)]
@@ -192,5 +195,6 @@ def _unclear(source: Source) -> str:
 
 
 def _others(source: Source, used: Sequence[str | None]) -> str:
-    others = [name for name in source.kinds if name not in used]
+    joined = any(name in used for name in _NEGATIVES)
+    others = [name for name in source.kinds if name not in used and not (joined and NUMBERED.fullmatch(name))]
     return f" (not used: {', '.join(others)})" if others else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,17 @@ from fanoise_lightning.sample import DeferredImage
 __all__ = [
     "SAMPLE",
     "Source",
+    "as_list",
+    "has_value",
+    "is_missing",
     "kind_of_values",
     "kinds_of_records",
-    "kinds_of_table",
+    "kinds_of_tables",
     "read_from",
     "suffixes",
 ]
 
-SAMPLE = 10_000  # rows of a file in which columns are looked for
+SAMPLE = 10_000  # rows at a time in which columns are looked for
 _LISTS: dict[Kind | None, Kind] = {"text": "texts", "image": "images"}
 _ENOUGH = 100  # values that say what a column holds
 _SAYS_PICTURE = re.compile(
@@ -84,19 +87,39 @@ def suffixes() -> tuple[str, ...]:
     return tuple(suffix for suffix, kind in Image.EXTENSION.items() if kind in FORMATS)
 
 
-def kinds_of_table(table: pa.Table, more: Mapping[str, Kind] | None = None) -> dict[str, Kind | None]:
-    """What the columns of a table hold, by their types and first values; `more` is known already."""
+def kinds_of_tables(
+    first: pa.Table, rest: Callable[[list[str]], Iterable[pa.Table]]
+) -> dict[str, Kind | None]:
+    """What columns hold, by their types and first values.
+
+    Args:
+        first: the first rows.
+        rest: reads further rows of some columns: those that are empty in `first`, until each has a value.
+    """
     kinds: dict[str, Kind | None] = {}
+    empty = _add_kinds(kinds, first)
+    for table in rest(empty) if empty else ():
+        empty = _add_kinds(kinds, table.select([name for name in empty if name in table.column_names]))
+        if not empty:
+            break
+    return kinds
+
+
+def _add_kinds(kinds: dict[str, Kind | None], table: pa.Table) -> list[str]:
+    """Add what the columns of a table hold, and return the names of those without a value."""
+    empty = []
     for name in table.column_names:
-        column = table[name].slice(0, SAMPLE)
+        column = table[name]
         is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
         if is_list:
             column = pc.list_flatten(column)
         kind: Kind | None = "image" if holds_images(column.type) else None
         if is_text(column.type):
-            kind = kind_of_values(name, column.to_pylist())
+            values = [value for value in column.to_pylist() if value]
+            kind = kind_of_values(name, values)
+            empty += [] if values else [name]
         kinds[name] = _LISTS.get(kind) if is_list else kind
-    return kinds | dict(more or {})
+    return empty
 
 
 def kinds_of_records(records: Sequence[Mapping[str, Any]]) -> dict[str, Kind | None]:
@@ -107,30 +130,41 @@ def kinds_of_records(records: Sequence[Mapping[str, Any]]) -> dict[str, Kind | N
 
 def kind_of_values(name: str, values: Iterable[Any]) -> Kind | None:
     """What a column holds, by its first values; ``None`` for neither texts nor pictures."""
-    values = list(islice((value for value in values if not _is_missing(value)), _ENOUGH))
-    first = values[0] if values else None
-    if isinstance(first, list | tuple):
-        inner = kind_of_values(
-            name, [item for value in values if isinstance(value, list | tuple) for item in value]
-        )
-        return _LISTS.get(inner)
+    present = (value for value in values if not is_missing(value))
+    first = next(present, None)
+    if (items := as_list(first)) is not None:
+        others = (item for value in present for item in as_list(value) or ())
+        return _LISTS.get(kind_of_values(name, chain(items, others)))
+    values = [first, *islice(present, _ENOUGH - 1)]
     if first is None:
         return "image" if _SAYS_PICTURE.search(name) else "text"
     if isinstance(first, str):
         texts = [value.lower() for value in values if isinstance(value, str) and value.strip()]
-        are_paths = all(text.endswith(suffixes()) and "\n" not in text for text in texts)
+        are_paths = bool(texts) and all(text.endswith(suffixes()) and "\n" not in text for text in texts)
         return "image" if are_paths or _SAYS_PICTURE.search(name) else "text"
     is_picture = isinstance(first, bytes | Path | Image.Image | DeferredImage | np.ndarray)
     return "image" if is_picture or (isinstance(first, dict) and set(first) == {"bytes", "path"}) else None
 
 
-def _is_missing(value: Any) -> bool:
-    # pandas has NaN for a missing text
-    return (
-        value is None
-        or (isinstance(value, float) and value != value)
-        or (isinstance(value, str) and not value)
-    )
+def is_missing(value: Any) -> bool:
+    """Whether a value stands for none: ``None``, ``""``, NaN, or one of pandas' NA and NaT."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    if isinstance(value, float | np.floating):
+        return bool(np.isnan(value))
+    return isinstance(value, str) and not value
+
+
+def has_value(value: Any) -> bool:
+    """Whether a value, or any of a list, is not missing."""
+    return not all(map(is_missing, [value] if (items := as_list(value)) is None else items))
+
+
+def as_list(value: Any) -> list[Any] | None:
+    """The values of a list, also as the array that pandas makes of it; ``None`` for anything else."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "OSU":
+        return list(value)
+    return list(value) if isinstance(value, list | tuple) else None
 
 
 def read_from(table: pa.Table, label: str, first: int = 0) -> Read:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_roots import collate, write_image, write_rows
+from data_roots import collate, write_image, write_rows, zip_folder
 
 from fanoise_lightning.data import PairDataModule
 from fanoise_lightning.data.pairs import number_pairs
@@ -259,3 +259,85 @@ def test_spellings_of_an_image_are_counted_as_trained_on(tmp_path: Path) -> None
         write_image(tmp_path / f"é{n}.png")
     _, told = set_up(tmp_path, rows, val=tmp_path / "val.jsonl")
     assert "3 of 4 queries, 0 of 4 targets, 3 of 4 images are trained on too" in told
+
+
+def test_texts_that_differ_in_white_space_or_unicode_form_are_one_text(tmp_path: Path) -> None:
+    forms = ["caf\u00e9 {}", " cafe\u0301 {}", "caf\u00e9  {}", "cafe\u0301\n{} ", "caf\u00e9\u00a0{}"]
+    rows = [row(form.format(n), f"answer {n} {at}") for n in range(40) for at, form in enumerate(forms)]
+    data, told = set_up(tmp_path, rows)
+    found = data.eval_sets[0]
+    assert told == ""
+    assert found.num_right.tolist() == [5] * 4  # each of these texts is one query with all five answers
+    trained = {int(text.split()[-1]) for text, _ in texts_and_images(data, "queries", False)}
+    assert len(trained) == 36
+    assert trained.isdisjoint(int(text.split()[-1]) for text, _ in texts_and_images(data, "queries", True))
+    first = {form.format(n) for form in forms for n in range(40)}
+    assert {text for text, _ in texts_and_images(data, "queries", True)} <= first  # encoded as it is written
+    ids = [number for batch in data.train_dataloader() for number in batch["query_id"].tolist()]
+    assert len(set(ids)) == len(ids) / 5
+
+
+def spell_files(root: Path, number: int) -> list[str]:
+    """One picture under many names."""
+    write_image(root / "images" / f"{number}.png", number)
+    (root / f"link{number}.png").symlink_to(root / "images" / f"{number}.png")
+    absolute = str((root / "images" / f"{number}.png").resolve())
+    return [f"images/{number}.png", f"{number}.png", absolute, f"link{number}.png", f"images/{number}.PNG"]
+
+
+def test_names_of_one_file_are_one_image(tmp_path: Path) -> None:
+    (tmp_path / "linked").symlink_to(tmp_path / "images")
+    rows = []
+    for n in range(1, 41):
+        names = [*spell_files(tmp_path, n), f"linked/{n}.png"]
+        rows += [row("", f"caption {n} {at}", query_image=name) for at, name in enumerate(names)]
+    data, told = set_up(tmp_path, rows)
+    assert told == ""
+    images = [{image for _, image in texts_and_images(data, "queries", part)} for part in (True, False)]
+    assert images[0] | images[1] == {f"images/{n}.png" for n in range(1, 41)}  # the first name of each
+    assert images[0].isdisjoint(images[1])
+    assert data.eval_sets[0].num_right.tolist() == [6] * 4
+
+
+def test_names_of_one_file_are_masked_in_training(tmp_path: Path) -> None:
+    names = [name for n in range(1, 9) for name in spell_files(tmp_path, n)]
+    rows = [row(f"query {at}", "", target_image=name) for at, name in enumerate(names)]
+    data, _ = set_up(tmp_path, rows)
+    ids = [number for batch in data.train_dataloader() for number in batch["target_id"].tolist()]
+    assert len(set(ids)) <= 8 < 30 <= len(ids)
+
+
+def test_a_file_in_an_archive_is_one_image(tmp_path: Path) -> None:
+    for n in range(40):
+        write_image(tmp_path / "images" / f"{n}.png", n)
+    root = zip_folder(tmp_path / "images")
+    rows = [
+        row("", f"caption {n} {at}", f"{name}{n}.png")
+        for n in range(40)
+        for at, name in enumerate(("", "images/"))
+    ]
+    data, told = set_up(tmp_path, rows, image_root=root)
+    assert told == ""
+    assert len(texts_and_images(data, "queries", True)) == 4
+
+
+def test_validation_pairs_with_another_root_have_other_images(tmp_path: Path) -> None:
+    """And the same ones, if their paths lead there."""
+    for folder in ("mine", "other"):
+        for n in range(4):
+            write_image(tmp_path / folder / f"{n}.png", n)
+    write_rows(
+        tmp_path / "mine" / "train.jsonl", [row(f"a {n}", "", target_image=f"{n}.png") for n in range(4)]
+    )
+    own = [row(f"b {n}", "", target_image=f"{n}.png") for n in range(3)]
+    same = row("c", "", target_image=str(tmp_path / "mine" / "3.png"))
+    write_rows(tmp_path / "other" / "val.jsonl", [*own, same])
+    data = PairDataModule(
+        tmp_path / "mine" / "train.jsonl",
+        val=tmp_path / "other" / "val.jsonl",
+        num_workers=0,
+        batch_size=2,
+        collate=collate,
+    )
+    with pytest.warns(UserWarning, match="0 of 4 queries, 1 of 4 targets, 1 of 4 images are trained on too"):
+        data.setup()
