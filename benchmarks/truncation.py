@@ -130,8 +130,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=435)
     parser.add_argument("--pairs", type=int, default=0, help="of each training subset; 0 for all")
-    parser.add_argument("--results", type=Path, default=Path("truncation.json"))
+    parser.add_argument("--results", type=Path, default=Path("runs/truncation.json"))
     given = parser.parse_args()
+    given.results.parent.mkdir(parents=True, exist_ok=True)
     done = json.loads(given.results.read_text()) if given.results.exists() else {}
     for seed in range(given.seeds):
         for name, noise in NOISE.items():
