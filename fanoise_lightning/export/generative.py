@@ -8,6 +8,7 @@ from fanoise_lightning.encoders.families import FAMILIES
 from fanoise_lightning.encoders.vision_language import VisionLanguageEncoder
 from fanoise_lightning.export.chat_template import chat_template
 from fanoise_lightning.export.sentence_transformers import write_generative
+from fanoise_lightning.export.tokenizers import UNLIMITED, set_tokenizer
 from fanoise_lightning.export.written import Written
 
 __all__ = ["write_vision_language"]
@@ -33,7 +34,9 @@ def write_vision_language(encoder: VisionLanguageEncoder, folder: Path) -> Writt
         )
     processor = collate.processor
     processor.chat_template = chat_template(collate.placeholder, collate.end)
-    processor.tokenizer.chat_template = None  # there must not be a second one
+    tokenizer = processor.tokenizer
+    tokenizer.chat_template = None  # there must not be a second one
+    set_tokenizer(tokenizer, truncation_side="right", model_max_length=encoder.max_length or UNLIMITED)
     encoder.save_pretrained(folder)
     processor.save_pretrained(folder)
     write_generative(
@@ -59,7 +62,7 @@ def write_vision_language(encoder: VisionLanguageEncoder, folder: Path) -> Writt
 def _add_limits(written: Written, encoder: VisionLanguageEncoder) -> None:
     collate = encoder.collate
     if collate.max_text_length != encoder.max_length:
-        why = f"texts are cut at {encoder.max_length or 'no'} tokens, not at {collate.max_text_length}"
+        why = f"it has one limit for rows of all kinds: texts are not cut at {collate.max_text_length} tokens"
         written.add_limit("long text", why, _ST)
     if encoder.pooling == "eos":
         why = "a text that is cut loses its end token: cut it first"
