@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         VisionLanguageEncoder,
     )
     from fanoise_lightning.evaluation.precision_at_one import PrecisionAtOne
+    from fanoise_lightning.export.mteb_encoder import MtebEncoder
+    from fanoise_lightning.export.mteb_tasks import mmeb_benchmark
     from fanoise_lightning.losses import FeatureTap, InfoNCE, SigmoidLoss
     from fanoise_lightning.module import ContrastiveModule
     from fanoise_lightning.noise import feature_noise
@@ -53,6 +55,7 @@ __all__ = [
     "LinearAlpha",
     "LinearWarmup",
     "MMEBDataModule",
+    "MtebEncoder",
     "OpenClipEncoder",
     "PackagedTowers",
     "Pair",
@@ -70,6 +73,7 @@ __all__ = [
     "effective_rank",
     "embed",
     "feature_noise",
+    "mmeb_benchmark",
     "singular_values",
 ]
 

@@ -19,6 +19,7 @@ HOME = {
     "LinearAlpha": "callbacks",
     "LinearWarmup": "training.schedules",
     "MMEBDataModule": "data",
+    "MtebEncoder": "export.mteb_encoder",
     "OpenClipEncoder": "encoders",
     "PackagedTowers": "encoders",
     "Pair": "sample",
@@ -35,5 +36,6 @@ HOME = {
     "effective_rank": "spectrum",
     "embed": "search.embed",
     "feature_noise": "noise",
+    "mmeb_benchmark": "export.mteb_tasks",
     "singular_values": "spectrum",
 }
