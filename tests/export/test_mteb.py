@@ -101,6 +101,14 @@ def test_the_means_are_the_scoreboards(both: tuple[Scoreboard, Any, Any, Path]) 
     }
 
 
+def test_models_of_mteb_run(both: tuple[Scoreboard, Any, Any, Path]) -> None:
+    _, benchmark, _, _ = both
+    found = evaluated(mteb.get_model("mteb/baseline-random-encoder"), benchmark[0])
+    (score,) = results(found).values()
+    assert score["hit_rate_at_1"] == round(score["precision_at_1"], 5)
+    assert score["precision_at_1"] < 0.1  # of 53 candidates
+
+
 def test_a_mean_over_a_missing_task_is_unknown(both: tuple[Scoreboard, Any, Any, Path]) -> None:
     board, benchmark, found, _ = both
     part = found.model_copy(update={"task_results": found.task_results[1:]})
@@ -182,9 +190,8 @@ def small_root(
 
 def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:
     names = [f"{n}.png" for n in range(6)]
-    rows = [
-        ("find it", name, ["", "", ""], [name, names[n - 1], names[n - 2]]) for n, name in enumerate(names)
-    ]
+    others = [[names[n - 1], names[n - 2], names[n - 3]] for n in range(6)]  # 2 is a query, and right for 3
+    rows = [("find it", name, [""] * 3, candidates) for name, candidates in zip(names, others)]
     pictures = {name: png(40 * n) for n, name in enumerate(names)} | {"2.png": b"broken"}
     root = small_root(tmp_path, rows, pictures)
 
@@ -198,7 +205,16 @@ def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:
         (score,) = results(evaluated(MtebEncoder(module, "me/letters"), benchmark)).values()
     (subset,) = board.subsets
     assert score["precision_at_1"] == subset.precision
-    assert (score["num_queries"], score["num_skipped"]) == (subset.num_queries, subset.num_skipped) == (5, 1)
+    assert (score["num_queries"], score["num_skipped"]) == (subset.num_queries, subset.num_skipped) == (4, 2)
+
+
+def test_texts_are_not_stripped(tmp_path: Path) -> None:
+    root = small_root(tmp_path, [("find a ", "", ["a ", "a", " a"], [""] * 3)], {})
+    module, board = scored(MMEBDataModule(root, num_workers=0), Letters())
+    benchmark = mmeb_benchmark(MMEBDataModule(root, num_workers=0), "mine")
+    (score,) = results(evaluated(MtebEncoder(module, "me/letters"), benchmark)).values()
+    assert (score["precision_at_1"], score["num_ties"]) == (board.subsets[0].precision, 1)  # "a " and " a"
+    assert board.subsets[0].num_ties == 1
 
 
 def jpeg(orientation: int | None = None) -> bytes:
