@@ -76,7 +76,7 @@ def mmeb_metadata(subset: Subset) -> dict[str, Any]:
     they come from.
 
     Example:
-        >>> mmeb_metadata(CATALOG["CIRR"].subset)["adapted_from"]
+        >>> mmeb_metadata(Subset("CIRR", "retrieval", "IND"))["adapted_from"]
         ['CIRRIT2IRetrieval']
     """
     source = _SOURCES[subset.name]
