@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
+from fanoise_lightning._log import report
 from fanoise_lightning._version import __version__
 from fanoise_lightning.callbacks._files import output_folder, refuse_a_used_folder, write_json
 
 if TYPE_CHECKING:
+    from fanoise_lightning.evaluation.receipt import Receipt
     from fanoise_lightning.evaluation.scoreboard import Scoreboard
     from fanoise_lightning.evaluation.scores import ReferenceScores
 
@@ -27,6 +30,8 @@ class ScoreboardWriter(Callback):
          "metrics": {"train/loss": 0.7, ...},                # the latest that were logged in training
          "scoreboard": {...},                                # Scoreboard.to_dict: fractions, 0 to 1
          "published": {"backbone": "Qwen2-VL-2B", "VLM2Vec": {"subsets": {...}, "means": {...}}, ...},
+         "receipts": {"VLM2Vec, Qwen2-VL-2B": {"subsets": {"CIRR": {"published": 0.468,
+                      "difference": 0.011, "inside": true}, ...}, "means": {...}, ...}, ...},
          "history": [{"step": 200, "epoch": 1, "means": {"retrieval": 0.21, "IND": 0.3, ...}}, ...]}
 
     Paired comparisons of runs need what each query scored, in the order of the subset. That is written to
@@ -43,19 +48,30 @@ class ScoreboardWriter(Callback):
         published: show what VLM2Vec and FANoise reached on MMEB with this backbone beside the scores:
             ``"Phi-3.5-V"``, ``"LLaVA-1.6-LR"``, ``"LLaVA-1.6-HR"``, ``"Qwen2-VL-2B"`` or ``"Qwen2-VL-7B"``.
             In an evaluation on some of the subsets, a mean is shown if the scores of all of them were
-            published.
+            published. Below the scores, a line counts those within sampling error of the published ones, and
+            another names the models whose overall mean is; ``"receipts"`` has all comparisons.
+        leaderboard: write the file that MMEB's leaderboard takes, whose name is the model's, such as
+            ``"My-Model-2B.json"``. What only you know, such as the model's URL, is null in it.
 
     Raises:
-        ValueError: if the backbone is unknown; if the LightningModule has no attribute ``scoreboard``; if a
-            new fit starts in a folder with another run's checkpoints.
+        ValueError: if the backbone is unknown; if ``leaderboard`` is a folder, or a query has several right
+            answers for it; if the LightningModule has no attribute ``scoreboard``; if a new fit starts in a
+            folder with another run's checkpoints.
 
     Example:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[ScoreboardWriter()], logger=False)
     """
 
-    def __init__(self, path: str | Path | None = None, published: str | None = None) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        published: str | None = None,
+        leaderboard: str | Path | None = None,
+    ) -> None:
+        if leaderboard is not None and Path(leaderboard).is_dir():
+            raise ValueError(f"`leaderboard={leaderboard}` is a folder: name a file in it, <model>.json")
+        self.path, self.leaderboard = path, leaderboard
         self.published = published
         self._references = {} if published is None else _references(published)
         self.history: list[dict[str, Any]] = []
@@ -98,6 +114,9 @@ class ScoreboardWriter(Callback):
             return
         # Not print(): the module prints around a live progress bar.
         pl_module.print(_render(board, f"{stage}, step {trainer.global_step}", self._references))
+        receipts = _receipts(board) if self._references else []
+        for line in _lines(receipts, self.published):
+            pl_module.print(line)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             run = {"seed": _seed(), "version": __version__, "data": _data_digest(trainer, stage)}
             latest = {"run": run, "metrics": _metrics(trainer)}
@@ -105,12 +124,15 @@ class ScoreboardWriter(Callback):
             if self._references:
                 others = {name: board.beside(scores) for name, scores in self._references.items()}
                 values["published"] = {"backbone": self.published, **others}
+                values["receipts"] = {receipt.model: receipt.to_dict() for receipt in receipts}
             outcomes = {subset.name: subset.outcomes for subset in board.subsets}
             if all(known is not None for known in outcomes.values()):
                 lists = {subset: list(map(_plain, known.tolist())) for subset, known in outcomes.items()}
                 file = folder / name.replace("scores", "outcomes")
                 write_json(file, {"step": trainer.global_step, "outcomes": lists})
             write_json(folder / name, {**values, **extra}, indent=1)
+            if self.leaderboard is not None:
+                _write_leaderboard(Path(self.leaderboard), board, pl_module)
 
 
 def _history_of_metrics(board: Scoreboard) -> dict[str, Any]:
@@ -154,6 +176,38 @@ def _references(backbone: str) -> dict[str, ReferenceScores]:
     from fanoise_lightning.evaluation.mmeb_published import published  # only if asked for
 
     return published(backbone)
+
+
+def _receipts(board: Scoreboard) -> list[Receipt]:
+    from fanoise_lightning.evaluation.mmeb_published import all_published
+    from fanoise_lightning.evaluation.receipt import receipts
+
+    return receipts(board, all_published())
+
+
+def _lines(receipts: list[Receipt], backbone: str | None) -> list[str]:
+    lines = [receipt.line() for receipt in receipts if receipt.model.endswith(f", {backbone}")]
+    near = [r.model for r in receipts if "overall" in r.means and r.means["overall"].inside]
+    return [*lines, f"overall within sampling error of: {'; '.join(near) or 'none'}"] if receipts else []
+
+
+def _write_leaderboard(path: Path, board: Scoreboard, module: LightningModule) -> None:
+    from fanoise_lightning.evaluation.leaderboard import leaderboard, leaderboard_gaps
+
+    encoder: Any = getattr(module, "encoder", module)
+    backbone = getattr(encoder, "model", None)
+    size = sum(parameter.numel() for parameter in encoder.parameters()) / 1e9
+    known = {
+        "model_name": path.stem,
+        "model_backbone": Path(backbone).name if isinstance(backbone, str) else None,
+        "model_size": round(size, 3),
+        "embedding_dimension": getattr(encoder, "embedding_dim", None),
+        "max_length_tokens": getattr(encoder, "max_length", None),
+    }
+    write_json(path, leaderboard(board, **known), indent=4)
+    report(f"wrote {path}, for MMEB's leaderboard")
+    if gaps := leaderboard_gaps(board):
+        rank_zero_warn(f"{path} is not complete for MMEB's leaderboard: {gaps}")
 
 
 def _render(board: Scoreboard, title: str, references: dict[str, ReferenceScores]) -> str:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     )
     from fanoise_lightning.evaluation.precision_at_one import PrecisionAtOne
     from fanoise_lightning.export.export_encoder import export_encoder
+    from fanoise_lightning.export.mteb_encoder import MtebEncoder
+    from fanoise_lightning.export.mteb_tasks import mmeb_benchmark
     from fanoise_lightning.export.rotation import spectral_rotation
     from fanoise_lightning.losses import FeatureTap, InfoNCE, MatryoshkaLoss, SigmoidLoss
     from fanoise_lightning.module import ContrastiveModule
@@ -56,6 +58,7 @@ __all__ = [
     "LinearWarmup",
     "MMEBDataModule",
     "MatryoshkaLoss",
+    "MtebEncoder",
     "OpenClipEncoder",
     "PackagedTowers",
     "Pair",
@@ -74,6 +77,7 @@ __all__ = [
     "embed",
     "export_encoder",
     "feature_noise",
+    "mmeb_benchmark",
     "singular_values",
     "spectral_rotation",
 ]

@@ -20,6 +20,7 @@ HOME = {
     "LinearWarmup": "training.schedules",
     "MMEBDataModule": "data",
     "MatryoshkaLoss": "losses",
+    "MtebEncoder": "export.mteb_encoder",
     "OpenClipEncoder": "encoders",
     "PackagedTowers": "encoders",
     "Pair": "sample",
@@ -37,6 +38,7 @@ HOME = {
     "embed": "search.embed",
     "export_encoder": "export.export_encoder",
     "feature_noise": "noise",
+    "mmeb_benchmark": "export.mteb_tasks",
     "singular_values": "spectrum",
     "spectral_rotation": "export.rotation",
 }

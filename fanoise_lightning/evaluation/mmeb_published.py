@@ -8,7 +8,7 @@ from fanoise_lightning._checks import check_names
 from fanoise_lightning.evaluation.mmeb import CATALOG
 from fanoise_lightning.evaluation.scores import ReferenceScores, group_by_mean
 
-__all__ = ["BACKBONES", "BASELINES", "published"]
+__all__ = ["BACKBONES", "BASELINES", "all_published", "published"]
 
 # VLM2Vec's scores per subset, in percent, with each of these backbones.
 _SCORED = ("LLaVA-1.6-HR", "Qwen2-VL-2B", "Qwen2-VL-7B")
@@ -106,6 +106,18 @@ def published(backbone: str) -> dict[str, ReferenceScores]:
     return {
         "VLM2Vec": ReferenceScores(_subset_scores(backbone), known, _MEMBERS),
         "FANoise": ReferenceScores({}, {"overall": _fraction(overall)}, _MEMBERS),
+    }
+
+
+def all_published() -> dict[str, ReferenceScores]:
+    """All published models, by names such as ``"VLM2Vec, Qwen2-VL-2B"`` and ``"CLIP"``."""
+    models = {
+        f"{method}, {backbone}": scores
+        for backbone in BACKBONES
+        for method, scores in published(backbone).items()
+    }
+    return models | {
+        name: ReferenceScores({}, {"overall": overall}, _MEMBERS) for name, overall in BASELINES.items()
     }
 
 

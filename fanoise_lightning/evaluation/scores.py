@@ -64,6 +64,7 @@ class SubsetScore:
         outcomes: what each query scored, (Q,): 0 to 1, NaN for a skipped one; ``None`` if that is unknown.
         task: the name of what is asked, if a subset of the other distribution asks it too.
         metrics: further metrics by name, such as ``"recall_at_10"``; empty if no query was scored.
+        ranks: those of its queries; ``None`` if they are unknown.
     """
 
     name: str
@@ -77,6 +78,7 @@ class SubsetScore:
     outcomes: Tensor | None = field(default=None, repr=False, compare=False)
     task: str | None = None
     metrics: Mapping[str, MetricScore] = field(default_factory=dict)
+    ranks: Ranks | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of_ranks(cls, subset: Subset, ranks: Ranks, metrics: Sequence[RetrievalMetric] = ()) -> SubsetScore:
@@ -96,7 +98,7 @@ class SubsetScore:
             metric.name: MetricScore(metric.value(ranks), metric.interval(ranks), metric.value(by_chance))
             for metric in metrics
         }
-        return replace(score, floors={"chance": chance} | dict(subset.floors), metrics=values)
+        return replace(score, floors={"chance": chance} | dict(subset.floors), metrics=values, ranks=ranks)
 
     @classmethod
     def of(cls, subset: Subset, outcomes: Tensor) -> SubsetScore:

@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader
 from fanoise_lightning._version import __version__
 from fanoise_lightning.callbacks.scoreboard_writer import ScoreboardWriter
 from fanoise_lightning.evaluation.mmeb import CATALOG
+from fanoise_lightning.evaluation.mmeb_published import published
+from fanoise_lightning.evaluation.ranks import rank
 from fanoise_lightning.evaluation.scoreboard import Scoreboard
 from fanoise_lightning.evaluation.scores import SubsetScore
 
@@ -199,7 +201,8 @@ def test_published_scores_stand_beside_ours(tmp_path: Path, capsys: pytest.Captu
         "VLM2Vec": only_cirr,
         "FANoise": {"subsets": {}, "means": {}},  # known over all 36 subsets only
     }
-    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if "CIRR" in line]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (row,) = [line for line in lines if line[:1] == ["CIRR"]]
     assert row[-3:] == ["46.8", "-", "100"]
 
 
@@ -249,3 +252,63 @@ def test_without_a_backbone_nothing_is_said_of_published_scores(tmp_path: Path) 
 def test_an_unknown_backbone_is_refused_at_once() -> None:
     with pytest.raises(ValueError, match="unknown backbone `Qwen2-VL`; did you mean `Qwen2-VL-"):
         ScoreboardWriter(published="Qwen2-VL")
+
+
+def whole(difference: float = 0.0) -> type[Scored]:
+    """Scores all of MMEB as published for Qwen2-VL-7B, and GQA off by some points."""
+    scores = dict(published("Qwen2-VL-7B")["VLM2Vec"].subsets)
+    scores["GQA"] += difference
+    kinds = [entry.subset for entry in CATALOG.values()]
+
+    class Whole(Scored):
+        def on_test_epoch_end(self) -> None:
+            self.scoreboard = Scoreboard(
+                [SubsetScore(s.name, s.meta_task, s.distribution, scores[s.name], 1000) for s in kinds]
+            )
+
+    return Whole
+
+
+def test_receipts_say_which_published_scores_are_near(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer = ScoreboardWriter(published="Qwen2-VL-7B")
+    trainer(tmp_path, writer).test(whole(0.10)(), loader(), verbose=False)
+    receipts = read(tmp_path / "test_scores.json")["receipts"]
+    near = receipts["VLM2Vec, Qwen2-VL-7B"]
+    assert near["num_inside"] == 35
+    assert near["subsets"]["GQA"] == {"published": 0.551, "difference": pytest.approx(0.1), "inside": False}
+    assert receipts["CLIP"]["means"]["overall"]["inside"] is False
+    printed = capsys.readouterr().out.replace("\n", " ")
+    assert "VLM2Vec, Qwen2-VL-7B: 35 of 36 subsets inside (4 may be outside by chance)" in printed
+    assert "GQA +10.0" in printed
+    assert "overall within sampling error of: VLM2Vec, Qwen2-VL-7B" in printed
+
+
+def test_a_file_for_the_leaderboard(tmp_path: Path) -> None:
+    class Ranked(Scored):
+        def on_test_epoch_end(self) -> None:
+            ranks = rank(torch.tensor([[0.5, 0.1], [0.2, 0.6]]), torch.ones(2, 1, dtype=torch.bool))
+            self.scoreboard = Scoreboard([SubsetScore.of_ranks(CATALOG["CIRR"].subset, ranks)])
+
+    file = tmp_path / "board" / "Ours-2B.json"
+    with pytest.warns(UserWarning, match=r"Ours-2B\.json is not complete .* it lacks ImageNet-1K, N24News"):
+        trainer(tmp_path, ScoreboardWriter(leaderboard=file)).test(Ranked(), loader(), verbose=False)
+    written = read(file)
+    assert written["metadata"]["model_name"] == "Ours-2B"
+    assert written["metadata"]["data_source"] == "Self-Reported"
+    cirr = written["metrics"]["image"]["CIRR"]
+    assert (cirr["hit@1"], cirr["num_pred"], cirr["num_data"]) == (0.5, 2, 2)
+
+
+def test_scores_are_written_even_if_the_leaderboard_cannot_take_them(tmp_path: Path) -> None:
+    writer = ScoreboardWriter(leaderboard=tmp_path / "Ours.json")
+    with pytest.raises(ValueError, match="subset 'FashionIQ' was scored without ranks"):
+        trainer(tmp_path, writer).test(Scored(), loader(), verbose=False)
+    assert (tmp_path / "test_scores.json").exists()
+    assert not (tmp_path / "Ours.json").exists()
+
+
+def test_a_folder_for_the_leaderboard_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is a folder: name a file in it, <model>\.json"):
+        ScoreboardWriter(leaderboard=tmp_path)

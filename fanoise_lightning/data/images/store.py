@@ -76,11 +76,15 @@ class ImageStore:
         Raises:
             ImageError: whatever is wrong with it; the message names the image and the cause.
         """
-        data, name = self._read(image)
+        data, name = self.read(image)
         return decode(data, name, self.decode_size)
 
-    def _read(self, image: str | bytes) -> tuple[bytes, str]:
-        """The bytes of an image, and what messages call it."""
+    def read(self, image: str | bytes) -> tuple[bytes, str]:
+        """The bytes of an image as they are stored, and what messages call it.
+
+        Raises:
+            ImageError: if it cannot be read; the message names the image and the cause.
+        """
         if isinstance(image, bytes):
             return image, f"of {len(image)} embedded bytes"
         for images in self.embedded:
@@ -98,14 +102,14 @@ class ImageStore:
         """The image by the hash of its file, which is read once."""
         key = self._keys.get(image) if isinstance(image, str) else None
         if key is None:
-            data, _ = self._read(image)
+            data, _ = self.read(image)
             key = self._key(data)
             if isinstance(image, str):
                 self._keys[image] = key
         return DeferredImage(key, partial(self._open_unchanged, image, key))
 
     def _open_unchanged(self, image: str | bytes, key: str) -> Image.Image:
-        data, name = self._read(image)
+        data, name = self.read(image)
         if self._key(data) != key:  # else the features of one picture were kept under the key of another
             raise named(name, ImageError("it has changed since it was first read; start again to use it"))
         return decode(data, name, self.decode_size)

@@ -1,0 +1,199 @@
+"""An evaluation subset as the tables that mteb's retrieval tasks read."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fanoise_lightning.data.batches.evaluation import EvalDataset
+from fanoise_lightning.data.images.decode import ImageError, decode
+from fanoise_lightning.data.images.store import ImageStore
+from fanoise_lightning.data.rows.references import Reference, References, identity
+from fanoise_lightning.evaluation.ranks import rank
+
+__all__ = ["SplitReader", "modalities", "outcomes"]
+
+# Only of these is it known which decoder Pillow chooses if it may choose any.
+_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+
+
+def modalities(items: References) -> str:
+    """What these items are made of, in the letters of mteb's categories: ``"t"``, ``"i"`` or ``"it"``.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> modalities(References(pa.array(["a cat", ""]), pa.array(["", "cat.jpg"])))
+        'it'
+    """
+    has_text = any(text.strip() for text in items.texts.to_pylist())
+    return "i" * bool(items.has_image.any()) + "t" * has_text
+
+
+@dataclass(frozen=True)
+class SplitReader:
+    """Reads the queries, candidates and right answers of a subset as mteb's ``RetrievalSplitData``.
+
+    Args:
+        dataset: the subset.
+    """
+
+    dataset: EvalDataset
+
+    @property
+    def query_items(self) -> References:
+        """The items that are queries, each once."""
+        return self.dataset.items.take(self.dataset.queries.unique().numpy())
+
+    @property
+    def candidate_items(self) -> References:
+        """The items that are candidates of any query, each once."""
+        return self.dataset.items.take(self._candidate_numbers)
+
+    @property
+    def most_candidates(self) -> int:
+        """How many candidates a query has, at most."""
+        catalogue = self.dataset.catalogue
+        return self.dataset.candidates.shape[1] + (0 if catalogue is None else len(catalogue))
+
+    @property
+    def _candidate_numbers(self) -> np.ndarray[Any, Any]:
+        parts = [self.dataset.candidates.flatten()]
+        if self.dataset.catalogue is not None:
+            parts.append(self.dataset.catalogue)
+        numbers = torch.cat(parts).unique()
+        return numbers[numbers >= 0].numpy()
+
+    def read(self) -> dict[str, Any]:
+        """The tables: ``corpus`` and ``queries`` as ``datasets.Dataset``, ``relevant_docs``, ``top_ranked``.
+
+        Pictures stay encoded, and are decoded batch by batch. Where `datasets` would decode others than this
+        library does (transparency, 16 bits, `decode_size`), the table has ours as PNG.
+
+        As on the scoreboard, a query whose own picture or right answers cannot be read is left out, and so
+        is any other candidate that cannot be read; a warning counts them.
+        """
+        queries, numbers = self.dataset.queries.tolist(), self._candidate_numbers.tolist()
+        references = self.dataset.items.to_list()
+        pictures, broken = self._pictures(references, {*queries, *numbers})
+        self._warn(broken)
+        ids = {item: f"{identity(references[item]):016x}" for item in numbers if item not in broken}
+        top_ranked, relevant = {}, {}
+        for row, query in enumerate(queries):
+            right, others = self._candidates(row)
+            if query not in broken and (found := [ids[item] for item in right if item in ids]):
+                name = f"{row:06d}"
+                relevant[name] = dict.fromkeys(found, 1)
+                top_ranked[name] = [*found, *(ids[item] for item in others if item in ids)]
+        kept = [queries[int(name)] for name in relevant]
+        return {
+            "queries": _table(list(relevant), [references[item] for item in kept], pictures),
+            "corpus": _table(list(ids.values()), [references[item] for item in ids], pictures),
+            "relevant_docs": relevant,
+            "top_ranked": top_ranked,
+        }
+
+    def _candidates(self, row: int) -> tuple[list[int], list[int]]:
+        """The right answers of a query, and its other candidates, each once."""
+        own = [item for item in self.dataset.candidates[row].tolist() if item >= 0]
+        count = 1 if self.dataset.num_right is None else int(self.dataset.num_right[row])
+        right = list(dict.fromkeys(own[:count]))
+        further: list[int] = []
+        if self.dataset.catalogue is not None:
+            query = int(self.dataset.queries[row])
+            further = [item for item in self.dataset.catalogue.tolist() if item != query]
+        return right, [item for item in dict.fromkeys([*own[count:], *further]) if item not in set(right)]
+
+    def _pictures(
+        self, references: Sequence[Reference], items: set[int]
+    ) -> tuple[dict[str | bytes, bytes], dict[int, str]]:
+        """The encoded picture of each path, and why each item without one has none."""
+        pictures: dict[str | bytes, bytes] = {}
+        broken: dict[int, str] = {}
+        for item in sorted(items):
+            path = references[item].image
+            if path and path not in pictures:
+                try:
+                    pictures[path] = _encoded(self.dataset.store, path)
+                except ImageError as error:
+                    broken[item] = str(error)
+        return pictures, broken
+
+    def _warn(self, broken: dict[int, str]) -> None:
+        if broken:
+            warnings.warn(
+                f"subset `{self.dataset.subset.name}`: {len(broken)} of {len(self.dataset)} texts and images "
+                f"cannot be used and are left out, the first: {next(iter(broken.values()))}",
+                stacklevel=2,
+            )
+
+
+def _encoded(store: ImageStore, path: str | bytes) -> bytes:
+    """An image file that `datasets` decodes to the pixels that the store decodes."""
+    data, name = store.read(path)
+    image = decode(data, name, store.decode_size)
+    if data.startswith(_STARTS) and _decodes_to(data, image):
+        return data
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _decodes_to(data: bytes, image: Image.Image) -> bool:
+    from datasets import Image as ImageFeature  # type: ignore[import-untyped]
+
+    try:
+        found = ImageFeature().decode_example({"path": None, "bytes": data})
+    except Exception:  # a damaged EXIF block raises almost anything
+        return False
+    return (found.mode, found.size) == (image.mode, image.size) and found.tobytes() == image.tobytes()
+
+
+def _table(ids: list[str], references: list[Reference], pictures: dict[str | bytes, bytes]) -> Any:
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    features = Features({"id": Value("string"), "text": Value("string"), "image": ImageFeature()})
+    images = [{"path": None, "bytes": pictures[image]} if image else None for _, image in references]
+    columns = {"id": ids, "text": [text for text, _ in references], "image": images}
+    return Dataset.from_dict(columns, features=features)
+
+
+def outcomes(
+    results: dict[str, dict[str, float]], relevant: dict[str, dict[str, int]], name: str = ""
+) -> Tensor:
+    """What each query scores in precision@1, by this library's rule for ties.
+
+    Args:
+        results: the score of each candidate, by query and candidate.
+        relevant: the right answers of each query.
+        name: the subset, for messages.
+
+    Returns:
+        (Q,) float32, 0 to 1.
+
+    Raises:
+        ValueError: if a score is not finite.
+
+    Example:
+        >>> outcomes({"q": {"cat": 0.5, "dog": 0.5}}, {"q": {"cat": 1}})
+        tensor([0.5000])
+    """
+    width, most = max(map(len, results.values())), max(map(len, relevant.values()))
+    scores = torch.zeros(len(relevant), width, dtype=torch.float64)
+    is_right = torch.zeros(len(relevant), most, dtype=torch.bool)
+    mask = torch.zeros(len(relevant), width, dtype=torch.bool)
+    for row, (query, right) in enumerate(relevant.items()):
+        found = results[query]
+        ordered = [*(item for item in right if item in found), *(item for item in found if item not in right)]
+        scores[row, : len(ordered)] = torch.tensor([found[item] for item in ordered], dtype=torch.float64)
+        is_right[row, : sum(item in found for item in right)] = True
+        mask[row, : len(ordered)] = True
+    return rank(scores, is_right, mask, name).precision_at_one().float()
