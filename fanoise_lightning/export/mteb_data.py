@@ -79,6 +79,9 @@ class SplitReader:
 
         As on the scoreboard, a query whose own picture or right answers cannot be read is left out, and so
         is any other candidate that cannot be read; a warning counts them.
+
+        Raises:
+            ValueError: if no query is left.
         """
         queries, numbers = self.dataset.queries.tolist(), self._candidate_numbers.tolist()
         references = self.dataset.items.to_list()
@@ -92,6 +95,11 @@ class SplitReader:
                 name = f"{row:06d}"
                 relevant[name] = dict.fromkeys(found, 1)
                 top_ranked[name] = [*found, *(ids[item] for item in others if item in ids)]
+        if not relevant:
+            raise ValueError(
+                f"subset `{self.dataset.subset.name}`: no query can be scored, the first because of "
+                f"{next(iter(broken.values()))}. Check the image root, or leave the subset out"
+            )
         kept = [queries[int(name)] for name in relevant]
         return {
             "queries": _table(list(relevant), [references[item] for item in kept], pictures),

@@ -208,6 +208,14 @@ def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:
     assert (score["num_queries"], score["num_skipped"]) == (subset.num_queries, subset.num_skipped) == (4, 2)
 
 
+def test_a_subset_of_which_nothing_can_be_read_is_an_error(tmp_path: Path) -> None:
+    root = small_root(tmp_path, [("", "0.png", ["a", "b"], ["", ""])], {"0.png": b"broken"})
+    (task,) = mmeb_benchmark(MMEBDataModule(root, num_workers=0), "mine")
+    match = r"subset `mine`: no query can be scored, .* `0\.png` .* Check the image root"
+    with pytest.warns(UserWarning, match="cannot be used"), pytest.raises(ValueError, match=match):
+        task.load_data()
+
+
 def test_texts_are_not_stripped(tmp_path: Path) -> None:
     root = small_root(tmp_path, [("find a ", "", ["a ", "a", " a"], [""] * 3)], {})
     module, board = scored(MMEBDataModule(root, num_workers=0), Letters())
