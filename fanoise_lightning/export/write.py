@@ -88,6 +88,7 @@ def write(encoder: Any, folder: Path, merge: bool) -> tuple[Check, dict[str, Any
         "dtype": dtype,
         "rounding": rounding,
         "steps": written.steps,
+        "reading": written.reading,
     }
     return Check(folder, written, rows, vectors), facts
 
