@@ -12,7 +12,7 @@ from fanoise_lightning.export.card_facts import Facts
 from fanoise_lightning.export.card_markdown import bullets, escape
 from fanoise_lightning.export.card_scores import eval_results, is_mmeb, overlap, score_table
 from fanoise_lightning.export.card_training import describe_data, describe_noise, describe_recipe, noisy
-from fanoise_lightning.export.card_usage import usage
+from fanoise_lightning.export.usage import usage
 
 __all__ = ["card"]
 

@@ -87,7 +87,6 @@ def export_encoder(
         versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         made_with = {"fanoise_lightning": __version__, **versions}
         base, data = base_of(encoder), data_of(trained.data["source"]) if trained.data else None
-        facts["base_model"] = None if base is None else base.name
         receipt = {**facts, "bar": BAR, "made_with": made_with, "readers": readers}
         (folder / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
         text = card(receipt, name or out.absolute().name, trained, base, data)

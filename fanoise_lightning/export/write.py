@@ -61,7 +61,7 @@ def write(encoder: Any, folder: Path, merge: bool) -> tuple[Check, dict[str, Any
         What the folder has to give, and the facts for its receipt.
 
     Raises:
-        ValueError: if merging changes the vectors of an encoder in float32.
+        ValueError: if vectors are not finite, or merging changes those of an encoder in float32.
     """
     with on_cpu(encoder):
         copy, adapted = plain_copy(encoder), _adapted(encoder)
@@ -74,14 +74,19 @@ def write(encoder: Any, folder: Path, merge: bool) -> tuple[Check, dict[str, Any
             name_the_base(folder, network)
         dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
         copy.float()  # libraries are compared in float32: in bfloat16 each of them rounds in its own way
-        rows = rows_of(written)
+        rows = rows_of(copy, written)
         vectors = embed_rows(copy, rows)
+        if not vectors.isfinite().all():
+            raise ValueError("the encoder gives vectors that are not finite: export an earlier checkpoint")
         rounding = (embed_rows(encoder, rows) - vectors).abs().max().item()
     if dtype == "float32" and not rounding <= BAR:
-        raise ValueError(f"merging the adapter changes vectors by {rounding:.2g}, more than {BAR:g}")
+        raise ValueError(
+            f"merging the adapter changes vectors by {rounding:.2g}, more than {BAR:g}: write the adapter "
+            "alone, with `merge=False`"
+        )
     facts = {
         "family": written.family,
-        "base_model": encoder.model,
+        "base_model": _name(encoder.model),
         "dimension": encoder.embedding_dim,
         "normalized": True,
         "weights": "all" if not adapted else "merged" if merge else "adapter",
@@ -99,6 +104,11 @@ def _write(encoder: Any, folder: Path) -> Written:
     if isinstance(encoder, TwoTowerEncoder):
         return write_two_tower(encoder, folder)
     return write_open_clip(encoder, folder)
+
+
+def _name(model: str) -> str:
+    """A hub id, or the last part of a path: where a folder lies is nobody else's business."""
+    return Path(model).name if Path(model).exists() else model.removeprefix("hf-hub:")
 
 
 def _adapted(encoder: Any) -> bool:

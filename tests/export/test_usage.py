@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fanoise_lightning import Sample
-from fanoise_lightning.export.card_usage import usage
+from fanoise_lightning.export.usage import usage
 from fanoise_lightning.export.write import write
 
 pytest.importorskip("sentence_transformers")
 pytestmark = pytest.mark.slow
 
-NAMES = ("qwen2_vl", "qwen2_vl, as VLM2Vec", "qwen3_vl", "phi3_v", "siglip", "align", "open_clip")
+NAMES = ("qwen2_vl", "qwen2_vl, as VLM2Vec", "qwen3_vl", "siglip", "align", "open_clip")
 
 # Runs each block as a file of its own would, and prints what it made.
 RUN_ALL = """\
@@ -103,6 +103,13 @@ def test_a_block_shows_what_the_library_can(results: dict[str, Any]) -> None:
     assert found["qwen2_vl, as VLM2Vec: sentence-transformers.py"] == {"texts"}
     assert found["siglip: sentence-transformers.py"] == {"texts", "pictures"}
     assert found["open_clip: open_clip.py"] == {"texts", "pictures", "both"}
+
+
+def test_a_model_type_that_transformers_lacks_is_imported_first() -> None:
+    reading = {"pooling": "last", "max_text_length": 9, "plain_positions": False, "imports": ["a.b"]}
+    for reader in ("transformers", "sentence-transformers"):
+        receipt = {"reading": reading, "readers": {reader: {"rows": {}}}}
+        assert usage(reader, receipt, "m").startswith("import a.b  # pip install fanoise-lightning\n")
 
 
 def test_a_name_that_is_no_name_stays_out_of_the_code() -> None:
