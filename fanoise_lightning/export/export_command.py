@@ -69,7 +69,7 @@ def _parser() -> Parser:
     add("--verify", type=bool, default=True, help="Have each library that is installed read the folder.")
     add("--scoreboard", type=str | None, default=None, help="The scores for the card: scores.json.")
     add("--push_to_hub", type=str | None, default=None, help="Then upload it, as user/name.")
-    add("--private", type=bool, default=False, help="Create that repository as a private one.")
+    add("--private", action="store_true", help="Create that repository as a private one.")
     add("--allow", type=list[str] | str | None, default=None, help="What the checkpoint may name, see fit.")
     add("--trust_remote_code", type=bool, default=False, help="Run the model's own Python code.")
     return parser

@@ -70,11 +70,11 @@ def push_folder(folder: Path, repo_id: str, private: bool = False) -> str:
         files = {file.rfilename for file in known.siblings or []}
         is_public = not known.private
     if private and is_public:
-        raise ValueError(f"{repo_id} is public, and nothing was uploaded: make it private, or name another")
+        raise ValueError(f"{repo_id} is public; nothing was uploaded: make it private, or name another")
     if files - _OF_A_NEW_REPOSITORY and RECEIPT not in files:
         raise ValueError(
-            f"{repo_id} holds another model ({min(files - _OF_A_NEW_REPOSITORY)}, and no {RECEIPT}), and nothing "
-            "was uploaded: name a new repository"
+            f"{repo_id} holds another model, with {min(files - _OF_A_NEW_REPOSITORY)} and no {RECEIPT}; "
+            "nothing was uploaded: name a new repository"
         )
     with _naming_the_push(folder, repo_id, private):
         # what an earlier push left, such as other shards of weights, a reader would mix with these

@@ -69,14 +69,16 @@ def test_what_an_earlier_push_left_is_removed(hub: FakeModelHub, folder: Path) -
 
 def test_another_model_is_not_overwritten(hub: FakeModelHub, folder: Path) -> None:
     hub.add("me/my-model", "model.safetensors", "README.md")
-    with pytest.raises(ValueError, match=r"me/my-model holds another model \(model\.safetensors, and no ver"):
+    with pytest.raises(
+        ValueError, match=r"me/my-model holds another model, with model\.safetensors and no ver"
+    ):
         push_folder(folder, "me/my-model")
     assert set(hub.repositories["me/my-model"]["files"].values()) == {b"old"}
 
 
 def test_a_public_repository_is_not_used_for_a_private_push(hub: FakeModelHub, folder: Path) -> None:
     hub.add("me/my-model", "README.md")
-    with pytest.raises(ValueError, match="me/my-model is public, and nothing was uploaded"):
+    with pytest.raises(ValueError, match="me/my-model is public; nothing was uploaded"):
         push_folder(folder, "me/my-model", private=True)
     assert hub.repositories["me/my-model"]["files"] == {"README.md": b"old"}
 
@@ -158,7 +160,7 @@ def test_the_command_pushes_what_it_exported(
         "fanoise_lightning.export.export_encoder.read_back", lambda checks: [{"open_clip": found}]
     )
     out = tmp_path / "out"
-    main(["export", checkpoint, str(out), "--push_to_hub=me/my-model", "--private=true"])
+    main(["export", checkpoint, str(out), "--push_to_hub=me/my-model", "--private"])
     files = hub.repositories["me/my-model"]["files"]
     assert files == {**contents(out), ".gitattributes": b"old"}
     card = ModelCard(files["README.md"].decode())
@@ -170,7 +172,7 @@ def test_the_command_pushes_what_it_exported(
 
 
 def test_the_command_exports_nothing_for_a_push_that_cannot_succeed(checkpoint: str, tmp_path: Path) -> None:
-    for options in (["--push_to_hub=my-model"], ["--private=true"]):
+    for options in (["--push_to_hub=my-model"], ["--private"]):
         with pytest.raises(SystemExit):
             main(["export", checkpoint, str(tmp_path / "out"), *options])
         assert not (tmp_path / "out").exists()
