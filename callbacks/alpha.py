@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 
 from lightning.pytorch import Trainer
 
 from fanoise_lightning._checks import check_at_least
+from fanoise_lightning.laws import law_name
 from fanoise_lightning.noise import check_alpha
 
-__all__ = ["Alpha", "LinearAlpha", "RepeatAlpha", "alpha_at"]
+__all__ = ["Alpha", "LinearAlpha", "RepeatAlpha", "alpha_at", "alpha_name"]
 
 Alpha = float | Callable[[int], float]
 """A noise level, or a function from the number of optimiser steps done, from 0, to one."""
@@ -114,3 +115,15 @@ def alpha_at(alpha: Alpha, step: int) -> float:
     except (TypeError, ValueError):
         raise ValueError(f"`alpha` must be finite and at least 0, got {level!r} at step {step}") from None
     return float(level)
+
+
+def alpha_name(alpha: Alpha) -> float | str:
+    """What checkpoints call a noise level: its number, its class with arguments, or the path of the function.
+
+    Example:
+        >>> alpha_name(0.1), alpha_name(LinearAlpha(0, 0.5, steps=100))
+        (0.1, 'LinearAlpha(start=0, end=0.5, steps=100)')
+    """
+    if not callable(alpha):
+        return float(alpha)
+    return repr(alpha) if is_dataclass(alpha) else law_name(alpha)

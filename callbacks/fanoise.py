@@ -16,8 +16,8 @@ from fanoise_lightning.callbacks._messages import warn_of_no_effect, warn_of_no_
 from fanoise_lightning.callbacks._shapes import Scope, ShapeMemory
 from fanoise_lightning.callbacks._sites import InnerSite, LossSite, Where, check_inner
 from fanoise_lightning.callbacks._source import NoiseSource
-from fanoise_lightning.callbacks.alpha import Alpha, RepeatAlpha, alpha_at
-from fanoise_lightning.laws import Scaling, check_scaling
+from fanoise_lightning.callbacks.alpha import Alpha, RepeatAlpha, alpha_at, alpha_name
+from fanoise_lightning.laws import Scaling, check_scaling, law_name
 from fanoise_lightning.noise import Energy, check_alpha
 from fanoise_lightning.seeds import run_seed
 
@@ -156,7 +156,7 @@ class FANoise(Callback):
     def _forget(self) -> None:
         """Reset all state of an earlier fit."""
         self._resolved_seed = self.seed
-        self._alpha = self.alpha
+        self._alpha, self._path = self.alpha, self.target
         shapes = ShapeMemory(self.scaling, self.energy, self.momentum, self.every_n_steps, self.scope)
         full = None if callable(self.alpha) else self.alpha
         self._source = NoiseSource(shapes, self._level, self.relative, full)
@@ -189,7 +189,7 @@ class FANoise(Callback):
             return
         self._source.begin(trainer, (self._resolved_seed, trainer.global_rank, self._number or 0))
         self._site = self._find_site(trainer, pl_module)
-        self._handle = self._site.attach()
+        self._handle, self._path = self._site.attach(), self._site.path
 
     def _find_site(self, trainer: Trainer, pl_module: LightningModule) -> LossSite | InnerSite:
         if self.where != "loss":
@@ -250,13 +250,32 @@ class FANoise(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         skipped = int(self._source.skipped)
-        return {"seed": self._resolved_seed, "skipped": skipped, **self._source.shapes.state_dict()}
+        shapes = self._source.shapes.state_dict()
+        return {"seed": self._resolved_seed, "skipped": skipped, "settings": self._settings(), **shapes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self.seed is None:
             self._resolved_seed = state_dict["seed"]
         self._source.skipped = state_dict["skipped"]
         self._source.shapes.load_state_dict(state_dict)
+
+    def _settings(self) -> dict[str, Any]:
+        """The arguments as plain data, to read in a checkpoint; a resumed run has its own."""
+        return {
+            "alpha": alpha_name(self._alpha),
+            "scaling": law_name(self.scaling),
+            "target": self._path,
+            "where": self.where,
+            "sides": list(self.sides),
+            "energy": self.energy,
+            "relative": self.relative,
+            "renormalize": self.renormalize,
+            "negatives": self.negatives,
+            "momentum": self.momentum,
+            "every_n_steps": self.every_n_steps,
+            "warmup_steps": self.warmup_steps,
+            "scope": self.scope,
+        }
 
     def _level(self, step: int) -> float:
         """The noise level at an optimiser step, from 0."""

@@ -33,7 +33,7 @@ def check_scaling(scaling: Any) -> None:
         raise ValueError(f"`scaling` must be one of {names}, or a function, got {scaling!r}")
 
 
-def law_name(scaling: Scaling) -> str:
+def law_name(scaling: Scaling | Callable[..., object]) -> str:
     """What messages and checkpoints call a law: its name, or the dotted path of the function.
 
     Example:

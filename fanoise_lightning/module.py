@@ -114,6 +114,7 @@ class ContrastiveModule(TrainedOnlyCheckpoints):
         self.metrics = [metric.name for metric in retrieval_metrics(metrics or ())]
         self.scoreboard: Scoreboard | None = None
         self.pairs_seen = 0
+        self._pairs_when_scored = 0
         self._scorer: SuiteScorer | None = None
         # for load_from_checkpoint: the config of a CLI run, else a description in its form
         parts = {"encoder": encoder, "loss": self.loss, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
@@ -172,6 +173,11 @@ class ContrastiveModule(TrainedOnlyCheckpoints):
             return super().load_from_checkpoint(
                 checkpoint_path, map_location, None, strict, safe, **arguments
             )
+
+    @property
+    def scoreboard_is_current(self) -> bool:
+        """Whether there is a scoreboard, and nothing was trained since."""
+        return self.scoreboard is not None and self._pairs_when_scored == self.pairs_seen
 
     @property
     def collate(self) -> Collate:
@@ -260,7 +266,7 @@ class ContrastiveModule(TrainedOnlyCheckpoints):
         scorer, self._scorer = self._scorer, None  # the embeddings are freed
         if self.trainer.sanity_checking or scorer is None:  # a few batches have no score
             return
-        self.scoreboard = scorer.compute()
+        self.scoreboard, self._pairs_when_scored = scorer.compute(), self.pairs_seen
         self.log_dict(self.scoreboard.metrics(stage))
 
     # Embeddings

@@ -75,6 +75,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
         monkeypatch.setattr(owner, name, accept)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", "the reader's")
     monkeypatch.setattr("sys.argv", ["fanoise"])  # Lightning warns of pytest's
     return tmp_path
 

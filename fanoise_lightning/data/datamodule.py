@@ -83,6 +83,7 @@ class ContrastiveDataModule(LightningDataModule):
         self.decode_size, self.collate = decode_size, collate
         self.train_set: TrainDataset | StreamDataset | None = None
         self._streams: list[TrainStream] = []
+        self._train_sizes: dict[str, int] = {}
         self.eval_sets: list[EvalDataset] | None = None
         self.eval_suite: EvalSuite | None = None
         self._skips = SkipReports(max_skipped)
@@ -103,6 +104,11 @@ class ContrastiveDataModule(LightningDataModule):
         arguments = read_arguments(cls, checkpoint_path, hparams_file, weights_only, kwargs, allow)
         safe = weights_only is not False
         return super().load_from_checkpoint(checkpoint_path, map_location, None, safe, **arguments)
+
+    @property
+    @abstractmethod
+    def source_name(self) -> str:
+        """Where the rows come from: a path, what messages call it, or ``hf://datasets/...``."""
 
     @abstractmethod
     def read_train(self) -> list[TrainRows] | list[TrainStream]:
@@ -133,7 +139,8 @@ class ContrastiveDataModule(LightningDataModule):
 
     def _open_train_set(self) -> TrainDataset | StreamDataset:
         subsets = self.read_train()
-        limit = self._skips.start_log("train", "training rows", {rows.name: len(rows) for rows in subsets})
+        self._train_sizes = {rows.name: len(rows) for rows in subsets}
+        limit = self._skips.start_log("train", "training rows", self._train_sizes)
         self._streams = [stream for stream in subsets if isinstance(stream, TrainStream)]
         if self._streams:
             store = ImageStore(self.images("train"), (), self.decode_size, self._defers_images)
@@ -204,8 +211,22 @@ class ContrastiveDataModule(LightningDataModule):
         return self._run_seed
 
     def state_dict(self) -> dict[str, Any]:
-        """The seed of the order, for a resumed run."""
-        return {"seed": self._run_seed}
+        """The seed of the order, for a resumed run; and what was trained on, to read in a checkpoint."""
+        return {"seed": self._run_seed, "trained_on": self._trained_on()}
+
+    def _trained_on(self) -> dict[str, Any] | None:
+        if self.train_set is None:
+            return None
+        return {
+            "source": self.source_name,
+            "subsets": self._train_sizes,
+            "batch_size": self.batch_size,
+            "processes": 1 if self.trainer is None else self.trainer.world_size,
+            "sampling": self.sampling,
+            "batch_subsets": self.batch_subsets,
+            "mask_same_target": self.mask_same_target,
+            "blind": self.blind,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the order of the saved run, if `seed` is ``None``."""

@@ -153,6 +153,11 @@ class MMEBDataModule(ContrastiveDataModule):
     def _layout(self) -> Layout:
         return open_root(self.root, self.split)
 
+    @property
+    def source_name(self) -> str:
+        """The root."""
+        return str(self.root)
+
     def prepare_data(self) -> None:
         """Download what the run needs and does not have yet; Lightning calls it once per node."""
         fit = self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from fanoise_lightning.data.rows.records import EvalRows, TrainRows, pad_candida
 from fanoise_lightning.data.rows.references import References, number_references, text_hashes
 from fanoise_lightning.data.rows.splits import Pairs, Split, count_candidates, draw_candidates, split
 from fanoise_lightning.data.sources.any_source import open_source
+from fanoise_lightning.data.sources.hub_repository import HUB
 from fanoise_lightning.data.sources.negatives import join_negatives
 from fanoise_lightning.data.sources.pair_rows import read_pairs
 from fanoise_lightning.data.sources.roles import choose_pair
@@ -140,6 +141,7 @@ class PairDataModule(ContrastiveDataModule):
         self.val_fraction, self.num_candidates, self.blind = val_fraction, num_candidates, blind
         self.split_seed = split_seed
         self._parts: tuple[_Part, _Part, str] | None = None
+        self._overlap: dict[str, list[int]] = {}
 
     def _split(self) -> tuple[_Part, _Part, str]:
         """The pairs to train on, the pairs to validate on, and how they were split."""
@@ -179,6 +181,15 @@ class PairDataModule(ContrastiveDataModule):
                 "and queries with two candidates; pass another `val_fraction`, or `val`"
             )
         return found
+
+    @property
+    def source_name(self) -> str:
+        """What messages call the source; ``hf://datasets/...`` for one of the hub."""
+        return self._opened.name if self._opened.absolute else HUB + self._opened.name
+
+    def _trained_on(self) -> dict[str, Any] | None:
+        trained_on = super()._trained_on()
+        return trained_on and {**trained_on, "overlap": self._overlap}
 
     def read_train(self) -> list[TrainRows]:
         """Read the pairs that are not held out."""
@@ -245,6 +256,7 @@ class PairDataModule(ContrastiveDataModule):
     def _report_overlap(self, trained: Pairs, pairs: Pairs, how: str, details: str) -> None:
         """Say how the pairs were split, and warn if validation pairs are partly trained on."""
         seen = pairs.seen(trained)
+        self._overlap = {name: list(counts) for name, counts in seen.items()}
         overlap = ", ".join(f"{count} of {total} {name}" for name, (count, total) in seen.items() if total)
         tell = rank_zero_warn if any(count for count, _ in seen.values()) else report
         tell(

@@ -12,6 +12,7 @@ from torch import Tensor
 from fanoise_lightning._user_errors import Parser
 from fanoise_lightning.encoders.fingerprint import fingerprint
 from fanoise_lightning.export.export_encoder import export_encoder
+from fanoise_lightning.export.push import check_push, push_folder
 from fanoise_lightning.export.rotation import spectral_rotation
 from fanoise_lightning.module import ContrastiveModule
 from fanoise_lightning.search.folder import EmbeddingFolder
@@ -30,12 +31,29 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         FileNotFoundError: if there is no such checkpoint.
         TypeError: as :func:`export_encoder`.
-        ValueError: as :func:`export_encoder`.
+        ValueError: as :func:`export_encoder` and :func:`push_folder`.
+        OSError: if the folder cannot be written, or pushed.
     """
     given = _parser().parse_args(sys.argv[2:] if args is None else args)
+    repo_id = given.push_to_hub
+    if repo_id is not None:
+        check_push(repo_id)
+    elif given.private:
+        raise ValueError("`--private` is for the repository that `--push_to_hub` names")
     module = read_checkpoint(given.checkpoint, given.allow, given.trust_remote_code)
     rotation = None if given.rotate is None else rotation_of(given.rotate, module)
-    export_encoder(module, given.out, merge=not given.adapter_only, rotation=rotation, verify=given.verify)
+    export_encoder(
+        module,
+        given.out,
+        merge=not given.adapter_only,
+        rotation=rotation,
+        verify=given.verify,
+        checkpoint=given.checkpoint,
+        scoreboard=given.scoreboard,
+        name=repo_id,
+    )
+    if repo_id is not None:
+        push_folder(Path(given.out).expanduser(), repo_id, given.private)
 
 
 def read_checkpoint(path: str, allow: str | list[str] | None, trust_remote_code: bool) -> ContrastiveModule:
@@ -74,6 +92,9 @@ def _parser() -> Parser:
         help="A folder of `fanoise embed`: rotate by its spectrum.",
     )
     add("--verify", type=bool, default=True, help="Have each library that is installed read the folder.")
+    add("--scoreboard", type=str | None, default=None, help="The scores for the card: scores.json.")
+    add("--push_to_hub", type=str | None, default=None, help="Then upload it, as user/name.")
+    add("--private", action="store_true", help="Create that repository as a private one.")
     add("--allow", type=list[str] | str | None, default=None, help="What the checkpoint may name, see fit.")
     add("--trust_remote_code", type=bool, default=False, help="Run the model's own Python code.")
     return parser

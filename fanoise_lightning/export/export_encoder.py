@@ -15,6 +15,8 @@ from fanoise_lightning._log import report
 from fanoise_lightning._version import __version__
 from fanoise_lightning.encoders.base import Encoder
 from fanoise_lightning.export.card import card
+from fanoise_lightning.export.card_base import base_of, data_of
+from fanoise_lightning.export.card_facts import Facts, checkpoint_facts, module_facts, with_scores
 from fanoise_lightning.export.staging import whole_folder
 from fanoise_lightning.export.verify import BAR, Check
 from fanoise_lightning.export.verify import verify as read_back
@@ -33,13 +35,16 @@ def export_encoder(
     merge: bool = True,
     rotation: Tensor | None = None,
     verify: bool = True,
+    checkpoint: str | Path | None = None,
+    scoreboard: str | Path | None = None,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Write a folder that transformers, sentence-transformers or open_clip read, with the same vectors.
 
     Each of these libraries that is installed opens the folder in a process of its own, and is compared with
     the encoder on texts, pictures, both, prompts and mixed batches. If any number of a unit vector is off by
     more than 1e-5, nothing is exported. What was compared, and what a library reads differently, is in
-    ``verified.json``.
+    ``verified.json``. ``README.md`` is the model card, with a block of Python for each of them.
 
     Args:
         module: a module, or its encoder. It stays as it is.
@@ -49,13 +54,18 @@ def export_encoder(
         rotation: (D, D), of :func:`~fanoise_lightning.spectral_rotation`: sentence-transformers multiplies
             its vectors by it, so that ``truncate_dim`` keeps their strongest directions.
         verify: have the libraries read the folder.
+        checkpoint: the file that the module was loaded from. What the card says of the training is read there
+            and from ``config.yaml`` and ``scores.json`` beside it; by default, from the module.
+        scoreboard: ``scores.json`` or ``test_scores.json``, if its scores are to be in the card instead.
+        name: what the card calls the model, such as its repository on the hub; by default as the folder.
 
     Returns:
         What ``verified.json`` says.
 
     Raises:
         TypeError: if the encoder is of another class than the three that can be exported.
-        ValueError: if the encoder cannot be exported, `out` is not empty, or a library reads other vectors.
+        ValueError: if the encoder cannot be exported, `out` is not empty, a library reads other vectors, or
+            the scores are those of another training step.
         RuntimeError: if the process of a library ends without a result, or takes too long.
         OSError: if the model that the encoder was built from is no longer there, or `out` cannot be written.
 
@@ -68,24 +78,36 @@ def export_encoder(
     encoder = module.encoder if isinstance(module, ContrastiveModule) else module
     check_exportable(encoder, merge, rotation)
     out = Path(out).expanduser()
+    trained = _facts(module, checkpoint, scoreboard)
     with whole_folder(out) as folder:
         check, facts = write(encoder, folder, merge, rotation)
         readers = read_back([check])[0] if verify else _unread(check)
-        for name, reader in readers.items():
+        for library, reader in readers.items():
             if reader["status"] == "failed":
                 raise ValueError(
-                    f"nothing was exported: {name} {reader['version']} does not read the folder as the "
+                    f"nothing was exported: {library} {reader['version']} does not read the folder as the "
                     f"encoder does: {reader['why']}"
                 )
         versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         made_with = {"fanoise_lightning": __version__, **versions}
+        base, data = base_of(encoder), data_of(trained.data["source"]) if trained.data else None
         receipt = {**facts, "bar": BAR, "made_with": made_with, "readers": readers}
         (folder / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
-        base = facts["base_model"]
-        text = card(receipt, {"base_model": base} if "/" in base else {})
+        text = card(receipt, name or out.absolute().name, trained, base, data)
         (folder / "README.md").write_text(text, encoding="utf-8")
     report(f"wrote {facts['family']} ({facts['weights']}, {facts['dtype']}) to `{out}`: {_summary(readers)}")
     return receipt
+
+
+def _facts(
+    module: ContrastiveModule | Encoder, checkpoint: str | Path | None, scoreboard: str | Path | None
+) -> Facts:
+    """What the card says of the training."""
+    if checkpoint is not None:
+        facts = checkpoint_facts(Path(checkpoint).expanduser())
+    else:
+        facts = module_facts(module) if isinstance(module, ContrastiveModule) else Facts()
+    return facts if scoreboard is None else with_scores(facts, Path(scoreboard).expanduser())
 
 
 def _unread(check: Check) -> dict[str, Any]:

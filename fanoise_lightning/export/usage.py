@@ -1,94 +1,144 @@
-"""How each library embeds with an exported folder, as code to copy."""
+"""Python that reads an exported folder, for the libraries that were seen to read it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 __all__ = ["usage"]
 
-_SENTENCE_TRANSFORMERS = """\
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("FOLDER")
-vectors = model.encode(["a photo of two dogs"])
-"""
-
-_OPEN_CLIP = """\
-import open_clip
-
-model, _, transform = open_clip.create_model_and_transforms("local-dir:FOLDER")
-tokenizer, model = open_clip.get_tokenizer("local-dir:FOLDER"), model.eval()
-vectors = model.encode_text(tokenizer(["a photo of two dogs"]), normalize=True)
-pictures = model.encode_image(transform(image)[None], normalize=True)
-"""
-
-_GENERATIVE = """\
-import torch
-from torch.nn.functional import normalize
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-processor = AutoProcessor.from_pretrained("FOLDER")
-model = AutoModelForImageTextToText.from_pretrained("FOLDER").eval().model
-parts = [{"type": "image", "image": image}, {"type": "text", "text": "what is it?"}]
-inputs = processor.apply_chat_template(
-    [[{"role": "user", "content": parts}]],
-    tokenize=True,
-    return_dict=True,
-    return_tensors="pt",
-    processor_kwargs={"padding": True},
-)
-"""
-_PLAIN_POSITIONS = """\
-ids = inputs["input_ids"]
-inputs["position_ids"] = torch.arange(ids.shape[1]).expand(3, *ids.shape)
-"""
-_LAST = """\
-hidden, mask = model(**inputs).last_hidden_state, inputs["attention_mask"]
-last = (mask * torch.arange(mask.shape[1])).argmax(1)
-vectors = normalize(hidden[torch.arange(len(hidden)), last].float(), dim=1)
-"""
-_MEAN = """\
-hidden, mask = model(**inputs).last_hidden_state, inputs["attention_mask"]
-mean = (hidden.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-vectors = normalize(mean, dim=1)
-"""
-
-_TWO_TOWERS = """\
-from torch.nn.functional import normalize
-from transformers import AutoModel, AutoProcessor
-
-processor, model = AutoProcessor.from_pretrained("FOLDER"), AutoModel.from_pretrained("FOLDER").eval()
-tokens = processor.tokenizer(
-    ["a photo of two dogs"],
-    padding=PADDING,
-    truncation=True,
-    max_length=LENGTH,
-    return_tensors="pt",
-)
-vectors = normalize(model.get_text_features(TOKENS).pooler_output, dim=1)
-inputs = processor.image_processor([image], return_tensors="pt")
-pictures = normalize(model.get_image_features(**inputs).pooler_output, dim=1)
-both = normalize(vectors + pictures, dim=1)
-"""
+_OPEN = 'image = Image.open("photo.jpg")'
 
 
-def usage(reader: str, reading: Mapping[str, Any]) -> str:
-    """Python code that embeds with a library; ``FOLDER`` is the folder, ``image`` a Pillow image.
+def usage(reader: str, receipt: Mapping[str, Any], name: str) -> str:
+    """Python that embeds a text, a picture, and both where the library can.
 
     Args:
-        reader: the library.
-        reading: what it has to know, of the receipt.
+        reader: a library that was verified.
+        receipt: what ``verified.json`` says; rows that the library reads differently are not shown.
+        name: the repository on the hub, as ``user/name``, or the name of the folder.
     """
-    imports = "".join(f"import {module}\n" for module in reading.get("imports", ()))
-    if reader == "open_clip":
-        return _OPEN_CLIP
-    if reader == "sentence-transformers":
-        return imports + _SENTENCE_TRANSFORMERS
-    if "pooling" in reading:
-        positions = _PLAIN_POSITIONS if reading["plain_positions"] else ""
-        return imports + _GENERATIVE + positions + (_MEAN if reading["pooling"] == "mean" else _LAST)
-    siglip = reading["siglip"]  # padded to one length, without a mask
-    code = _TWO_TOWERS.replace("PADDING", '"max_length"' if siglip else "True")
-    code = code.replace("TOKENS", 'input_ids=tokens["input_ids"]' if siglip else "**tokens")
-    return code.replace("LENGTH", str(reading["max_text_length"]))
+    name = name if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) else "path/to/the/folder"
+    write = {
+        "sentence-transformers": _sentence_transformers,
+        "transformers": _generative if "pooling" in receipt["reading"] else _two_towers,
+        "open_clip": _open_clip,
+    }[reader]
+    lines = write(receipt["reading"], receipt["readers"][reader]["rows"], name)
+    return "\n".join(line for line in lines if line is not None) + "\n"
+
+
+def _sentence_transformers(reading: Any, rows: Mapping[str, Any], name: str) -> Iterable[str | None]:
+    pictures = "picture" in rows
+    return [
+        *_imports(reading),
+        "from PIL import Image" if pictures else None,
+        "from sentence_transformers import SentenceTransformer",
+        "",
+        f"model = SentenceTransformer({json.dumps(name)})",
+        _OPEN + _resized(reading) if pictures else None,
+        'texts = model.encode(["a photo of two dogs"])',
+        'pictures = model.encode([{"image": image}])' if pictures else None,
+        _both('both = model.encode([{"text": "what is in it?", "image": image}])', rows),
+        "model.similarity(texts, pictures)" if pictures else None,
+    ]
+
+
+def _generative(reading: Any, rows: Mapping[str, Any], name: str) -> Iterable[str | None]:
+    length, place = reading["max_text_length"], json.dumps(name)
+    positions = 'inputs["position_ids"] = torch.arange(inputs["input_ids"].shape[1]).expand(3, 1, -1)'
+    cut = f'processor_kwargs={{}} if image else {{"truncation": True, "max_length": {length}}},'
+    return [
+        *_imports(reading),
+        "import torch",
+        "from PIL import Image",
+        "from torch.nn.functional import normalize",
+        "from transformers import AutoModelForImageTextToText, AutoProcessor",
+        "",
+        f"processor = AutoProcessor.from_pretrained({place})",
+        f"model = AutoModelForImageTextToText.from_pretrained({place}).model.eval()",
+        "",
+        "",
+        "def embed(text=None, image=None):",
+        '    content = [{"type": "image", "image": image}] if image else []',
+        '    content += [{"type": "text", "text": text}] if text else []',
+        "    inputs = processor.apply_chat_template(",
+        '        [[{"role": "user", "content": content}]],',
+        "        tokenize=True,",
+        "        return_dict=True,",
+        '        return_tensors="pt",',
+        f"        {cut}" if length else None,
+        "    )",
+        f"    {positions}" if reading["plain_positions"] else None,
+        "    with torch.inference_mode():",
+        "        hidden = model(**inputs, use_cache=False).last_hidden_state",
+        f"    return normalize(hidden{'.mean(1)' if reading['pooling'] == 'mean' else '[:, -1]'}, dim=1)",
+        "",
+        "",
+        _OPEN + _resized(reading),
+        'texts = embed("a photo of two dogs")',
+        "pictures = embed(image=image)",
+        _both('both = embed("what is in it?", image)', rows),
+    ]
+
+
+def _two_towers(reading: Any, rows: Mapping[str, Any], name: str) -> Iterable[str | None]:
+    siglip, place = reading["siglip"], json.dumps(name)
+    padding = '"max_length"' if siglip else "True"
+    return [
+        "import torch",
+        "from PIL import Image",
+        "from torch.nn.functional import normalize",
+        "from transformers import AutoModel, AutoProcessor",
+        "",
+        f"processor = AutoProcessor.from_pretrained({place})",
+        f"model = AutoModel.from_pretrained({place}).eval()",
+        _OPEN,
+        "tokens = processor.tokenizer(",
+        f'    ["a photo of two dogs"{".lower()" if siglip else ""}],',
+        f"    padding={padding},",
+        "    truncation=True,",
+        f"    max_length={reading['max_text_length']},",
+        '    return_tensors="pt",',
+        ")",
+        'del tokens["attention_mask"]  # it was trained without' if siglip else None,
+        'pixels = processor.image_processor([image], return_tensors="pt")',
+        "with torch.inference_mode():",
+        "    texts = normalize(model.get_text_features(**tokens).pooler_output)",
+        "    pictures = normalize(model.get_image_features(**pixels).pooler_output)",
+        _both("both = normalize(texts + pictures)", rows),
+    ]
+
+
+def _open_clip(reading: Any, rows: Mapping[str, Any], name: str) -> Iterable[str | None]:
+    place = json.dumps(f"{'hf-hub' if '/' in name else 'local-dir'}:{name}")
+    return [
+        "import open_clip",
+        "import torch",
+        "from PIL import Image",
+        "from torch.nn.functional import normalize",
+        "",
+        f"model, _, transform = open_clip.create_model_and_transforms({place})",
+        f"tokenizer = open_clip.get_tokenizer({place})",
+        "model.eval()",
+        _OPEN,
+        "with torch.inference_mode():",
+        '    texts = model.encode_text(tokenizer(["a photo of two dogs"]), normalize=True)',
+        "    pictures = model.encode_image(transform(image)[None], normalize=True)",
+        _both("both = normalize(texts + pictures)", rows),
+    ]
+
+
+def _both(line: str, rows: Mapping[str, Any]) -> str | None:
+    return line if "text and picture" in rows else None
+
+
+def _resized(reading: Mapping[str, Any]) -> str:
+    edge = reading.get("image_size")
+    return f".resize(({edge}, {edge}), Image.Resampling.BICUBIC)" if edge else ""
+
+
+def _imports(reading: Mapping[str, Any]) -> list[str]:
+    return [f"import {module}  # pip install fanoise-lightning" for module in reading.get("imports", ())]

@@ -19,7 +19,6 @@ from fanoise_lightning import ContrastiveModule, TwoTowerEncoder, export_encoder
 from fanoise_lightning.__main__ import main
 from fanoise_lightning.export import export_encoder as exporting
 from fanoise_lightning.export import verify as verifying
-from fanoise_lightning.export.card import card
 
 
 def left(folder: Path) -> list[str]:
@@ -171,25 +170,3 @@ def test_the_command_says_what_is_wrong_in_one_line(
     with pytest.raises(SystemExit):
         main(["export", str(tmp_path / "no.ckpt"), str(tmp_path / "out")])
     assert capsys.readouterr().err.splitlines() == [f"fanoise: there is no checkpoint `{tmp_path}/no.ckpt`"]
-
-
-def test_the_card_has_the_usage_of_what_was_verified_alone() -> None:
-    limits = {"text and picture": "one modality a row"}
-    verified = {"version": "6.2", "rows": {"text": 1e-7}, "largest_difference": 1e-7, "cannot": limits}
-    receipt = {
-        "family": "CLIP",
-        "dimension": 24,
-        "steps": [],
-        "reading": {"siglip": False, "max_text_length": 77},
-        "readers": {
-            "sentence-transformers": {"status": "verified", **verified},
-            "transformers": {"status": "unverified", "why": "transformers is not installed"},
-        },
-    }
-    text = card(receipt, {"base_model": "org/model"})
-    assert text.startswith("---\nlibrary_name: sentence-transformers\n")
-    assert "base_model: org/model" in text
-    assert 'SentenceTransformer("' in text
-    assert "text and picture: one modality a row" in text
-    assert "Not verified: transformers is not installed" in text
-    assert "AutoModel" not in text
