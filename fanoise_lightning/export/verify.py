@@ -99,7 +99,7 @@ def verify(checks: Sequence[Check]) -> list[dict[str, Any]]:
             for number in numbers:
                 receipts[number][reader] = {"status": "unverified", "why": f"{reader} is not installed"}
             continue
-        report(f"{reader} reads {len(numbers)} exported folder(s), on the CPU ...")
+        report(f"{reader} reads what was written, on the CPU ...")
         found = _read(reader, package, [checks[number] for number in numbers])
         for number, result in zip(numbers, found["results"], strict=True):
             receipt = _compare(reader, checks[number], result)
