@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fanoise_lightning.encoders import (
         CachedFeatures,
         Encoder,
+        OnnxTowers,
         OpenClipEncoder,
         PackagedTowers,
         TwoTowerEncoder,
@@ -54,6 +55,7 @@ __all__ = [
     "LinearAlpha",
     "LinearWarmup",
     "MMEBDataModule",
+    "OnnxTowers",
     "OpenClipEncoder",
     "PackagedTowers",
     "Pair",

@@ -19,6 +19,7 @@ HOME = {
     "LinearAlpha": "callbacks",
     "LinearWarmup": "training.schedules",
     "MMEBDataModule": "data",
+    "OnnxTowers": "encoders",
     "OpenClipEncoder": "encoders",
     "PackagedTowers": "encoders",
     "Pair": "sample",

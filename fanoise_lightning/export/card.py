@@ -25,6 +25,12 @@ tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")
 model.encode_text(tokenizer(["a photo of two dogs"]), normalize=True)
 model.encode_image(transform(image)[None], normalize=True)
 """,
+    "onnxruntime": """\
+from fanoise_lightning import ContrastiveModule, OnnxTowers
+
+model = ContrastiveModule(OnnxTowers("FOLDER"))
+model.encode(["a photo of two dogs", image])
+""",
 }
 
 

@@ -26,7 +26,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     given = _parser().parse_args(sys.argv[2:] if args is None else args)
     module = read_checkpoint(given.checkpoint, given.allow, given.trust_remote_code)
-    export_encoder(module, given.out, merge=not given.adapter_only, verify=given.verify)
+    export_encoder(module, given.out, merge=not given.adapter_only, onnx=given.onnx, verify=given.verify)
 
 
 def read_checkpoint(path: str, allow: str | list[str] | None, trust_remote_code: bool) -> ContrastiveModule:
@@ -49,6 +49,7 @@ def _parser() -> Parser:
     add("checkpoint", type=str, help="A checkpoint.")
     add("out", type=str, help="The folder to write to, new or empty.")
     add("--adapter_only", type=bool, default=False, help="Write the adapter without the model it belongs to.")
+    add("--onnx", action="store_true", help="Write the towers to ONNX files as well.")
     add("--verify", type=bool, default=True, help="Have each library that is installed read the folder.")
     add("--allow", type=list[str] | str | None, default=None, help="What the checkpoint may name, see fit.")
     add("--trust_remote_code", type=bool, default=False, help="Run the model's own Python code.")

@@ -26,7 +26,12 @@ RECEIPT = "verified.json"
 
 
 def export_encoder(
-    module: ContrastiveModule | Encoder, out: str | Path, *, merge: bool = True, verify: bool = True
+    module: ContrastiveModule | Encoder,
+    out: str | Path,
+    *,
+    merge: bool = True,
+    onnx: bool = False,
+    verify: bool = True,
 ) -> dict[str, Any]:
     """Write a folder that transformers, sentence-transformers or open_clip read, with the same vectors.
 
@@ -40,12 +45,15 @@ def export_encoder(
         out: the folder to write to, new or empty.
         merge: merge an adapter into the weights; otherwise, the adapter alone is written, which is read
             together with the model that it was trained on.
+        onnx: write the towers of a two-tower encoder to ONNX files as well, in float32, for
+            :class:`~fanoise_lightning.OnnxTowers`, onnxruntime and transformers.js.
         verify: have the libraries read the folder.
 
     Returns:
         What ``verified.json`` says.
 
     Raises:
+        ImportError: if `onnx` needs a package that is not installed.
         TypeError: if the encoder is of another class than the three that can be exported.
         ValueError: if the encoder cannot be exported, `out` is not empty, or a library reads other vectors.
         RuntimeError: if the process of a library ends without a result, or takes too long.
@@ -58,10 +66,10 @@ def export_encoder(
         >>> SentenceTransformer("my-model").encode(["a red mug"])                 # doctest: +SKIP
     """
     encoder = module.encoder if isinstance(module, ContrastiveModule) else module
-    check_exportable(encoder, merge)
+    check_exportable(encoder, merge, onnx)
     out = Path(out).expanduser()
     with whole_folder(out) as folder:
-        check, facts = write(encoder, folder, merge)
+        check, facts = write(encoder, folder, merge, onnx)
         readers = read_back([check])[0] if verify else _unread(check)
         for name, reader in readers.items():
             if reader["status"] == "failed":

@@ -10,6 +10,7 @@ from fanoise_lightning.encoders.open_clip_encoder import OpenClipEncoder
 from fanoise_lightning.encoders.two_tower import TwoTowerEncoder
 from fanoise_lightning.encoders.vision_language import VisionLanguageEncoder
 from fanoise_lightning.export.generative import write_vision_language
+from fanoise_lightning.export.onnx import OPSET, check_onnx, write_onnx
 from fanoise_lightning.export.open_clip import write_open_clip
 from fanoise_lightning.export.two_towers import write_two_tower
 from fanoise_lightning.export.verify import BAR, Check, embed_rows, rows_of
@@ -22,10 +23,11 @@ __all__ = ["check_exportable", "write"]
 _ENCODERS = (VisionLanguageEncoder, TwoTowerEncoder, OpenClipEncoder)
 
 
-def check_exportable(encoder: Any, merge: bool) -> None:
+def check_exportable(encoder: Any, merge: bool, onnx: bool) -> None:
     """Refuse what cannot be exported, before anything is written.
 
     Raises:
+        ImportError: if a package that ONNX needs is not installed.
         TypeError: if the encoder is of another class than those that can be exported.
         ValueError: if it is sharded, has weights in 4 bits, or has no adapter to write alone.
         OSError: if the model that it was built from is no longer there.
@@ -45,17 +47,20 @@ def check_exportable(encoder: Any, merge: bool) -> None:
         )
     if not merge and not _adapted(encoder):
         raise ValueError("the encoder has no adapter that could be written alone: leave out `merge=False`")
+    if onnx:
+        check_onnx(encoder, merge)
     if not isinstance(encoder, OpenClipEncoder):
         check_available(encoder.model)  # its processor and its language head are read again
 
 
-def write(encoder: Any, folder: Path, merge: bool) -> tuple[Check, dict[str, Any]]:
+def write(encoder: Any, folder: Path, merge: bool, onnx: bool = False) -> tuple[Check, dict[str, Any]]:
     """Write an encoder to an empty folder, without changing the encoder.
 
     Args:
         encoder: one that :func:`check_exportable` accepts.
         folder: an empty one.
         merge: merge its adapter, if there is one, into the weights.
+        onnx: write its towers to ONNX files as well.
 
     Returns:
         What the folder has to give, and the facts for its receipt.
@@ -77,6 +82,9 @@ def write(encoder: Any, folder: Path, merge: bool) -> tuple[Check, dict[str, Any
         rows = rows_of(written)
         vectors = embed_rows(copy, rows)
         rounding = (embed_rows(encoder, rows) - vectors).abs().max().item()
+        if onnx:
+            write_onnx(copy, folder)
+            written.readers += ("onnxruntime",)
     if dtype == "float32" and not rounding <= BAR:
         raise ValueError(f"merging the adapter changes vectors by {rounding:.2g}, more than {BAR:g}")
     facts = {
@@ -88,6 +96,7 @@ def write(encoder: Any, folder: Path, merge: bool) -> tuple[Check, dict[str, Any
         "dtype": dtype,
         "rounding": rounding,
         "steps": written.steps,
+        **({"onnx_opset": OPSET} if onnx else {}),
     }
     return Check(folder, written, rows, vectors), facts
 
