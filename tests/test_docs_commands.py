@@ -15,6 +15,7 @@ import pytest
 from fanoise_lightning.__main__ import main
 from fanoise_lightning.cli import FANoiseCLI
 from fanoise_lightning.data.sources import download
+from fanoise_lightning.export import export_command
 from fanoise_lightning.search import embed_command
 from fanoise_lightning.study import compare_command, figures_command, study_command
 from fanoise_lightning.study.plan import Study
@@ -30,6 +31,7 @@ ACTS = [  # what a command does once it has read its arguments
     (study_command, "run_study"),
     (compare_command, "compare"),
     (embed_command, "model_of_checkpoint"),
+    (export_command, "read_checkpoint"),
     (figures_command, "draw"),
 ]
 

@@ -7,31 +7,9 @@ from typing import Any
 
 import yaml
 
+from fanoise_lightning.export.usage import usage
+
 __all__ = ["card"]
-
-_USAGE = {
-    "sentence-transformers": """\
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("FOLDER")
-model.encode(["a photo of two dogs"])
-model.encode([image])  # a Pillow image
-""",
-    "open_clip": """\
-import open_clip
-
-model, _, transform = open_clip.create_model_and_transforms("local-dir:FOLDER")
-tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")
-model.encode_text(tokenizer(["a photo of two dogs"]), normalize=True)
-model.encode_image(transform(image)[None], normalize=True)
-""",
-    "onnxruntime": """\
-from fanoise_lightning import ContrastiveModule, OnnxTowers
-
-model = ContrastiveModule(OnnxTowers("FOLDER"))
-model.encode(["a photo of two dogs", image])
-""",
-}
 
 
 def card(receipt: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
@@ -48,6 +26,7 @@ def card(receipt: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     front = {
         "library_name": library,
         "pipeline_tag": "feature-extraction" if library != "open_clip" else "zero-shot-image-classification",
+        "license": "unknown",
         "tags": ["feature-extraction", "multimodal", "fanoise"],
         **facts,
     }
@@ -60,8 +39,8 @@ def card(receipt: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         parts.append("Before a row is embedded:\n\n" + _list(receipt["steps"]))
     for name, reader in receipt["readers"].items():
         parts.append(f"## {name}\n\n{_status(reader)}")
-        if name in _USAGE and reader["status"] == "verified":
-            parts.append(f"```python\n{_USAGE[name]}```")
+        if reader["status"] == "verified":
+            parts.append(f"```python\n{usage(name, receipt['reading'])}```")
         if limits := reader.get("cannot"):
             parts.append("What it reads differently:\n\n" + _list(f"{k}: {why}" for k, why in limits.items()))
     return "\n\n".join(parts) + "\n"

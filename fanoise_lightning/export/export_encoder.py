@@ -81,7 +81,8 @@ def export_encoder(
         made_with = {"fanoise_lightning": __version__, **versions}
         receipt = {**facts, "bar": BAR, "made_with": made_with, "readers": readers}
         (folder / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
-        text = card(receipt, {"base_model": facts["base_model"]})
+        base = facts["base_model"]
+        text = card(receipt, {"base_model": base} if "/" in base else {})
         (folder / "README.md").write_text(text, encoding="utf-8")
     report(f"wrote {facts['family']} ({facts['weights']}, {facts['dtype']}) to `{out}`: {_summary(readers)}")
     return receipt

@@ -8,6 +8,7 @@ from fanoise_lightning.encoders.families import FAMILIES
 from fanoise_lightning.encoders.vision_language import VisionLanguageEncoder
 from fanoise_lightning.export.chat_template import chat_template
 from fanoise_lightning.export.sentence_transformers import write_generative
+from fanoise_lightning.export.tokenizers import UNLIMITED, set_tokenizer
 from fanoise_lightning.export.written import Written
 
 __all__ = ["write_vision_language"]
@@ -19,7 +20,7 @@ def write_vision_language(encoder: VisionLanguageEncoder, folder: Path) -> Writt
     """Write a vision-language encoder for transformers and sentence-transformers.
 
     Args:
-        encoder: if it has an adapter, that alone is written.
+        encoder: a copy that may be changed; if it has an adapter, that alone is written.
         folder: an empty one.
 
     Raises:
@@ -31,10 +32,13 @@ def write_vision_language(encoder: VisionLanguageEncoder, folder: Path) -> Writt
             f"{encoder.model!r} cannot be exported: it needs Python code from its own folder, whose prompts "
             f"are not known here. Families that can: {', '.join(family.name for family in FAMILIES.values())}"
         )
+    processor = collate.processor
+    processor.chat_template = chat_template(collate.placeholder, collate.end)
+    tokenizer = processor.tokenizer
+    tokenizer.chat_template = None  # there must not be a second one
+    set_tokenizer(tokenizer, truncation_side="right", model_max_length=encoder.max_length or UNLIMITED)
     encoder.save_pretrained(folder)
-    collate.processor.save_pretrained(folder)
-    template = chat_template(collate.placeholder, collate.end)
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    processor.save_pretrained(folder)
     write_generative(
         folder,
         encoder.embedding_dim,

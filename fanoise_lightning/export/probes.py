@@ -48,6 +48,7 @@ def probes(several_images: bool, special_token: str, long_text: str) -> list[Pro
         Probe("text", "a photo of two dogs"),
         Probe("short text", "."),
         Probe("text with white space", " two  spaces,\tand an end "),
+        Probe("text in other scripts", "Zwei HUNDE im Gras, 两只狗, É 🐕"),
         Probe("text with a prompt", "two dogs", prompt="Find a picture of "),
         Probe("long text", long_text),
         Probe("picture", images=("wide.png",)),

@@ -8,6 +8,7 @@ from typing import Any
 from fanoise_lightning.encoders.loading import load_processor
 from fanoise_lightning.encoders.two_tower import TwoTowerEncoder
 from fanoise_lightning.export.sentence_transformers import write_two_towers
+from fanoise_lightning.export.tokenizers import set_tokenizer
 from fanoise_lightning.export.written import Written
 
 __all__ = ["write_two_tower"]
@@ -35,8 +36,7 @@ def write_two_tower(encoder: TwoTowerEncoder, folder: Path) -> Written:
         )
     collate = encoder.collate
     processor = load_processor(encoder.model)
-    # a reader needs the side that the encoder sets; it is saved only if the tokenizer was built with one
-    processor.tokenizer.padding_side = processor.tokenizer.init_kwargs["padding_side"] = "right"
+    set_tokenizer(processor.tokenizer, padding_side="right")
     encoder.network.save_pretrained(folder)
     processor.save_pretrained(folder)
     siglip, length = collate.siglip, collate.context_length
@@ -44,6 +44,8 @@ def write_two_tower(encoder: TwoTowerEncoder, folder: Path) -> Written:
     reading = {"siglip": siglip, "max_text_length": length}
     name = next(iter(collate.read.names), "") if encoder.split_special_tokens else ""
     written = Written(_NAMES[model_type], ("transformers", _ST), reading, special_token=name)
+    if siglip:
+        written.steps.append("for transformers alone: lower-case every text")
     written.add_limit("text and picture", "one modality a row: add the two unit vectors", _ST)
     if model_type == "siglip2":
         written.add_limit("grey picture", "its processor takes RGB only: convert it first")

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fanoise_lightning._log import report
 from fanoise_lightning.encoders.base import Encoder
 from fanoise_lightning.export.probes import Probe, draw_pictures, probes
 from fanoise_lightning.export.written import READERS, Written
+from fanoise_lightning.sample import Sample
 from fanoise_lightning.training.embedding import eval_mode
 
 __all__ = ["BAR", "Check", "embed_rows", "rows_of", "verify"]
@@ -51,10 +53,21 @@ class Check:
     vectors: Tensor
 
 
-def rows_of(written: Written) -> list[Probe]:
-    """The rows that a folder is compared on."""
+def rows_of(encoder: Encoder, written: Written) -> list[Probe]:
+    """The rows that a folder is compared on: those that are not too long for the encoder."""
     long_text = "a cat and a dog, " * max(20, (written.reading["max_text_length"] or 0) // 4)
-    return probes(written.several_images, written.special_token, long_text)
+    rows = probes(written.several_images, written.special_token, long_text)
+    with tempfile.TemporaryDirectory() as pictures:
+        draw_pictures(Path(pictures))
+        return [row for row in rows if _is_taken(encoder, row.sample(Path(pictures)))]
+
+
+def _is_taken(encoder: Encoder, sample: Sample) -> bool:
+    try:
+        encoder.collate([sample])
+    except ValueError:
+        return False
+    return True
 
 
 @torch.inference_mode()
@@ -86,6 +99,7 @@ def verify(checks: Sequence[Check]) -> list[dict[str, Any]]:
             for number in numbers:
                 receipts[number][reader] = {"status": "unverified", "why": f"{reader} is not installed"}
             continue
+        report(f"{reader} reads {len(numbers)} exported folder(s), on the CPU ...")
         found = _read(reader, package, [checks[number] for number in numbers])
         for number, result in zip(numbers, found["results"], strict=True):
             receipt = _compare(reader, checks[number], result)
@@ -95,16 +109,15 @@ def verify(checks: Sequence[Check]) -> list[dict[str, Any]]:
 
 def _batches(reader: str, check: Check) -> list[list[int]]:
     """The rows one by one; then, together, those that can be embedded together."""
-    cannot = check.written.cannot.get(reader, {})
-    together = [n for n, row in enumerate(check.rows) if row.kind not in cannot and not row.prompt]
+    cannot, several = check.written.cannot.get(reader, {}), check.written.several_images
     alone = [[number] for number in range(len(check.rows))]
-    if reader == "sentence-transformers" and not check.written.several_images:
-        # of two towers, it runs one a batch
-        texts = [n for n in together if check.rows[n].text]
-        return [*alone, *filter(None, [texts, [n for n in together if n not in texts]])]
-    if reader == "transformers" and check.written.several_images:
-        # a text is cut by an option of the whole batch, which would cut pictures too
-        together = [n for n in together if check.rows[n].kind != "long text"]
+    together = [n for n, row in enumerate(check.rows) if row.kind not in cannot and not row.prompt]
+    # of two towers, sentence-transformers runs one a batch; with transformers, a maximum length is one of the
+    # whole batch, and would cut the pictures too
+    towers = reader == "sentence-transformers" and not several
+    if towers or (reader == "transformers" and several and check.written.reading["max_text_length"]):
+        pictures = [n for n in together if check.rows[n].images]
+        return [*alone, *filter(None, [[n for n in together if n not in pictures], pictures])]
     return [*alone, together]
 
 
@@ -118,14 +131,14 @@ def _compare(reader: str, check: Check, results: Any) -> dict[str, Any]:
     for batch, result in zip(_batches(reader, check), results, strict=True):
         kind = check.rows[batch[0]].kind if len(batch) == 1 else f"batch of {len(batch)} rows"
         if isinstance(result, str):
-            outcome, same = f"refused ({result[:200]})", False
+            outcome, same = f"refused, {result[:200]}", False
         else:
             difference = _difference(torch.tensor(result), check.vectors[batch])
             outcome, same = f"differs by {difference:.2g}", difference <= BAR  # NaN does not
         if same:
             rows[kind] = max(difference, rows.get(kind, 0.0))
         elif kind in cannot:
-            limits[kind] = f"{cannot[kind]}: {outcome}"
+            limits[kind] = f"{cannot[kind]} ({outcome})"
         else:
             why = f"{kind}: {outcome}, and at most {BAR:g} counts as the same"
             return {"status": "failed", "why": why}

@@ -79,7 +79,7 @@ def write(encoder: Any, folder: Path, merge: bool, onnx: bool = False) -> tuple[
             name_the_base(folder, network)
         dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
         copy.float()  # libraries are compared in float32: in bfloat16 each of them rounds in its own way
-        rows = rows_of(written)
+        rows = rows_of(copy, written)
         vectors = embed_rows(copy, rows)
         rounding = (embed_rows(encoder, rows) - vectors).abs().max().item()
         if onnx:
@@ -89,13 +89,14 @@ def write(encoder: Any, folder: Path, merge: bool, onnx: bool = False) -> tuple[
         raise ValueError(f"merging the adapter changes vectors by {rounding:.2g}, more than {BAR:g}")
     facts = {
         "family": written.family,
-        "base_model": encoder.model,
+        "base_model": _name(encoder.model),
         "dimension": encoder.embedding_dim,
         "normalized": True,
         "weights": "all" if not adapted else "merged" if merge else "adapter",
         "dtype": dtype,
         "rounding": rounding,
         "steps": written.steps,
+        "reading": written.reading,
         **({"onnx_opset": OPSET} if onnx else {}),
     }
     return Check(folder, written, rows, vectors), facts
@@ -107,6 +108,11 @@ def _write(encoder: Any, folder: Path) -> Written:
     if isinstance(encoder, TwoTowerEncoder):
         return write_two_tower(encoder, folder)
     return write_open_clip(encoder, folder)
+
+
+def _name(model: str) -> str:
+    """A hub id, or the last part of a path: where a folder lies is nobody else's business."""
+    return Path(model).name if Path(model).exists() else model.removeprefix("hf-hub:")
 
 
 def _adapted(encoder: Any) -> bool:

@@ -20,7 +20,9 @@ IMAGE = make_image(8, 8)
 texts = st.text(st.sampled_from("ab '\"{}%#\\\n\t<|>é"), max_size=20)
 
 
-def render(placeholder: str, text: str, images: int, prompt: str = "", end: str = "", first: str = "image") -> str:
+def render(
+    placeholder: str, text: str, images: int, prompt: str = "", end: str = "", first: str = "image"
+) -> str:
     parts: list[dict[str, Any]] = [{"type": "image", "image": IMAGE}] * images
     written = [{"type": "text", "text": text}] if text else []
     content = parts + written if first == "image" else written + parts

@@ -92,7 +92,7 @@ def test_other_vectors_are_an_error_that_names_the_library(
 ) -> None:
     failed = {"open_clip": {"status": "failed", "version": "3", "why": "text: differs by 0.1"}}
     monkeypatch.setattr(exporting, "read_back", lambda checks: [failed])
-    with pytest.raises(ValueError, match="nothing was exported: open_clip 3 .* text: differs by 0.1"):
+    with pytest.raises(ValueError, match=r"nothing was exported: open_clip 3 .* text: differs by 0.1"):
         export_encoder(build_open_clip(tmp_path / "base"), tmp_path / "out")
     assert left(tmp_path) == ["base"]
 
@@ -101,14 +101,14 @@ def test_other_vectors_are_an_error_that_names_the_library(
 def test_a_library_that_hangs_or_dies_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = build_open_clip(tmp_path / "base")
     monkeypatch.setattr(verifying, "TIMEOUT", 0.01)
-    with pytest.raises(RuntimeError, match="open_clip took more than 0.01 s"):
+    with pytest.raises(RuntimeError, match=r"open_clip took more than 0.01 s"):
         export_encoder(encoder, tmp_path / "out")
     monkeypatch.undo()
     scripts = tmp_path / "scripts"
     scripts.mkdir()
     (scripts / "with_open_clip.py").write_text("raise MemoryError('too large')")
     monkeypatch.setattr(verifying, "_SCRIPTS", scripts)
-    with pytest.raises(RuntimeError, match="open_clip cannot .*: MemoryError: too large"):
+    with pytest.raises(RuntimeError, match=r"open_clip cannot .*: MemoryError: too large"):
         export_encoder(encoder, tmp_path / "out")
     assert left(tmp_path) == ["base", "scripts"]
 
@@ -117,11 +117,11 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
     encoder = build_open_clip(tmp_path / "base")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="out` is not empty: name a new or an empty folder"):
+    with pytest.raises(ValueError, match=r"out` is not empty: name a new or an empty folder"):
         export_encoder(encoder, tmp_path / "out")
-    with pytest.raises(ValueError, match="mine.txt` is a file"):
+    with pytest.raises(ValueError, match=r"mine.txt` is a file"):
         export_encoder(encoder, tmp_path / "out" / "mine.txt")
-    with pytest.raises(OSError, match="mine.txt"):
+    with pytest.raises(OSError, match=r"mine.txt"):
         export_encoder(encoder, tmp_path / "out" / "mine.txt" / "below")
     assert left(tmp_path / "out") == ["mine.txt"]
 
@@ -152,7 +152,7 @@ def test_an_adapter_alone_needs_an_adapter_and_a_library_for_it(tmp_path: Path) 
 def test_a_model_that_has_gone_is_named(tmp_path: Path, merge: bool) -> None:
     encoder = build(tmp_path / "base", "qwen2_vl")
     shutil.rmtree(tmp_path / "base")
-    with pytest.raises(FileNotFoundError, match="there is no folder '.*base' with a model"):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder '.*base' with a model"):
         export_encoder(encoder, tmp_path / "out", merge=merge)
     assert not left(tmp_path)
 
@@ -172,6 +172,7 @@ def test_the_card_has_the_usage_of_what_was_verified_alone() -> None:
         "family": "CLIP",
         "dimension": 24,
         "steps": [],
+        "reading": {"siglip": False, "max_text_length": 77},
         "readers": {
             "sentence-transformers": {"status": "verified", **verified},
             "transformers": {"status": "unverified", "why": "transformers is not installed"},

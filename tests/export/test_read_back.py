@@ -13,9 +13,13 @@ from typing import Any
 import pytest
 import torch
 from export.tiny_encoders import OPTIONS, build, build_open_clip
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_models import make_image
 
-from fanoise_lightning.export.verify import BAR, verify
+from fanoise_lightning import ContrastiveModule, Sample
+from fanoise_lightning.export.usage import usage
+from fanoise_lightning.export.verify import BAR, Check, verify
 from fanoise_lightning.export.write import write
 
 pytest.importorskip("sentence_transformers")
@@ -26,7 +30,7 @@ ADAPTERS = {"qwen2_vl, adapter": "qwen2_vl", "clip, adapter": "clip"}  # alone, 
 OF_OPEN_CLIP = {"open_clip": {}, "open_clip, merged": {"lora": {"r": 2}}}
 NAMES = [*OPTIONS, *ADAPTERS, *OF_OPEN_CLIP]
 
-ALWAYS = {"text", "short text", "text with white space", "text with a prompt"}
+ALWAYS = {"text", "short text", "text in other scripts", "text with white space", "text with a prompt"}
 PICTURES = {"picture", "grey picture", "text and picture", "two pictures", "picture with a prompt"}
 EVERYWHERE = {"transparent picture", "turned picture", "name of a special token"}
 LIMITS = {  # what a library reads differently, beside these
@@ -99,7 +103,9 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], None], dict[str, str]]] = {
 @pytest.fixture(scope="module")
 def receipts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What each library reads in each folder. It takes seconds to import: one process reads all folders."""
-    root, checks = tmp_path_factory.mktemp("exported"), {}
+    root = tmp_path_factory.mktemp("exported")
+    checks: dict[str, Check] = {}
+    encoders: dict[str, Any] = {}
     for number, name in enumerate(NAMES):
         base, out = root / f"base{number}", root / f"out{number}"
         out.mkdir()
@@ -109,6 +115,7 @@ def receipts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             encoder = build(base, ADAPTERS.get(name, name))
         before = copy.deepcopy(encoder.state_dict())
         modes = [part.training for part in encoder.modules()]
+        encoders[name] = encoder
         checks[name], _ = write(encoder, out, merge=name not in ADAPTERS)
         after = encoder.state_dict()
         assert before.keys() == after.keys()
@@ -119,7 +126,7 @@ def receipts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         change(folder)
         checks[damage] = replace(checks[name], folder=folder)
     found = dict(zip(checks, verify(list(checks.values())), strict=True))
-    return found | {"folders": {name: checks[name].folder for name in NAMES}}
+    return found | {"checks": checks, "encoders": encoders}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -150,15 +157,39 @@ def test_an_encoder_that_lets_special_tokens_act_is_read_alike(receipts: dict[st
 
 
 def test_a_generative_model_reads_rows_of_every_kind_in_one_batch(receipts: dict[str, Any]) -> None:
-    for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+    for name in ("qwen2_vl", "qwen2_5_vl"):
         rows = receipts[name][ST]["rows"]
         assert {"two pictures", "places in the text", "picture with a prompt", "long text"} <= rows.keys()
-        assert "batch of 9 rows" in rows
+        assert "batch of 10 rows" in rows
+
+
+def test_rows_that_the_encoder_refuses_are_not_compared(receipts: dict[str, Any]) -> None:
+    for receipt in receipts["qwen3_vl"].values():
+        assert "two pictures" not in receipt["rows"].keys() | receipt["cannot"].keys()
+        assert "picture" in receipt["rows"]
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if "bfloat16" not in name])
+def test_the_code_of_the_card_gives_the_vectors_of_the_encoder(receipts: dict[str, Any], name: str) -> None:
+    check, image = receipts["checks"][name], make_image(60, 40, 3)
+    encoder, edge = receipts["encoders"][name], check.written.reading.get("image_size")
+    names: dict[str, Any] = {"image": image.resize((edge, edge), Image.Resampling.BICUBIC) if edge else image}
+    code = usage(TRANSFORMERS, check.written.reading).replace("FOLDER", str(check.folder))
+    with torch.inference_mode():
+        exec(code, names)
+    if "pooling" in check.written.reading:
+        expected = {"vectors": Sample("what is it?", image)}
+    else:
+        text = "a photo of two dogs"
+        expected = {"vectors": Sample(text), "pictures": Sample(image=image), "both": Sample(text, image)}
+    for variable, sample in expected.items():
+        ours = ContrastiveModule(encoder).encode(sample)
+        torch.testing.assert_close(names[variable][0], ours, atol=BAR, rtol=0)
 
 
 def test_an_adapter_is_written_without_its_model_and_names_it(receipts: dict[str, Any]) -> None:
     for name in ADAPTERS:
-        folder = receipts["folders"][name]
+        folder = receipts["checks"][name].folder
         assert not (folder / "model.safetensors").exists()
         base = Path(json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"])
         assert (base / "model.safetensors").is_file()
@@ -167,7 +198,7 @@ def test_an_adapter_is_written_without_its_model_and_names_it(receipts: dict[str
 
 def test_the_language_head_is_written(receipts: dict[str, Any]) -> None:
     """The encoder has none, and a model without it would generate at random."""
-    folder = receipts["folders"]["qwen2_vl"]
+    folder = receipts["checks"]["qwen2_vl"].folder
     base = folder.with_name("base0")
     head = load_file(base / "model.safetensors")["lm_head.weight"]
     assert torch.equal(load_file(folder / "model.safetensors")["lm_head.weight"], head)

@@ -23,7 +23,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_vl, as VLM2Vec": ("qwen2_vl", {"positions": "vlm2vec", "image_size": 56}),
     "qwen2_vl, eos": ("qwen2_vl", {"pooling": "eos", "max_length": 60, "max_text_length": 40}),
     "qwen2_5_vl": ("qwen2_5_vl", {"lora": {"r": 2, "dora": True}}),
-    "qwen3_vl": ("qwen3_vl", {"pooling": "mean", "max_length": 60}),
+    "qwen3_vl": ("qwen3_vl", {"pooling": "mean", "max_length": 24}),
     "llava_next": ("llava_next", {"lora": {"r": 2}, "image_size": 56, "max_text_length": 30}),
     "phi3_v": ("phi3_v", {"lora": {"r": 2}, "num_crops": 1}),
     "clip": ("clip", {"lora": {"r": 2}}),
@@ -39,8 +39,19 @@ def build(folder: Path, name: str) -> Any:
     if family in tiny_two_towers.BUILDERS:
         encoder: Any = TwoTowerEncoder(tiny_two_towers.save_tiny(folder, family), **options)
     else:
-        encoder = VisionLanguageEncoder(tiny_models.save_tiny(folder, family), **options)
+        encoder = VisionLanguageEncoder(as_published(tiny_models.save_tiny(folder, family)), **options)
     return trained(encoder)
+
+
+def as_published(folder: str) -> str:
+    """The folder of a model, with chat templates and tokenizer settings that the encoder does not use."""
+    template = "<chat>{{ messages[0]['content'] }}"
+    (Path(folder) / "chat_template.jinja").write_text(template)
+    file = Path(folder) / "tokenizer_config.json"
+    named = [{"name": name, "template": template} for name in ("default", "tool_use")]
+    unused = {"chat_template": named, "truncation_side": "left", "model_max_length": 50}
+    file.write_text(json.dumps(json.loads(file.read_text()) | unused))
+    return folder
 
 
 def build_open_clip(folder: Path, **options: Any) -> OpenClipEncoder:
