@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fanoise_lightning.encoders.onnx_towers import IMAGE_FILE, SPLITS_SPECIAL_TOKENS, TEXT_FILE
 from fanoise_lightning.encoders.open_clip_encoder import OpenClipEncoder
 from fanoise_lightning.encoders.towers import TwoTowers
+from fanoise_lightning.encoders.two_tower import TwoTowerEncoder
 
 __all__ = ["OPSET", "check_onnx", "write_onnx"]
 
@@ -65,6 +66,8 @@ def write_onnx(encoder: TwoTowers, folder: Path) -> None:
     collate: Any = encoder.collate
     pooled = getattr(collate, "siglip", False)  # transformers' towers of SigLIP have no projections
     text, image = ("pooler_output",) * 2 if pooled else ("text_embeds", "image_embeds")
+    if isinstance(encoder, TwoTowerEncoder):  # transformers.js looks for a file that transformers has merged
+        collate.image_processor.save_pretrained(folder)
     (folder / TEXT_FILE).parent.mkdir()
     any_length = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.AUTO}  # AUTO: some towers have one length
     _export(encoder, "text", collate.tokenize(_TEXTS), any_length, text, folder / TEXT_FILE)
