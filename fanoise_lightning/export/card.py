@@ -33,7 +33,8 @@ def card(receipt: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {receipt['family']} embeddings",
-        f"{receipt['dimension']} dimensions, unit length, trained with fanoise-lightning.",
+        f"{receipt['dimension']} dimensions, unit length, trained with fanoise-lightning. In the code below, "
+        "`FOLDER` is this folder and `image` is a Pillow image.",
     ]
     if receipt["steps"]:
         parts.append("Before a row is embedded:\n\n" + _list(receipt["steps"]))

@@ -62,7 +62,7 @@ def write_vision_language(encoder: VisionLanguageEncoder, folder: Path) -> Writt
 def _add_limits(written: Written, encoder: VisionLanguageEncoder) -> None:
     collate = encoder.collate
     if collate.max_text_length != encoder.max_length:
-        why = f"texts are cut at {encoder.max_length or 'no'} tokens, not at {collate.max_text_length}"
+        why = f"it has one limit for rows of all kinds: texts are not cut at {collate.max_text_length} tokens"
         written.add_limit("long text", why, _ST)
     if encoder.pooling == "eos":
         why = "a text that is cut loses its end token: cut it first"

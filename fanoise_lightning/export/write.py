@@ -66,7 +66,7 @@ def write(encoder: Any, folder: Path, merge: bool, onnx: bool = False) -> tuple[
         What the folder has to give, and the facts for its receipt.
 
     Raises:
-        ValueError: if merging changes the vectors of an encoder in float32.
+        ValueError: if vectors are not finite, or merging changes those of an encoder in float32.
     """
     with on_cpu(encoder):
         copy, adapted = plain_copy(encoder), _adapted(encoder)
@@ -81,12 +81,17 @@ def write(encoder: Any, folder: Path, merge: bool, onnx: bool = False) -> tuple[
         copy.float()  # libraries are compared in float32: in bfloat16 each of them rounds in its own way
         rows = rows_of(copy, written)
         vectors = embed_rows(copy, rows)
+        if not vectors.isfinite().all():
+            raise ValueError("the encoder gives vectors that are not finite: export an earlier checkpoint")
         rounding = (embed_rows(encoder, rows) - vectors).abs().max().item()
         if onnx:
             write_onnx(copy, folder)
             written.readers += ("onnxruntime",)
     if dtype == "float32" and not rounding <= BAR:
-        raise ValueError(f"merging the adapter changes vectors by {rounding:.2g}, more than {BAR:g}")
+        raise ValueError(
+            f"merging the adapter changes vectors by {rounding:.2g}, more than {BAR:g}: write the adapter "
+            "alone, with `merge=False`"
+        )
     facts = {
         "family": written.family,
         "base_model": _name(encoder.model),

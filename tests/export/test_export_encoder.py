@@ -126,6 +126,14 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
     assert left(tmp_path / "out") == ["mine.txt"]
 
 
+def test_an_encoder_that_diverged_is_refused(tmp_path: Path) -> None:
+    encoder = build_open_clip(tmp_path / "base")
+    encoder.clip.text_projection.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="vectors that are not finite"):
+        export_encoder(encoder, tmp_path / "out")
+    assert left(tmp_path) == ["base"]
+
+
 @pytest.mark.parametrize("family", ["blip", "blip-2"])
 def test_towers_that_no_library_loads_are_refused(tmp_path: Path, family: str) -> None:
     encoder = TwoTowerEncoder(tiny_two_towers.save_tiny(tmp_path / "base", family))

@@ -21,7 +21,8 @@ def read(job: dict[str, Any]) -> Any:
     from sentence_transformers import SentenceTransformer
 
     try:
-        for name in job.get("imports", ()):
+        for name in job.get("imports", ()):  # a model type that is not part of transformers
+            sys.path.append(job["path"])
             import_module(name)
         model = SentenceTransformer(job["folder"], device="cpu", model_kwargs={"dtype": "float32"})
     except Exception as error:

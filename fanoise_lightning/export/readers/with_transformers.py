@@ -21,7 +21,8 @@ def main(jobs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def read(job: dict[str, Any]) -> Any:
     try:
-        for name in job.get("imports", ()):
+        for name in job.get("imports", ()):  # a model type that is not part of transformers
+            sys.path.append(job["path"])
             import_module(name)
         reader: Any = Generative(job) if "pooling" in job else TwoTowers(job)
     except Exception as error:
