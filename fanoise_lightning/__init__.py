@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fanoise_lightning.encoders import (
         CachedFeatures,
         Encoder,
+        OnnxTowers,
         OpenClipEncoder,
         PackagedTowers,
         TwoTowerEncoder,
@@ -59,6 +60,7 @@ __all__ = [
     "MMEBDataModule",
     "MatryoshkaLoss",
     "MtebEncoder",
+    "OnnxTowers",
     "OpenClipEncoder",
     "PackagedTowers",
     "Pair",

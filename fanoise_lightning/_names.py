@@ -21,6 +21,7 @@ HOME = {
     "MMEBDataModule": "data",
     "MatryoshkaLoss": "losses",
     "MtebEncoder": "export.mteb_encoder",
+    "OnnxTowers": "encoders",
     "OpenClipEncoder": "encoders",
     "PackagedTowers": "encoders",
     "Pair": "sample",

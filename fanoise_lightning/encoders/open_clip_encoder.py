@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,7 +21,7 @@ from fanoise_lightning.encoders.remote_code import refuse_code
 from fanoise_lightning.encoders.source_weights import digests
 from fanoise_lightning.encoders.towers import TowerCollate, TwoTowers
 
-__all__ = ["OpenClipEncoder"]
+__all__ = ["OpenClipEncoder", "read_collate"]
 
 _OWN_CONFIGS = Path(__file__).parent / "open_clip_configs"
 
@@ -122,10 +123,8 @@ class OpenClipEncoder(TwoTowers):
         self.freeze(self.clip, _UNUSED)
         if gradient_checkpointing:
             self.clip.set_grad_checkpointing(True)
-        if split_special_tokens:
-            _read_as_text(tokenizer)
-        self.collate = _OpenClipCollate(transform, tokenizer)
-        self.report_towers(model, tokenizer.context_length)
+        self.collate: TowerCollate = _OpenClipCollate(transform, tokenizer, split_special_tokens)
+        self.report_towers(model, self.collate.context_length)
         self.train()  # as open_clip returns models, except for what is frozen
 
     def encode_text(self, input_ids: Tensor) -> Tensor:  # type: ignore[override]
@@ -140,11 +139,16 @@ class OpenClipEncoder(TwoTowers):
 class _OpenClipCollate(TowerCollate):
     """open_clip's tokenizer and evaluation transform."""
 
-    def __init__(self, preprocess: Callable[[Any], Tensor], tokenizer: Callable[[list[str]], Tensor]) -> None:
+    def __init__(
+        self, preprocess: Callable[[Any], Tensor], tokenizer: Any, split_special_tokens: bool
+    ) -> None:
         from torchvision.transforms import CenterCrop
 
+        if split_special_tokens:
+            _read_as_text(tokenizer)
         super().__init__(any(isinstance(step, CenterCrop) for step in getattr(preprocess, "transforms", ())))
         self.preprocess, self.tokenizer = preprocess, tokenizer
+        self.context_length = tokenizer.context_length
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         return {"input_ids": self.tokenizer(texts)}
@@ -152,6 +156,25 @@ class _OpenClipCollate(TowerCollate):
     def transform(self, images: list[Image]) -> dict[str, Tensor]:
         # `default_collate` stacks in shared memory in a worker
         return {"pixel_values": default_collate([self.preprocess(image) for image in images])}
+
+
+def read_collate(folder: str, split_special_tokens: bool) -> TowerCollate:
+    """What :class:`OpenClipEncoder` collates with, from a folder that open_clip reads, without its weights.
+
+    Raises:
+        ValueError: if it asks to run code.
+        OSError: if the folder has no config or tokenizer.
+    """
+    import open_clip
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    name = f"local-dir:{folder}"
+    config = json.loads(Path(folder, "open_clip_config.json").read_text(encoding="utf-8"))
+    size = config["model_cfg"]["vision_cfg"].get("image_size", 224)
+    images = PreprocessCfg(**config["preprocess_cfg"] | {"size": size})
+    with _own_code_only(name, name):
+        tokenizer = open_clip.get_tokenizer(name)
+    return _OpenClipCollate(image_transform_v2(images, is_train=False), tokenizer, split_special_tokens)
 
 
 def _read_as_text(tokenizer: Any) -> None:

@@ -98,6 +98,7 @@ class _PackagedCollate(TowerCollate):
         from torchvision import transforms
 
         super().__init__(center_crop=True)
+        self.context_length = _CONTEXT_LENGTH
         self.read = PlainTexts(tokenizer)
         edge = round(_IMAGE_SIZE / _CROP_FRACTION)
         self.preprocess = transforms.Compose(
@@ -111,7 +112,7 @@ class _PackagedCollate(TowerCollate):
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         inputs = self.read(
-            texts, padding=True, truncation=True, max_length=_CONTEXT_LENGTH, return_tensors="pt"
+            texts, padding=True, truncation=True, max_length=self.context_length, return_tensors="pt"
         )
         return {name: inputs[name] for name in ("input_ids", "attention_mask")}
 

@@ -141,7 +141,12 @@ class TowerCollate:
 
     Args:
         center_crop: whether images are scaled by their shorter edge and cropped to the middle.
+
+    Attributes:
+        context_length: the tokens after which a text is cut.
     """
+
+    context_length: int
 
     def __init__(self, center_crop: bool) -> None:
         self.center_crop = center_crop

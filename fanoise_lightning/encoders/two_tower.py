@@ -15,9 +15,9 @@ from fanoise_lightning.encoders.plain_text import PlainTexts
 from fanoise_lightning.encoders.saved_adapters import put_adapter
 from fanoise_lightning.encoders.source_weights import digests
 from fanoise_lightning.encoders.towers import TowerCollate, TwoTowers
-from fanoise_lightning.encoders.two_tower_families import find_two_tower_family
+from fanoise_lightning.encoders.two_tower_families import TwoTowerFamily, find_two_tower_family
 
-__all__ = ["TwoTowerEncoder"]
+__all__ = ["TwoTowerEncoder", "read_collate"]
 
 
 class TwoTowerEncoder(TwoTowers):
@@ -89,11 +89,8 @@ class TwoTowerEncoder(TwoTowers):
         put_adapter(self.network, model, lora, adapter, self._family.lora_targets)
         self.remember(loaded)
         self.freeze(self.network, self._family.unused)
-        self.collate: _ProcessorCollate = _ProcessorCollate(
-            model,
-            _read(self.network.config, self._family.positions),
-            self._family.siglip,
-            split_special_tokens,
+        self.collate: _ProcessorCollate = _collate(
+            model, self._family, self.network.config, split_special_tokens
         )
         self.report_towers(model, self.collate.context_length)
         self.eval()  # as transformers returns models; a fresh adapter's dropout is on
@@ -140,6 +137,27 @@ class _ProcessorCollate(TowerCollate):
             name: default_collate([torch.as_tensor(value) for value in values])
             for name, values in self.image_processor(images=images).items()
         }
+
+
+def read_collate(folder: str, split_special_tokens: bool) -> TowerCollate:
+    """What :class:`TwoTowerEncoder` collates with, from a folder without its weights.
+
+    Raises:
+        ValueError: if the model type is unknown.
+        OSError: if the folder has no config, tokenizer or image processor.
+    """
+    from transformers import AutoConfig
+
+    family = find_two_tower_family(folder)
+    return _collate(
+        folder, family, AutoConfig.from_pretrained(folder, trust_remote_code=False), split_special_tokens
+    )
+
+
+def _collate(
+    model: str, family: TwoTowerFamily, config: Any, split_special_tokens: bool
+) -> _ProcessorCollate:
+    return _ProcessorCollate(model, _read(config, family.positions), family.siglip, split_special_tokens)
 
 
 def _read(config: Any, path: str) -> int:

@@ -47,6 +47,7 @@ def main(args: Sequence[str] | None = None) -> None:
         given.out,
         merge=not given.adapter_only,
         rotation=rotation,
+        onnx=given.onnx,
         verify=given.verify,
         checkpoint=given.checkpoint,
         scoreboard=given.scoreboard,
@@ -91,6 +92,7 @@ def _parser() -> Parser:
         default=None,
         help="A folder of `fanoise embed`: rotate by its spectrum.",
     )
+    add("--onnx", action="store_true", help="Write the towers to ONNX files as well.")
     add("--verify", type=bool, default=True, help="Have each library that is installed read the folder.")
     add("--scoreboard", type=str | None, default=None, help="The scores for the card: scores.json.")
     add("--push_to_hub", type=str | None, default=None, help="Then upload it, as user/name.")

@@ -34,6 +34,7 @@ def export_encoder(
     *,
     merge: bool = True,
     rotation: Tensor | None = None,
+    onnx: bool = False,
     verify: bool = True,
     checkpoint: str | Path | None = None,
     scoreboard: str | Path | None = None,
@@ -53,6 +54,8 @@ def export_encoder(
             together with the model that it was trained on.
         rotation: (D, D), of :func:`~fanoise_lightning.spectral_rotation`: sentence-transformers multiplies
             its vectors by it, so that ``truncate_dim`` keeps their strongest directions.
+        onnx: write the towers of a two-tower encoder to ONNX files as well, in float32, for
+            :class:`~fanoise_lightning.OnnxTowers`, onnxruntime and transformers.js.
         verify: have the libraries read the folder.
         checkpoint: the file that the module was loaded from. What the card says of the training is read there
             and from ``config.yaml`` and ``scores.json`` beside it; by default, from the module.
@@ -63,6 +66,7 @@ def export_encoder(
         What ``verified.json`` says.
 
     Raises:
+        ImportError: if `onnx` needs a package that is not installed.
         TypeError: if the encoder is of another class than the three that can be exported.
         ValueError: if the encoder cannot be exported, `out` is not empty, a library reads other vectors, or
             the scores are those of another training step.
@@ -76,11 +80,11 @@ def export_encoder(
         >>> SentenceTransformer("my-model").encode(["a red mug"])                 # doctest: +SKIP
     """
     encoder = module.encoder if isinstance(module, ContrastiveModule) else module
-    check_exportable(encoder, merge, rotation)
+    check_exportable(encoder, merge, rotation, onnx)
     out = Path(out).expanduser()
     trained = _facts(module, checkpoint, scoreboard)
     with whole_folder(out) as folder:
-        check, facts = write(encoder, folder, merge, rotation)
+        check, facts = write(encoder, folder, merge, rotation, onnx)
         readers = read_back([check])[0] if verify else _unread(check)
         for library, reader in readers.items():
             if reader["status"] == "failed":

@@ -25,6 +25,7 @@ def usage(reader: str, receipt: Mapping[str, Any], name: str) -> str:
         "sentence-transformers": _sentence_transformers,
         "transformers": _generative if "pooling" in receipt["reading"] else _two_towers,
         "open_clip": _open_clip,
+        "onnxruntime": _onnxruntime,
     }[reader]
     lines = write(receipt["reading"], receipt["readers"][reader]["rows"], name)
     return "\n".join(line for line in lines if line is not None) + "\n"
@@ -128,6 +129,19 @@ def _open_clip(reading: Any, rows: Mapping[str, Any], name: str) -> Iterable[str
         '    texts = model.encode_text(tokenizer(["Two dogs"]), normalize=True)',
         "    pictures = model.encode_image(transform(image)[None], normalize=True)",
         _both("both = normalize(texts + pictures)", rows),
+    ]
+
+
+def _onnxruntime(reading: Any, rows: Mapping[str, Any], name: str) -> Iterable[str | None]:
+    return [
+        "from fanoise_lightning import ContrastiveModule, OnnxTowers",
+        "from PIL import Image",
+        "",
+        f"model = ContrastiveModule(OnnxTowers({json.dumps(name)}))",
+        _OPEN,
+        'texts = model.encode(["Two dogs"])',
+        "pictures = model.encode([image])",
+        _both('both = model.encode([{"text": "what is in it?", "image": image}])', rows),
     ]
 
 

@@ -12,6 +12,7 @@ from fanoise_lightning.encoders.open_clip_encoder import OpenClipEncoder
 from fanoise_lightning.encoders.two_tower import TwoTowerEncoder
 from fanoise_lightning.encoders.vision_language import VisionLanguageEncoder
 from fanoise_lightning.export.generative import write_vision_language
+from fanoise_lightning.export.onnx import OPSET, check_onnx, write_onnx
 from fanoise_lightning.export.open_clip import write_open_clip
 from fanoise_lightning.export.rotation import check_rotation
 from fanoise_lightning.export.sentence_transformers import add_rotation
@@ -26,10 +27,11 @@ __all__ = ["check_exportable", "write"]
 _ENCODERS = (VisionLanguageEncoder, TwoTowerEncoder, OpenClipEncoder)
 
 
-def check_exportable(encoder: Any, merge: bool, rotation: Tensor | None = None) -> None:
+def check_exportable(encoder: Any, merge: bool, rotation: Tensor | None = None, onnx: bool = False) -> None:
     """Refuse what cannot be exported, before anything is written.
 
     Raises:
+        ImportError: if a package that ONNX needs is not installed.
         TypeError: if the encoder is of another class than those that can be exported.
         ValueError: if it is sharded, has weights in 4 bits, has no adapter to write alone, or cannot be
             rotated by `rotation`.
@@ -54,12 +56,14 @@ def check_exportable(encoder: Any, merge: bool, rotation: Tensor | None = None) 
         check_rotation(rotation, encoder.embedding_dim)
         if isinstance(encoder, OpenClipEncoder):
             raise ValueError("open_clip has no place for a rotation: multiply its vectors by it yourself")
+    if onnx:
+        check_onnx(encoder, merge)
     if not isinstance(encoder, OpenClipEncoder):
         check_available(encoder.model)  # its processor and its language head are read again
 
 
 def write(
-    encoder: Any, folder: Path, merge: bool, rotation: Tensor | None = None
+    encoder: Any, folder: Path, merge: bool, rotation: Tensor | None = None, onnx: bool = False
 ) -> tuple[Check, dict[str, Any]]:
     """Write an encoder to an empty folder, without changing the encoder.
 
@@ -68,6 +72,7 @@ def write(
         folder: an empty one.
         merge: merge its adapter, if there is one, into the weights.
         rotation: (D, D), that sentence-transformers is to multiply its vectors by.
+        onnx: write its towers to ONNX files as well.
 
     Returns:
         What the folder has to give, and the facts for its receipt.
@@ -94,6 +99,9 @@ def write(
         if not vectors.isfinite().all():
             raise ValueError("the encoder gives vectors that are not finite: export an earlier checkpoint")
         rounding = (embed_rows(encoder, rows) - vectors).abs().max().item()
+        if onnx:
+            write_onnx(copy, folder)
+            written.readers += ("onnxruntime",)
     if dtype == "float32" and not rounding <= BAR:
         raise ValueError(
             f"merging the adapter changes vectors by {rounding:.2g}, more than {BAR:g}: write the adapter "
@@ -110,6 +118,7 @@ def write(
         "rotated": rotation is not None,
         "steps": written.steps,
         "reading": written.reading,
+        **({"onnx_opset": OPSET} if onnx else {}),
     }
     return Check(folder, written, rows, vectors), facts
 

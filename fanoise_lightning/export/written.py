@@ -13,6 +13,7 @@ READERS = {
     "transformers": "transformers",
     "sentence-transformers": "sentence_transformers",
     "open_clip": "open_clip",
+    "onnxruntime": "onnxruntime",
 }
 """The libraries that can read a folder, and the names of their packages."""
 
