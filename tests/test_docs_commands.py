@@ -26,7 +26,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 BLOCK = re.compile(r"^ *```([^\n]*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 YAML = {"own_pairs.md": "pairs.yaml", "study.md": "study.yaml", "encoders.md": "encoder.yaml"}
 ACTS = [  # what a command does once it has read its arguments
-    (FANoiseCLI, "before_instantiate_classes"),
+    (FANoiseCLI, "merge_checkpoint"),
     (download, "download"),
     (study_command, "run_study"),
     (compare_command, "compare"),

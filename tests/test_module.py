@@ -138,7 +138,7 @@ def test_an_encoder_that_cannot_be_described_is_given_at_loading(tiny_clip, tmp_
     trainer = make_trainer()
     trainer.fit(module, data())
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    with pytest.raises(TypeError, match="encoder"):
+    with pytest.raises(ValueError, match=r"last\.ckpt does not describe its encoder: pass `encoder=`"):
         ContrastiveModule.load_from_checkpoint(tmp_path / "last.ckpt")
     again = ContrastiveModule.load_from_checkpoint(
         tmp_path / "last.ckpt", encoder=Wrapped(OpenClipEncoder(tiny_clip))

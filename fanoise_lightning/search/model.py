@@ -22,10 +22,10 @@ __all__ = ["hide_loading", "model_of_checkpoint", "model_of_manifest", "model_of
 def hide_loading() -> None:
     """For a command: no bar while transformers reads weights; those of downloads stay."""
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils import logging
 
     show_downloads = not are_progress_bars_disabled()
-    disable_progress_bar()
+    logging.disable_progress_bar()
     if show_downloads:
         enable_progress_bars()
 
