@@ -22,7 +22,8 @@ def card(receipt: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     Returns:
         Markdown.
     """
-    library = "open_clip" if "open_clip" in receipt["readers"] else "sentence-transformers"
+    libraries = ("open_clip", "sentence-transformers", "onnxruntime")
+    library = next(name for name in libraries if name in receipt["readers"])
     front = {
         "library_name": library,
         "pipeline_tag": "feature-extraction" if library != "open_clip" else "zero-shot-image-classification",

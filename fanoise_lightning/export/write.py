@@ -74,7 +74,7 @@ def write(encoder: Any, folder: Path, merge: bool, onnx: bool = False) -> tuple[
         if adapted and merge:
             merge_adapter(network)
             copy.lora = copy.adapter = None
-        written = _write(copy, folder)
+        written = _write(copy, folder, onnx)
         if adapted and not merge:
             name_the_base(folder, network)
         dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
@@ -107,11 +107,11 @@ def write(encoder: Any, folder: Path, merge: bool, onnx: bool = False) -> tuple[
     return Check(folder, written, rows, vectors), facts
 
 
-def _write(encoder: Any, folder: Path) -> Written:
+def _write(encoder: Any, folder: Path, onnx: bool) -> Written:
     if isinstance(encoder, VisionLanguageEncoder):
         return write_vision_language(encoder, folder)
     if isinstance(encoder, TwoTowerEncoder):
-        return write_two_tower(encoder, folder)
+        return write_two_tower(encoder, folder, onnx)
     return write_open_clip(encoder, folder)
 
 

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fanoise_lightning import ContrastiveModule, OnnxTowers, Sample
+from fanoise_lightning.encoders.onnx_towers import OnnxTowers
+from fanoise_lightning.module import ContrastiveModule
+from fanoise_lightning.sample import Sample
 
 
 def main(jobs: list[dict[str, Any]]) -> dict[str, Any]:
