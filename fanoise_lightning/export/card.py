@@ -82,7 +82,9 @@ def _header(
 ) -> str:
     status = {reader: found["status"] for reader, found in receipt["readers"].items()}
     of_open_clip = "open_clip" in status
-    library = "sentence-transformers" if status.get("sentence-transformers") == "verified" else "transformers"
+    libraries = ("open_clip", "sentence-transformers", "transformers", "onnxruntime")
+    read_by = [name for name in libraries if status.get(name) == "verified"]
+    library = next(iter(read_by or status))
     licences = base.licences if base is not None else ()
     results = None
     if facts.scores is not None:
@@ -92,7 +94,7 @@ def _header(
         base_model=base.hub_id if base is not None else None,
         datasets=[data.hub_id] if data is not None and data.hub_id else None,
         eval_results=results or None,
-        library_name="open_clip" if of_open_clip else library,
+        library_name=library,
         license=licences[0] if len(licences) == 1 else None,
         pipeline_tag="zero-shot-image-classification" if of_open_clip else "feature-extraction",
         tags=["feature-extraction", "multimodal", "fanoise-lightning"],

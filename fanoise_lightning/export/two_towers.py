@@ -14,25 +14,27 @@ from fanoise_lightning.export.written import Written
 __all__ = ["write_two_tower"]
 
 _NAMES = {"clip": "CLIP", "siglip": "SigLIP", "siglip2": "SigLIP 2", "align": "ALIGN"}
+_ONNX_ALONE = {"blip": "BLIP", "blip-2": "BLIP-2"}  # the libraries load other parts of these models
 _ST = "sentence-transformers"
 
 
-def write_two_tower(encoder: TwoTowerEncoder, folder: Path) -> Written:
+def write_two_tower(encoder: TwoTowerEncoder, folder: Path, onnx: bool) -> Written:
     """Write a two-tower encoder for transformers and sentence-transformers.
 
     Args:
         encoder: if it has an adapter, that alone is written.
         folder: an empty one.
+        onnx: whether its towers will be written to ONNX files as well.
 
     Raises:
-        ValueError: if no library reads its towers: BLIP and BLIP-2.
+        ValueError: if no library would read its towers: BLIP and BLIP-2 without ONNX.
     """
     model_type = encoder.network.config.model_type
-    if model_type not in _NAMES:
+    if model_type in _ONNX_ALONE and not onnx:
         raise ValueError(
             f"a {model_type} model cannot be exported: neither transformers' `AutoModel` nor "
             f"sentence-transformers loads the towers of {type(encoder.network).__name__}. Families that can: "
-            f"{', '.join(_NAMES.values())}"
+            f"{', '.join(_NAMES.values())}. With `onnx=True`, onnxruntime runs them"
         )
     collate = encoder.collate
     processor = load_processor(encoder.model)
@@ -40,9 +42,11 @@ def write_two_tower(encoder: TwoTowerEncoder, folder: Path) -> Written:
     encoder.network.save_pretrained(folder)
     processor.save_pretrained(folder)
     siglip, length = collate.siglip, collate.context_length
-    write_two_towers(folder, length, _processing(encoder) if siglip else {}, siglip)
     reading = {"siglip": siglip, "max_text_length": length}
     name = next(iter(collate.read.names), "") if encoder.split_special_tokens else ""
+    if model_type in _ONNX_ALONE:
+        return Written(_ONNX_ALONE[model_type], (), reading, special_token=name)
+    write_two_towers(folder, length, _processing(encoder) if siglip else {}, siglip)
     written = Written(_NAMES[model_type], ("transformers", _ST), reading, special_token=name)
     if siglip:
         written.steps.append("for transformers alone: lower-case every text")

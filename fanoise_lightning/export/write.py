@@ -86,7 +86,7 @@ def write(
         if adapted and merge:
             merge_adapter(network)
             copy.lora = copy.adapter = None
-        written = _write(copy, folder)
+        written = _write(copy, folder, onnx)
         if rotation is not None:
             add_rotation(folder, rotation)
             written.rotation = rotation
@@ -123,11 +123,11 @@ def write(
     return Check(folder, written, rows, vectors), facts
 
 
-def _write(encoder: Any, folder: Path) -> Written:
+def _write(encoder: Any, folder: Path, onnx: bool) -> Written:
     if isinstance(encoder, VisionLanguageEncoder):
         return write_vision_language(encoder, folder)
     if isinstance(encoder, TwoTowerEncoder):
-        return write_two_tower(encoder, folder)
+        return write_two_tower(encoder, folder, onnx)
     return write_open_clip(encoder, folder)
 
 

@@ -49,6 +49,7 @@ BUILDERS: dict[str, Callable[[Path], Any]] = {
     "clip": lambda folder: tower(folder, "clip", lora={"r": 2}, gradient_checkpointing=True),
     "siglip2": lambda folder: tower(folder, "siglip2", lora={"r": 2}, dtype="bfloat16"),
     "align": lambda folder: tower(folder, "align", split_special_tokens=False),
+    "blip": lambda folder: tower(folder, "blip"),  # which no other library reads
     "open_clip": lambda folder: build_open_clip(folder, lora={"r": 2}, gradient_checkpointing=True),
 }
 MERGED_IN_ONE_FILE = "align"  # all others are written as if they were larger than 2 GB

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fanoise_lightning.encoders import OnnxTowers
+from fanoise_lightning.encoders.onnx_towers import OnnxTowers
 from fanoise_lightning.module import ContrastiveModule
 from fanoise_lightning.sample import Sample
 
