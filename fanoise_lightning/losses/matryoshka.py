@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fanoise_lightning._checks import check_at_least, check_positive
+from fanoise_lightning._checks import check_positive
 from fanoise_lightning.losses.contrastive_batch import ContrastiveBatch
 from fanoise_lightning.losses.in_batch_loss import InBatchLoss
 
@@ -21,11 +21,12 @@ class MatryoshkaLoss(InBatchLoss):
     several processes, candidates are exchanged once for all of `dims`.
 
     Args:
-        loss: what is computed for each length.
+        loss: what is computed for each length, :class:`InfoNCE` or :class:`SigmoidLoss`.
         dims: the lengths. The full D is among them, unless embeddings are never used whole.
         weights: how much each length counts; by default all count the same.
 
     Raises:
+        TypeError: for another loss.
         ValueError: if `dims` is empty, holds a number below 1 or one twice, if there is not one positive
             weight for each, or, in the first step, if a length is above D.
 
@@ -44,11 +45,14 @@ class MatryoshkaLoss(InBatchLoss):
     def __init__(
         self, loss: InBatchLoss, dims: Sequence[int], weights: Sequence[float] | None = None
     ) -> None:
+        if not isinstance(loss, InBatchLoss):
+            raise TypeError(f"MatryoshkaLoss takes InfoNCE or SigmoidLoss, got {type(loss).__name__}")
         super().__init__(loss.gather)
+        if not isinstance(dims, Sequence) or not dims or len(set(dims)) < len(dims):
+            raise ValueError(f"`dims` must be a list of different lengths, got {dims}")
         for dim in dims:
-            check_at_least("dims", dim, 1)
-        if len(set(dims)) < max(1, len(dims)):
-            raise ValueError(f"`dims` must be different lengths, got {list(dims)}")
+            if not isinstance(dim, int) or dim < 1:
+                raise ValueError(f"`dims` must be whole numbers of at least 1, got {dim!r}")
         if weights is not None and len(weights) != len(dims):
             raise ValueError(f"`weights` has {len(weights)} numbers for {len(dims)} `dims`")
         for weight in weights or ():

@@ -72,9 +72,11 @@ def test_its_scale_is_that_of_its_loss():
 @pytest.mark.parametrize(
     ("dims", "weights", "message"),
     [
-        ([], None, "must be different lengths, got \\[\\]"),
-        ([8, 4, 8], None, "must be different lengths"),
-        ([8, 0], None, "`dims`.*at least 1"),
+        ([], None, "a list of different lengths, got \\[\\]"),
+        (8, None, "a list of different lengths, got 8"),
+        ([8, 4, 8], None, "a list of different lengths"),
+        ([8, 0], None, "`dims`.*at least 1, got 0"),
+        ([8.0], None, "`dims`.*whole numbers.*got 8.0"),
         ([8, 4], [1.0], "1 numbers for 2 `dims`"),
         ([8, 4], [1.0, 0.0], "`weights`.*0.0"),
     ],
@@ -82,6 +84,11 @@ def test_its_scale_is_that_of_its_loss():
 def test_bad_lengths_are_named(dims, weights, message):
     with pytest.raises(ValueError, match=message):
         MatryoshkaLoss(InfoNCE(), dims, weights)
+
+
+def test_it_takes_the_losses_of_the_package_alone():
+    with pytest.raises(TypeError, match="takes InfoNCE or SigmoidLoss, got CrossEntropyLoss"):
+        MatryoshkaLoss(torch.nn.CrossEntropyLoss(), [8])
 
 
 def test_a_length_above_the_embeddings_is_named():
