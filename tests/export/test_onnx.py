@@ -48,11 +48,10 @@ def tower(folder: Path, family: str, **options: Any) -> Any:
 BUILDERS: dict[str, Callable[[Path], Any]] = {
     "clip": lambda folder: tower(folder, "clip", lora={"r": 2}, gradient_checkpointing=True),
     "siglip2": lambda folder: tower(folder, "siglip2", lora={"r": 2}, dtype="bfloat16"),
-    "align": lambda folder: tower(folder, "align", split_special_tokens=False),
-    "blip": lambda folder: tower(folder, "blip"),  # which no other library reads
+    "blip": lambda folder: tower(folder, "blip", split_special_tokens=False),  # which no other library reads
     "open_clip": lambda folder: build_open_clip(folder, lora={"r": 2}, gradient_checkpointing=True),
 }
-MERGED_IN_ONE_FILE = "align"  # all others are written as if they were larger than 2 GB
+IN_ONE_FILE = "blip"  # all others are written as if they were larger than 2 GB
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,7 @@ def checks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Check]:
     root, found = tmp_path_factory.mktemp("onnx"), {}
     with pytest.MonkeyPatch.context() as patch:
         for name, builder in BUILDERS.items():
-            patch.setattr(writer, "_MOST_BYTES", 2**31 - 1 if name == MERGED_IN_ONE_FILE else 1000)
+            patch.setattr(writer, "_MOST_BYTES", 2**31 - 1 if name == IN_ONE_FILE else 1000)
             (out := root / name).mkdir()
             found[name], facts = write(builder(root / f"{name}-base"), out, merge=True, onnx=True)
             assert facts["onnx_opset"] == 18
@@ -114,7 +113,7 @@ def test_files_have_the_names_that_transformers_js_looks_for(checks: dict[str, C
         assert value.type.tensor_type.shape.dim[0].dim_param, f"{value.name} has a fixed batch"
     assert (folder / "preprocessor_config.json").is_file() == (name != "open_clip")
     beside = {f"{file}_data" for file in (TEXT, IMAGE)}
-    assert all((folder / file).is_file() for file in beside) == (name != MERGED_IN_ONE_FILE)
+    assert all((folder / file).is_file() for file in beside) == (name != IN_ONE_FILE)
 
 
 def test_a_text_may_have_any_length(checks: dict[str, Check]) -> None:
@@ -150,7 +149,7 @@ def test_towers_embed_as_the_encoder_did(checks: dict[str, Check], name: str) ->
 
 def test_names_of_special_tokens_are_read_as_they_were(checks: dict[str, Check], tmp_path: Path) -> None:
     text = "a [SEP] b"
-    acting = OnnxTowers(str(checks["align"].folder)).collate([Sample(text)])["input_ids"]
+    acting = OnnxTowers(str(checks["blip"].folder)).collate([Sample(text)])["input_ids"]
     tokenizer = tiny_two_towers.bert_tokenizer()
     assert acting.tolist() == tokenizer([text])["input_ids"]
     spelt = OnnxTowers(str(checks["clip"].folder)).collate([Sample("a <|endoftext|>")])["input_ids"]
@@ -177,7 +176,7 @@ def test_a_folder_without_onnx_files_is_refused(checks: dict[str, Check], tmp_pa
         FileNotFoundError, match=r"no `.*none/onnx/text_model.onnx`: write it with `fanoise export"
     ):
         OnnxTowers(str(tmp_path / "none"))
-    moved = Path(shutil.copytree(checks["align"].folder, tmp_path / "moved"))
+    moved = Path(shutil.copytree(checks["blip"].folder, tmp_path / "moved"))
     (moved / TEXT).write_bytes(b"not a model")
     with pytest.raises(ValueError, match=r"onnxruntime cannot open `.*text_model.onnx`, export it again"):
         OnnxTowers(str(moved))
