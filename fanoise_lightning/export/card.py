@@ -90,7 +90,7 @@ def _header(
     if facts.scores is not None:
         results = eval_results(facts.scores, None if data is None else data.hub_id or data.name)
     return ModelCardData(
-        model_name=name.rpartition("/")[2],
+        model_name=name.rpartition("/")[2] if results else None,  # of the results
         base_model=base.hub_id if base is not None else None,
         datasets=[data.hub_id] if data is not None and data.hub_id else None,
         eval_results=results or None,

@@ -138,6 +138,7 @@ def test_what_is_not_known_is_one_line_in_each_section() -> None:
     assert text["Overlap with the evaluation data"] == "Not known: no evaluation is recorded."
     assert "Citation" not in text
     header = ModelCard(whole).data
+    assert header.to_dict().keys() == {"library_name", "pipeline_tag", "tags"}
     assert (header.base_model, header.datasets, header.license, header.eval_results) == (None,) * 4
     assert not any("None" in part for title, part in text.items() if title != "Use")
 
