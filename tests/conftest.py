@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,7 +12,25 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from foreign_code import PACKAGE
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], Any]], Any]:
+    """What a function makes in a folder, made by one of the processes that test, for all of them."""
+
+    def made(name: str, make: Callable[[Path], Any]) -> Any:
+        root = tmp_path_factory.getbasetemp()
+        root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / name
+        with FileLock(f"{root}.lock"):
+            if not (file := root.with_suffix(".pt")).exists():
+                shutil.rmtree(root, ignore_errors=True)  # of a process that failed
+                root.mkdir()
+                torch.save(make(root), file)
+        return torch.load(file, weights_only=False)
+
+    return made
 
 
 @pytest.fixture(scope="session")

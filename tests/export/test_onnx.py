@@ -13,7 +13,6 @@ import pytest
 import tiny_two_towers
 import torch
 from export.tiny_encoders import build, build_open_clip, trained
-from PIL import Image
 from tiny_models import make_image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,6 +23,7 @@ from fanoise_lightning.encoders.fingerprint import fingerprint
 from fanoise_lightning.encoders.towers import TowerCollate, TwoTowers
 from fanoise_lightning.export import export_command
 from fanoise_lightning.export import onnx as writer
+from fanoise_lightning.export.usage import usage
 from fanoise_lightning.export.verify import BAR, Check, verify
 from fanoise_lightning.export.write import write
 
@@ -55,8 +55,12 @@ IN_ONE_FILE = "blip"  # all others are written as if they were larger than 2 GB
 
 
 @pytest.fixture(scope="module")
-def checks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Check]:
-    root, found = tmp_path_factory.mktemp("onnx"), {}
+def checks(once: Callable[..., Any]) -> dict[str, Check]:
+    return once("onnx", write_all)
+
+
+def write_all(root: Path) -> dict[str, Check]:
+    found = {}
     with pytest.MonkeyPatch.context() as patch:
         for name, builder in BUILDERS.items():
             patch.setattr(writer, "_MOST_BYTES", 2**31 - 1 if name == IN_ONE_FILE else 1000)
@@ -67,8 +71,12 @@ def checks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Check]:
 
 
 @pytest.fixture(scope="module")
-def receipts(checks: dict[str, Check]) -> dict[str, Any]:
+def receipts(checks: dict[str, Check], once: Callable[..., Any]) -> dict[str, Any]:
     """What onnxruntime reads in each folder, and in one that is damaged: all in one process."""
+    return once("onnx_read", lambda _: read_all(checks))
+
+
+def read_all(checks: dict[str, Check]) -> dict[str, Any]:
     clip = checks["clip"]
     damaged = Path(shutil.copytree(clip.folder, clip.folder.with_name("damaged")))
     weights = damaged / f"{IMAGE}_data"
@@ -247,12 +255,18 @@ def test_the_command_has_an_option(
     assert given == [True, False]
 
 
-def test_the_code_of_the_card_runs(checks: dict[str, Check]) -> None:
-    from fanoise_lightning.export.usage import usage
-
-    names: dict[str, Any] = {"image": Image.new("RGB", (40, 40), "red")}
-    exec(
-        usage("onnxruntime", checks["clip"].written.reading).replace("FOLDER", str(checks["clip"].folder)),
-        names,
-    )
-    assert (names["vectors"].shape, names["pictures"].shape) == ((1, 24), (1, 24))
+def test_the_code_of_the_card_gives_the_vectors_of_the_encoder(
+    checks: dict[str, Check], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = checks["clip"]
+    make_image(40, 60, 1).save(tmp_path / "photo.png")
+    receipt = {"reading": {}, "readers": {"onnxruntime": {"rows": {"text and picture": 0.0}}}}
+    code = usage("onnxruntime", receipt, check.folder.name).replace("photo.jpg", "photo.png")
+    (tmp_path / check.folder.name).symlink_to(check.folder)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    module = ContrastiveModule(OnnxTowers(str(check.folder)))
+    expected = module.encode([Sample("Two dogs"), Sample(image=make_image(40, 60, 1))])
+    torch.testing.assert_close(torch.cat([names["texts"], names["pictures"]]), expected, atol=1e-6, rtol=0)
+    assert names["both"].shape == (1, 24)

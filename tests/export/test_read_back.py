@@ -105,9 +105,12 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], None], dict[str, str]]] = {
 
 
 @pytest.fixture(scope="module")
-def receipts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def receipts(once: Callable[..., Any]) -> dict[str, Any]:
     """What each library reads in each folder. It takes seconds to import: one process reads all folders."""
-    root = tmp_path_factory.mktemp("exported")
+    return once("exported", read_all)
+
+
+def read_all(root: Path) -> dict[str, Any]:
     checks: dict[str, Check] = {}
     encoders: dict[str, Any] = {}
     for number, name in enumerate(NAMES):

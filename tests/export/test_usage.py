@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,12 @@ def expected(encoder: Any, picture: Path) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def results(once: Callable[..., Any]) -> dict[str, Any]:
     """What each block makes, beside what the encoder gives; in one process, as imports take seconds."""
-    root = tmp_path_factory.mktemp("usage")
+    return once("usage", run_all)
+
+
+def run_all(root: Path) -> dict[str, Any]:
     pixels = torch.randint(256, (48, 60, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     Image.fromarray(pixels.numpy()).save(root / "photo.jpg", quality=95)
     wanted: dict[str, dict[str, Tensor]] = {}
