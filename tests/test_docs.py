@@ -34,6 +34,7 @@ BLOCKS = {
 INSTEAD = (
     (r'"ViT-B-32", pretrained="\w+"', '"emoji-resnet"'),
     (r'devices=8, strategy="\w+"', 'accelerator="cpu"'),
+    (r'OnnxTowers\("my-model"\)', "encoder"),
     ("max_steps=2000", "max_steps=2"),
     ("max_epochs=5", "max_epochs=1"),
     ("batch_size=128", "batch_size=16, num_workers=0"),
