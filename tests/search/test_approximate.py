@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from search.folders import unit, write_folder
@@ -24,7 +25,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_folder(tmp_path / "index", unit(ROWS, 32).half(), [800, 400])
 
 
-@pytest.mark.parametrize(("kind", "recall"), [("hnsw", 0.99), ("ivfpq", 0.3)])
+@pytest.mark.parametrize(
+    ("kind", "recall"), [("hnsw", 0.99), ("int8", 0.99), ("binary", 0.3), ("ivfpq", 0.3)]
+)
 def test_it_finds_most_of_what_exact_search_finds_with_exact_scores(
     folder: Path, kind: KINDS, recall: float
 ) -> None:
@@ -33,7 +36,7 @@ def test_it_finds_most_of_what_exact_search_finds_with_exact_scores(
     found = ApproximateIndex(index, kind).search(queries)
     common = [len({*a.tolist()} & {*b.tolist()}) / 10 for a, b in zip(exact.rows, found.rows)]
     assert sum(common) / len(common) >= recall  # 10 rows by chance: 0.01
-    rows = torch.cat(list(index.folder.shards())).double()
+    rows = torch.nn.functional.normalize(torch.cat(list(index.folder.shards())).double(), dim=1)
     scores = (rows[found.rows] * index.unit(queries).double()[:, None]).sum(-1)
     assert torch.allclose(found.scores, scores, rtol=0, atol=1e-12)
     assert (found.scores.diff(dim=1) <= 0).all()
@@ -54,11 +57,22 @@ def test_an_index_is_built_once_and_refused_for_other_embeddings(folder: Path) -
     assert found.rows[:, 0].tolist() == SearchIndex(folder).search(queries).rows[:, 0].tolist()
 
 
-def test_a_damaged_index_is_named(folder: Path) -> None:
-    ApproximateIndex(SearchIndex(folder), "hnsw")
-    (folder / "hnsw.faiss").write_bytes(b"no index")
-    with pytest.raises(ValueError, match=r"hnsw\.faiss. is damaged: remove it"):
-        ApproximateIndex(SearchIndex(folder), "hnsw")
+@pytest.mark.parametrize("kind", ["hnsw", "binary"])
+def test_a_damaged_index_is_named(folder: Path, kind: KINDS) -> None:
+    ApproximateIndex(SearchIndex(folder), kind)
+    (folder / f"{kind}.faiss").write_bytes(b"no index")
+    with pytest.raises(ValueError, match=rf"{kind}\.faiss. is damaged: remove it"):
+        ApproximateIndex(SearchIndex(folder), kind)
+
+
+def test_binary_rows_are_the_signs_in_whole_bytes(tmp_path: Path) -> None:
+    faiss = pytest.importorskip("faiss", reason="faiss is not installed: pip install '.[search]'")
+    rows = unit(50, 20)
+    index = ApproximateIndex(SearchIndex(write_folder(tmp_path, rows, [50])), "binary")
+    bits = np.unpackbits(faiss.vector_to_array(index._search.xb).reshape(50, 3), axis=1)
+    assert (bits[:, :20] == (rows > 0).numpy()).all()
+    assert not bits[:, 20:].any()
+    assert index.search(rows, 1).rows[:, 0].tolist() == list(range(50))
 
 
 def test_a_small_catalogue_is_no_case_for_ivfpq(tmp_path: Path) -> None:
