@@ -50,7 +50,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!fanoise_lightning\.).*"),
     (r"py:class", r".*\.(InBatchLoss|ContrastiveDataModule)"),  # bases that are not exported
-    (r"py:class", r".*\.(LoraOptions|SubsetResult|Row|Hits|Places)"),  # dicts and tuples that are not exported
+    (r"py:class", r".*\.(LoraOptions|SubsetResult|Row|Hits|Places)"),  # dicts and tuples of results
 ]
 
 # Docstrings may name a class by the module that holds it today; the site has it under its public name.
