@@ -6,6 +6,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from fanoise_lightning.data.batches.evaluation import EvalDataset
 from fanoise_lightning.data.images.decode import ImageError, decode
 from fanoise_lightning.data.images.store import ImageStore
-from fanoise_lightning.data.rows.references import Reference, References, identity
+from fanoise_lightning.data.rows.references import Reference, References
 from fanoise_lightning.evaluation.ranks import rank
 
 __all__ = ["SplitReader", "modalities", "outcomes"]
@@ -87,7 +88,7 @@ class SplitReader:
         references = self.dataset.items.to_list()
         pictures, broken = self._pictures(references, {*queries, *numbers})
         self._warn(broken)
-        ids = {item: f"{identity(references[item]):016x}" for item in numbers if item not in broken}
+        ids = {item: _id(references[item]) for item in numbers if item not in broken}
         top_ranked, relevant = {}, {}
         for row, query in enumerate(queries):
             right, others = self._candidates(row)
@@ -115,9 +116,12 @@ class SplitReader:
         right = list(dict.fromkeys(own[:count]))
         further: list[int] = []
         if self.dataset.catalogue is not None:
-            query = int(self.dataset.queries[row])
-            further = [item for item in self.dataset.catalogue.tolist() if item != query]
-        return right, [item for item in dict.fromkeys([*own[count:], *further]) if item not in set(right)]
+            others = {int(self.dataset.queries[row])}
+            if self.dataset.excluded is not None:
+                others.update(self.dataset.excluded[row].tolist())
+            further = [item for item in self.dataset.catalogue.tolist() if item not in others]
+        known = set(right)
+        return right, [item for item in dict.fromkeys([*own[count:], *further]) if item not in known]
 
     def _pictures(
         self, references: Sequence[Reference], items: set[int]
@@ -141,6 +145,12 @@ class SplitReader:
                 f"cannot be used and are left out, the first: {next(iter(broken.values()))}",
                 stacklevel=2,
             )
+
+
+def _id(reference: Reference) -> str:
+    """The hash of a candidate, so that no order of rows decides ties; other white space is another one."""
+    image = reference.image if isinstance(reference.image, bytes) else reference.image.encode()
+    return blake2b(reference.text.encode() + b"\0" + image, digest_size=8).hexdigest()
 
 
 def _encoded(store: ImageStore, path: str | bytes) -> bytes:

@@ -163,6 +163,26 @@ def test_several_right_answers_and_a_catalogue() -> None:
     assert score["num_queries"] == board.subsets[0].num_queries
 
 
+def test_answers_that_training_pairs_know_are_no_candidates() -> None:
+    train = [{"query": f"abc{n}", "target": f"{n}cba"} for n in range(4)]  # the same letters: cosine 1
+    pairs = [{"query": f"abc{n}", "target": f"abx{n}"} for n in range(4)]
+    pairs += [{"query": f"other {n}", "target": f"{n}cba"} for n in range(4)]
+
+    def data() -> PairDataModule:
+        return PairDataModule(train, "query", "target", num_candidates=None, num_workers=0, val=pairs)
+
+    module, board = scored(data(), Letters())
+    benchmark = mmeb_benchmark(data(), "mine")
+    tables = benchmark[0].reader.read()
+    texts = dict(zip(tables["corpus"]["id"], tables["corpus"]["text"]))
+    for query, text in zip(tables["queries"]["id"], tables["queries"]["text"]):
+        candidates = {texts[item] for item in tables["top_ranked"][query]}
+        known = {f"{text[-1]}cba"} if text.startswith("abc") else set()
+        assert candidates == {pair["target"] for pair in pairs} - known
+    (score,) = results(evaluated(MtebEncoder(module, "me/letters"), benchmark)).values()
+    assert score["precision_at_1"] == board.subsets[0].precision > 0
+
+
 def png(value: int, mode: str = "RGB") -> bytes:
     file = io.BytesIO()
     picture = np.full((9, 9, len(mode)), value, np.uint8)
