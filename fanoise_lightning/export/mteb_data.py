@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fanoise_lightning.data.batches.evaluation import EvalDataset
+from fanoise_lightning.data.batches.evaluation import EvalDataset, EvalSuite
+from fanoise_lightning.data.batches.skipped import SkipLog
 from fanoise_lightning.data.images.decode import ImageError, decode
 from fanoise_lightning.data.images.store import ImageStore
 from fanoise_lightning.data.rows.references import Reference, References
@@ -43,10 +43,26 @@ class SplitReader:
     """Reads the queries, candidates and right answers of a subset as mteb's ``RetrievalSplitData``.
 
     Args:
-        dataset: the subset.
+        suite: the subsets of a benchmark.
+        number: which of them this is.
+        skips: counts what the benchmark cannot read.
     """
 
-    dataset: EvalDataset
+    suite: EvalSuite
+    number: int
+    skips: SkipLog
+
+    @property
+    def dataset(self) -> EvalDataset:
+        """The subset."""
+        return self.suite.subsets[self.number]
+
+    @property
+    def revision(self) -> str:
+        """A fingerprint of its queries and candidates, and of the size to which pictures are decoded."""
+        decode_size = self.dataset.store.decode_size
+        size = "" if decode_size is None else f" decode_size={decode_size}"
+        return sha256((EvalSuite([self.dataset]).digest + size).encode()).hexdigest()[:40]
 
     @property
     def query_items(self) -> References:
@@ -82,12 +98,15 @@ class SplitReader:
         is any other candidate that cannot be read; a warning counts them.
 
         Raises:
+            TooManySkippedError: if more of the benchmark cannot be read than `skips` allows.
             ValueError: if no query is left.
         """
         queries, numbers = self.dataset.queries.tolist(), self._candidate_numbers.tolist()
         references = self.dataset.items.to_list()
         pictures, broken = self._pictures(references, {*queries, *numbers})
-        self._warn(broken)
+        own = self.suite.numbers[self.number]
+        self.skips.add([self.suite.skip(int(own[item]), why) for item, why in broken.items()])
+        self.skips.report(f"subset `{self.dataset.subset.name}`")
         ids = {item: _id(references[item]) for item in numbers if item not in broken}
         top_ranked, relevant = {}, {}
         for row, query in enumerate(queries):
@@ -137,14 +156,6 @@ class SplitReader:
                 except ImageError as error:
                     broken[item] = str(error)
         return pictures, broken
-
-    def _warn(self, broken: dict[int, str]) -> None:
-        if broken:
-            warnings.warn(
-                f"subset `{self.dataset.subset.name}`: {len(broken)} of {len(self.dataset)} texts and images "
-                f"cannot be used and are left out, the first: {next(iter(broken.values()))}",
-                stacklevel=2,
-            )
 
 
 def _id(reference: Reference) -> str:
