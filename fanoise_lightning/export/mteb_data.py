@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fanoise_lightning.data.batches.evaluation import EvalDataset
+from fanoise_lightning.data.batches.evaluation import EvalDataset, EvalSuite
+from fanoise_lightning.data.batches.skipped import SkipLog
 from fanoise_lightning.data.images.decode import ImageError, decode
 from fanoise_lightning.data.images.store import ImageStore
 from fanoise_lightning.data.rows.references import Reference, References
@@ -43,10 +43,26 @@ class SplitReader:
     """Reads the queries, candidates and right answers of a subset as mteb's ``RetrievalSplitData``.
 
     Args:
-        dataset: the subset.
+        suite: the subsets of a benchmark.
+        number: which of them this is.
+        skips: counts what the benchmark cannot read.
     """
 
-    dataset: EvalDataset
+    suite: EvalSuite
+    number: int
+    skips: SkipLog
+
+    @property
+    def dataset(self) -> EvalDataset:
+        """The subset."""
+        return self.suite.subsets[self.number]
+
+    @property
+    def revision(self) -> str:
+        """A fingerprint of its queries and candidates, and of the size to which pictures are decoded."""
+        decode_size = self.dataset.store.decode_size
+        size = "" if decode_size is None else f" decode_size={decode_size}"
+        return sha256((EvalSuite([self.dataset]).digest + size).encode()).hexdigest()[:40]
 
     @property
     def query_items(self) -> References:
@@ -82,12 +98,15 @@ class SplitReader:
         is any other candidate that cannot be read; a warning counts them.
 
         Raises:
+            TooManySkippedError: if more of the benchmark cannot be read than `skips` allows.
             ValueError: if no query is left.
         """
         queries, numbers = self.dataset.queries.tolist(), self._candidate_numbers.tolist()
         references = self.dataset.items.to_list()
         pictures, broken = self._pictures(references, {*queries, *numbers})
-        self._warn(broken)
+        own = self.suite.numbers[self.number]
+        self.skips.add([self.suite.skip(int(own[item]), why) for item, why in broken.items()])
+        self.skips.report(f"subset `{self.dataset.subset.name}`")
         ids = {item: _id(references[item]) for item in numbers if item not in broken}
         top_ranked, relevant = {}, {}
         for row, query in enumerate(queries):
@@ -116,9 +135,12 @@ class SplitReader:
         right = list(dict.fromkeys(own[:count]))
         further: list[int] = []
         if self.dataset.catalogue is not None:
-            query = int(self.dataset.queries[row])
-            further = [item for item in self.dataset.catalogue.tolist() if item != query]
-        return right, [item for item in dict.fromkeys([*own[count:], *further]) if item not in set(right)]
+            others = {int(self.dataset.queries[row])}
+            if self.dataset.excluded is not None:
+                others.update(self.dataset.excluded[row].tolist())
+            further = [item for item in self.dataset.catalogue.tolist() if item not in others]
+        known = set(right)
+        return right, [item for item in dict.fromkeys([*own[count:], *further]) if item not in known]
 
     def _pictures(
         self, references: Sequence[Reference], items: set[int]
@@ -135,13 +157,11 @@ class SplitReader:
                     broken[item] = str(error)
         return pictures, broken
 
-    def _warn(self, broken: dict[int, str]) -> None:
-        if broken:
-            warnings.warn(
-                f"subset `{self.dataset.subset.name}`: {len(broken)} of {len(self.dataset)} texts and images "
-                f"cannot be used and are left out, the first: {next(iter(broken.values()))}",
-                stacklevel=2,
-            )
+
+def _id(reference: Reference) -> str:
+    """The hash of a candidate, so that no order of rows decides ties; other white space is another one."""
+    image = reference.image if isinstance(reference.image, bytes) else reference.image.encode()
+    return blake2b(reference.text.encode() + b"\0" + image, digest_size=8).hexdigest()
 
 
 def _encoded(store: ImageStore, path: str | bytes) -> bytes:
@@ -206,9 +226,3 @@ def outcomes(
         is_right[row, : sum(item in found for item in right)] = True
         mask[row, : len(ordered)] = True
     return rank(scores, is_right, mask, name).precision_at_one().float()
-
-
-def _id(reference: Reference) -> str:
-    """A hash of a row as it is written: spellings that count as one elsewhere are two candidates here."""
-    parts = (part if isinstance(part, bytes) else part.encode() for part in reference)
-    return blake2b(b"\0".join(parts), digest_size=8).hexdigest()

@@ -7,7 +7,7 @@ from functools import cache
 from statistics import fmean
 from typing import Any
 
-from fanoise_lightning.data.batches.evaluation import EvalDataset, EvalSuite
+from fanoise_lightning.data.batches.skipped import SkipLimit, SkipLog
 from fanoise_lightning.data.datamodule import ContrastiveDataModule
 from fanoise_lightning.evaluation.mmeb import CATALOG
 from fanoise_lightning.evaluation.precision_at_one import subset_result
@@ -27,7 +27,11 @@ def mmeb_benchmark(data: ContrastiveDataModule, name: str | None = None) -> Any:
     their names there.
 
     Rows are read at once; the pictures of a subset when its task runs, and decoded batch by batch. A query
-    whose own picture or right answers cannot be read is left out, and counted in ``num_skipped``.
+    whose own picture or right answers cannot be read is left out, and counted in ``num_skipped``; if more
+    cannot be read than the `max_skipped` of `data` allows, the task is an error.
+
+    mteb keeps one result of each task and revision of a model. Where that is of other rows or candidates, the
+    task runs again and replaces it.
 
     Args:
         data: the subsets, such as ``MMEBDataModule("mmeb")``. From the hub, pass it ``train_subsets=[]`` to
@@ -51,7 +55,9 @@ def mmeb_benchmark(data: ContrastiveDataModule, name: str | None = None) -> Any:
     import_mteb()
     data.prepare_data()
     data.setup("validate")
-    datasets = data.eval_sets or []
+    suite = data.eval_suite
+    assert suite is not None
+    datasets = suite.subsets
     foreign = [dataset.subset.name for dataset in datasets if dataset.subset.name not in CATALOG]
     if name is None and foreign:
         more = ", ..." if len(foreign) > 3 else ""
@@ -60,7 +66,10 @@ def mmeb_benchmark(data: ContrastiveDataModule, name: str | None = None) -> Any:
             "benchmark"
         )
     name = name or "MMEB"
-    tasks = [_task(dataset, f"{name}-{dataset.subset.name}") for dataset in datasets]
+    limit = SkipLimit.of_share("evaluation items", suite.sizes, data.max_skipped)
+    skips = SkipLog(limit, len(suite))
+    readers = [SplitReader(suite, number, skips) for number in range(len(datasets))]
+    tasks = [_task(reader, f"{name}-{reader.dataset.subset.name}") for reader in readers]
     return _benchmark_class()(
         name=name,
         tasks=tasks,
@@ -91,11 +100,24 @@ def _benchmark_class() -> Any:
             Args:
                 results: what ``mteb.evaluate`` returned for each model, in a list or as `BenchmarkResults`.
                 raise_error: raise ValueError instead.
+
+            Raises:
+                ValueError: if a result is of other data than the benchmark's.
             """
             return {result.model_name: self._means(result, raise_error) for result in results}
 
         def _means(self, result: Any, raise_error: bool) -> dict[str, float | None]:
-            scores = {found.task_name: found.scores["test"][0]["main_score"] for found in result.task_results}
+            revisions = {task.metadata.name: task.metadata.revision for task in self.tasks}
+            scores = {}
+            for found in result.task_results:
+                if found.dataset_revision == revisions.get(found.task_name):
+                    scores[found.task_name] = found.scores["test"][0]["main_score"]
+                elif found.task_name in revisions:
+                    raise ValueError(
+                        f"the result of {found.task_name} is of other data than this benchmark's "
+                        f"(dataset_revision {found.dataset_revision[:12]}, here "
+                        f"{revisions[found.task_name][:12]}): run the task again"
+                    )
             missing = [task.metadata.name for task in self.tasks if task.metadata.name not in scores]
             if missing and raise_error:
                 raise ValueError(f"{result.model_name} has no result of {', '.join(missing)}")
@@ -115,16 +137,15 @@ def _mean(scores: Sequence[float | None]) -> float | None:
     return fmean(known) if len(known) == len(scores) else None
 
 
-def _task(dataset: EvalDataset, name: str) -> Any:
+def _task(reader: SplitReader, name: str) -> Any:
     """A task of a class of its own, as all of mteb's are: it unloads what an instance knows."""
-    metadata = _metadata(dataset, name)
-    return type(name, (_task_class(),), {"metadata": metadata, "reader": SplitReader(dataset)})()
+    return type(name, (_task_class(),), {"metadata": _metadata(reader, name), "reader": reader})()
 
 
-def _metadata(dataset: EvalDataset, name: str) -> Any:
+def _metadata(reader: SplitReader, name: str) -> Any:
     from mteb.abstasks.task_metadata import TaskMetadata
 
-    subset, reader = dataset.subset, SplitReader(dataset)
+    subset = reader.dataset.subset
     sides = [modalities(items) for items in (reader.query_items, reader.candidate_items)]
     known = mmeb_metadata(subset) if subset.name in CATALOG else {}
     kind = {"IND": "in-distribution", "OOD": "out-of-distribution"}[subset.distribution]
@@ -133,13 +154,14 @@ def _metadata(dataset: EvalDataset, name: str) -> Any:
         description=f"{subset.name}, {kind} {subset.meta_task}: each query ranks its own candidates.",
         dataset={
             "path": "TIGER-Lab/MMEB-eval" if known else name,
-            "revision": EvalSuite([dataset]).digest[:40],
+            "revision": reader.revision,
         },
         type="Any2AnyReranking",
         category="2".join(sides),
         modalities=[word for letter, word in (("i", "image"), ("t", "text")) if letter in "".join(sides)],
         eval_splits=["test"],
-        eval_langs=["eng-Latn"],
+        # mteb takes any cached result that has this subset: its name says of what data
+        eval_langs={reader.revision[:12]: ["eng-Latn"]},
         main_score="precision_at_1",
         is_public=bool(known),
         **known,
@@ -165,7 +187,8 @@ def _task_class() -> Any:
             super().__init__(**kwargs)
 
         def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
-            self.dataset = {"default": {"test": self.reader.read()}}
+            (subset,) = self.hf_subsets
+            self.dataset = {subset: {"test": self.reader.read()}}
             self.data_loaded = True
 
         def evaluate(self, model: Any, *args: Any, **kwargs: Any) -> Any:

@@ -15,10 +15,10 @@ from lightning.pytorch import Trainer
 from PIL import Image
 
 from fanoise_lightning import ContrastiveModule, MMEBDataModule, PairDataModule, Sample, TwoTowerEncoder
+from fanoise_lightning.data.batches.skipped import TooManySkippedError
 from fanoise_lightning.encoders.base import Encoder
 from fanoise_lightning.evaluation.mmeb import CATALOG
 from fanoise_lightning.evaluation.scoreboard import Scoreboard
-from fanoise_lightning.export.mteb_data import SplitReader
 from fanoise_lightning.export.mteb_encoder import MtebEncoder
 from fanoise_lightning.export.mteb_tasks import mmeb_benchmark
 
@@ -163,6 +163,26 @@ def test_several_right_answers_and_a_catalogue() -> None:
     assert score["num_queries"] == board.subsets[0].num_queries
 
 
+def test_answers_that_training_pairs_know_are_no_candidates() -> None:
+    train = [{"query": f"abc{n}", "target": f"{n}cba"} for n in range(4)]  # the same letters: cosine 1
+    pairs = [{"query": f"abc{n}", "target": f"abx{n}"} for n in range(4)]
+    pairs += [{"query": f"other {n}", "target": f"{n}cba"} for n in range(4)]
+
+    def data() -> PairDataModule:
+        return PairDataModule(train, "query", "target", num_candidates=None, num_workers=0, val=pairs)
+
+    module, board = scored(data(), Letters())
+    benchmark = mmeb_benchmark(data(), "mine")
+    tables = benchmark[0].reader.read()
+    texts = dict(zip(tables["corpus"]["id"], tables["corpus"]["text"]))
+    for query, text in zip(tables["queries"]["id"], tables["queries"]["text"]):
+        candidates = {texts[item] for item in tables["top_ranked"][query]}
+        known = {f"{text[-1]}cba"} if text.startswith("abc") else set()
+        assert candidates == {pair["target"] for pair in pairs} - known
+    (score,) = results(evaluated(MtebEncoder(module, "me/letters"), benchmark)).values()
+    assert score["precision_at_1"] == board.subsets[0].precision > 0
+
+
 def png(value: int, mode: str = "RGB") -> bytes:
     file = io.BytesIO()
     picture = np.full((9, 9, len(mode)), value, np.uint8)
@@ -201,7 +221,7 @@ def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="skipped|no embedding"):
         module, board = scored(data(), Letters())
     benchmark = mmeb_benchmark(data(), "mine")
-    with pytest.warns(UserWarning, match=r"subset `mine`: 2 of 12 texts and images cannot be used .*2\.png"):
+    with pytest.warns(UserWarning, match=r"an image cannot be read and is skipped: .*2\.png"):
         (score,) = results(evaluated(MtebEncoder(module, "me/letters"), benchmark)).values()
     (subset,) = board.subsets
     assert score["precision_at_1"] == subset.precision
@@ -210,10 +230,61 @@ def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_a_subset_of_which_nothing_can_be_read_is_an_error(tmp_path: Path) -> None:
     root = small_root(tmp_path, [("", "0.png", ["a", "b"], ["", ""])], {"0.png": b"broken"})
-    (task,) = mmeb_benchmark(MMEBDataModule(root, num_workers=0), "mine")
+    (task,) = mmeb_benchmark(MMEBDataModule(root, num_workers=0, max_skipped=1.0), "mine")
     match = r"subset `mine`: no query can be scored, .* `0\.png` .* Check the image root"
-    with pytest.warns(UserWarning, match="cannot be used"), pytest.raises(ValueError, match=match):
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(ValueError, match=match):
         task.load_data()
+
+
+def test_too_many_broken_pictures_are_the_error_of_validation(tmp_path: Path) -> None:
+    rows = [("find it", f"{n}.png", ["a", "b"], ["", ""]) for n in range(12)]
+    pictures = {f"{n}.png": b"broken" if n in (2, 5, 6) else png(n) for n in range(12)}
+    root = small_root(tmp_path, rows, pictures)  # 14 items
+    (task,) = mmeb_benchmark(MMEBDataModule(root, num_workers=0, max_skipped=0.15), "mine")
+    message = "3 evaluation items cannot be used, `max_skipped` allows 2"
+    with (
+        pytest.warns(UserWarning, match="skipped"),
+        pytest.raises(TooManySkippedError, match=message) as ours,
+    ):
+        task.load_data()
+    with (
+        pytest.warns(UserWarning, match="skipped"),
+        pytest.raises(TooManySkippedError, match=message) as theirs,
+    ):
+        scored(MMEBDataModule(root, num_workers=0, max_skipped=0.15), Letters())
+    assert str(ours.value) == str(theirs.value)
+    (task,) = mmeb_benchmark(MMEBDataModule(root, num_workers=0, max_skipped=0.22), "mine")
+    with pytest.warns(UserWarning, match="subset `mine`: skipped 3 times, 3 of 14 evaluation items"):
+        task.load_data()
+
+
+def test_a_result_of_other_data_is_not_taken_from_the_cache(tmp_path: Path) -> None:
+    folder = tmp_path / "root"
+    folder.mkdir()
+    texts = ["red", "blue", "green", "grey"]
+    rows = [(f"find {n}", f"{n}.png", texts[n:] + texts[:n], [""] * 4) for n in range(4)]
+    root = small_root(folder, rows, {f"{n}.png": png(40 * n) for n in range(4)})
+    model = MtebEncoder(ContrastiveModule(Letters()), "me/letters")
+    cache = mteb.ResultCache(tmp_path / "cache")
+
+    def run(**options: Any) -> tuple[Any, Any]:
+        benchmark = mmeb_benchmark(MMEBDataModule(root, num_workers=0, **options), "mine")
+        (found,) = (result := evaluated(model, benchmark, cache)).task_results
+        assert found.dataset_revision == benchmark[0].metadata.revision
+        return found, (benchmark, result)
+
+    first, _ = run()
+    again, _ = run()
+    assert again.date == first.date is not None  # of the cache
+    blind, (_, of_blind) = run(blind=True)
+    small, _ = run(decode_size=4)
+    lines = (root / "eval" / "mine.jsonl").read_text().splitlines()
+    (root / "eval" / "mine.jsonl").write_text("\n".join(lines[1:]) + "\n")
+    fewer, (benchmark, _) = run()
+    assert fewer.scores["test"][0]["num_queries"] == 3
+    assert len({found.dataset_revision for found in (first, blind, small, fewer)}) == 4
+    with pytest.raises(ValueError, match="the result of mine-mine is of other data than this benchmark's"):
+        benchmark.get_score([of_blind])
 
 
 def test_texts_are_not_stripped(tmp_path: Path) -> None:
@@ -243,15 +314,13 @@ def test_pictures_stay_encoded_and_decode_to_ours(tmp_path: Path) -> None:
         "deep.png": sixteen.getvalue(),
     }
     rows = [("", name, ["a", "b"], ["", ""]) for name in pictures]
-    data = MMEBDataModule(small_root(tmp_path, rows, pictures), num_workers=0, collate=Letters.collate)
-    data.setup("validate")
-    assert data.eval_sets is not None
-    (dataset,) = data.eval_sets
-    queries = SplitReader(dataset).read()["queries"]
+    data = MMEBDataModule(small_root(tmp_path, rows, pictures), num_workers=0)
+    (task,) = mmeb_benchmark(data, "mine")
+    queries = task.reader.read()["queries"]
     stored = [row["bytes"] for row in queries.data["image"].to_pylist()]
     assert stored[:2] == [pictures["plain.jpg"], pictures["turned.jpg"]]  # the file itself where it serves
     for name, image in zip(pictures, queries["image"]):
-        ours = dataset.store.open(name)
+        ours = task.reader.dataset.store.open(name)
         assert (image.mode, image.size, image.tobytes()) == ("RGB", ours.size, ours.tobytes())
 
 
