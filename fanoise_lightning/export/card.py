@@ -125,6 +125,10 @@ def _use(receipt: Mapping[str, Any], name: str) -> str:
             f"{len(found['rows'])} kinds of rows is {found['largest_difference']:.1g}."
         )
         parts.append(f"```python\n{usage(reader, receipt, name)}```")
+        if reader == "sentence-transformers":
+            parts.append(
+                "With `truncate_dim`, pass `normalize_embeddings=True`: cut vectors are not of unit length."
+            )
         if limits := found["cannot"]:
             lines = (escape(f"{kind}: {why}") for kind, why in limits.items())
             parts.append("What it reads differently:\n\n" + bullets(lines))
