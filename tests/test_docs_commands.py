@@ -31,7 +31,7 @@ ACTS = [  # what a command does once it has read its arguments
     (study_command, "run_study"),
     (compare_command, "compare"),
     (embed_command, "model_of_checkpoint"),
-    (export_command, "read_checkpoint"),
+    (export_command, "model_of_checkpoint"),
     (search_command, "_search"),
     (figures_command, "draw"),
 ]

@@ -104,11 +104,20 @@ def _header(
 def _summary(receipt: Mapping[str, Any], facts: Facts, base: Origin | None) -> str:
     start = "random weights" if base is None else escape(base.name)
     trained = f"trained from {start} for {facts.steps:,} steps" if facts.steps else f"from {start}"
-    only = " This is the adapter alone: loading it loads that model too." * (receipt["weights"] == "adapter")
+    only = f" {_adapter(receipt['base'])}" if receipt["weights"] == "adapter" else ""
     return (
         f"{escape(receipt['family'])} embeddings of texts and pictures: {receipt['dimension']} dimensions, "
         f"unit length, {trained}, exported with fanoise-lightning.{only}"
     )
+
+
+def _adapter(base: Mapping[str, Any]) -> str:
+    """What an adapter alone has to be read with."""
+    start = "This is the adapter alone: loading it loads that model too, and it gives these vectors only with"
+    if "sha256" in base:
+        files = ", ".join(f"{escape(name)} (SHA-256 {digest})" for name, digest in base["sha256"].items())
+        return f"{start} {files} at the absolute path in `adapter_config.json`; nothing checks that."
+    return f"{start} revision {escape(base['revision'] or 'unknown')} of it."
 
 
 def _use(receipt: Mapping[str, Any], name: str) -> str:
@@ -125,6 +134,10 @@ def _use(receipt: Mapping[str, Any], name: str) -> str:
             f"{len(found['rows'])} kinds of rows is {found['largest_difference']:.1g}."
         )
         parts.append(f"```python\n{usage(reader, receipt, name)}```")
+        if reader == "sentence-transformers":
+            parts.append(
+                "With `truncate_dim`, pass `normalize_embeddings=True`: cut vectors are not of unit length."
+            )
         if limits := found["cannot"]:
             lines = (escape(f"{kind}: {why}") for kind, why in limits.items())
             parts.append("What it reads differently:\n\n" + bullets(lines))

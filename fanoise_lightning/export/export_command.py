@@ -14,8 +14,10 @@ from fanoise_lightning.encoders.fingerprint import fingerprint
 from fanoise_lightning.export.export_encoder import export_encoder
 from fanoise_lightning.export.push import check_push, push_folder
 from fanoise_lightning.export.rotation import spectral_rotation
+from fanoise_lightning.export.staging import check_out
 from fanoise_lightning.module import ContrastiveModule
 from fanoise_lightning.search.folder import EmbeddingFolder
+from fanoise_lightning.search.model import model_of_checkpoint
 
 __all__ = ["main"]
 
@@ -40,7 +42,8 @@ def main(args: Sequence[str] | None = None) -> None:
         check_push(repo_id)
     elif given.private:
         raise ValueError("`--private` is for the repository that `--push_to_hub` names")
-    module = read_checkpoint(given.checkpoint, given.allow, given.trust_remote_code)
+    check_out(given.out)
+    module = model_of_checkpoint(given.checkpoint, given.allow, given.trust_remote_code)
     rotation = None if given.rotate is None else rotation_of(given.rotate, module)
     export_encoder(
         module,
@@ -55,17 +58,6 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     if repo_id is not None:
         push_folder(Path(given.out).expanduser(), repo_id, given.private)
-
-
-def read_checkpoint(path: str, allow: str | list[str] | None, trust_remote_code: bool) -> ContrastiveModule:
-    """The module of a checkpoint, on the CPU."""
-    checkpoint = Path(path).expanduser()
-    if not checkpoint.is_file():
-        raise FileNotFoundError(f"there is no checkpoint `{checkpoint}`")
-    allowed = (allow,) if isinstance(allow, str) else tuple(allow or ())
-    return ContrastiveModule.load_from_checkpoint(
-        checkpoint, "cpu", allow=allowed, trust_remote_code=trust_remote_code
-    )
 
 
 def rotation_of(path: str | Path, module: ContrastiveModule) -> Tensor:

@@ -50,19 +50,20 @@ def probes(several_images: bool, special_token: str, long_text: str) -> list[Pro
         Probe("text with white space", " two  spaces,\tand an end "),
         Probe("text in other scripts", "Zwei HUNDE im Gras, 两只狗, É 🐕"),
         Probe("text with a prompt", "two dogs", prompt="Find a picture of "),
+        Probe("name of a picture file", "wide.png"),  # readers find that file where they are started
         Probe("long text", long_text),
         Probe("picture", images=("wide.png",)),
         Probe("grey picture", images=("grey.png",)),
         Probe("transparent picture", images=("transparent.png",)),
         Probe("turned picture", images=("turned.png",)),
         Probe("text and picture", "what is in it?", ("tall.png",)),
+        Probe("picture with a prompt", images=("tall.png",), prompt="Represent the picture."),
     ]
     if special_token:
         rows.append(Probe("name of a special token", f"a {special_token} in a text"))
     if several_images:
         rows += [
             Probe("two pictures", "what differs?", ("wide.png", "tall.png")),
-            Probe("picture with a prompt", images=("tall.png",), prompt="Represent the picture."),
             Probe("places in the text", "<|image_1|>\nis it <|image_2|>?", ("wide.png", "tall.png")),
         ]
     return rows

@@ -51,6 +51,7 @@ def write_two_tower(encoder: TwoTowerEncoder, folder: Path, onnx: bool) -> Writt
     if siglip:
         written.steps.append("for transformers alone: lower-case every text")
     written.add_limit("text and picture", "one modality a row: add the two unit vectors", _ST)
+    written.add_limit("picture with a prompt", "the prompt is dropped, without a word", _ST)
     if model_type == "siglip2":
         written.add_limit("grey picture", "its processor takes RGB only: convert it first")
     return written

@@ -40,7 +40,7 @@ def _sentence_transformers(reading: Any, rows: Mapping[str, Any], name: str) -> 
         "",
         f"model = SentenceTransformer({json.dumps(name)})",
         _OPEN + _resized(reading) if pictures else None,
-        'texts = model.encode(["Two dogs"])',
+        'texts = model.encode([{"text": "Two dogs"}])',
         'pictures = model.encode([{"image": image}])' if pictures else None,
         _both('both = model.encode([{"text": "what is in it?", "image": image}])', rows),
         "model.similarity(texts, pictures)" if pictures else None,

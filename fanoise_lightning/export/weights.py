@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,14 +56,32 @@ def merge_adapter(network: Any) -> None:
         vars(network).pop(name, None)
 
 
-def name_the_base(folder: Path, network: Any) -> None:
-    """Say in a saved adapter's config which model it belongs to, wherever the reader is started."""
+def name_the_base(folder: Path, network: Any) -> dict[str, Any]:
+    """Say in a saved adapter's config which model it belongs to, wherever the reader is started.
+
+    Returns:
+        What tells this model from another one of its name: its revision on the hub, or the SHA-256 of each of
+        its files of weights, as `sha256sum` and the hub show it.
+    """
     file = folder / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     base = Path(network.name_or_path)
     config["base_model_name_or_path"] = str(base.absolute()) if base.is_dir() else network.name_or_path
     config["revision"] = getattr(network.config, "_commit_hash", None)
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if not base.is_dir():
+        return {"revision": config["revision"]}
+    return {"sha256": {weights.name: _sha256(weights) for weights in _weight_files(base)}}
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Those that transformers reads."""
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _merge_children(network: nn.Module) -> None:

@@ -78,7 +78,8 @@ def write(
         What the folder has to give, and the facts for its receipt.
 
     Raises:
-        ValueError: if vectors are not finite, or merging changes those of an encoder in float32.
+        ValueError: if vectors are not finite, merging changes those of an encoder in float32, or its weights
+            have dtypes that do not fit together.
     """
     with on_cpu(encoder):
         copy, adapted = plain_copy(encoder), _adapted(encoder)
@@ -90,15 +91,23 @@ def write(
         if rotation is not None:
             add_rotation(folder, rotation)
             written.rotation = rotation
-        if adapted and not merge:
-            name_the_base(folder, network)
-        dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
+        base = name_the_base(folder, network) if adapted and not merge else None
+        dtypes = {str(weight.dtype).removeprefix("torch.") for weight in network.parameters()}
+        dtype = " and ".join(sorted(dtypes))
         copy.float()  # libraries are compared in float32: in bfloat16 each of them rounds in its own way
         rows = rows_of(copy, written)
         vectors = embed_rows(copy, rows)
         if not vectors.isfinite().all():
             raise ValueError("the encoder gives vectors that are not finite: export an earlier checkpoint")
-        rounding = (embed_rows(encoder, rows) - vectors).abs().max().item()
+        try:
+            rounding = (embed_rows(encoder, rows) - vectors).abs().max().item()
+        except RuntimeError as error:
+            if len(dtypes) == 1:
+                raise
+            raise ValueError(
+                f"the encoder has weights in {dtype}, and cannot embed with them: convert it to one of these "
+                "first, as with `encoder.float()`"
+            ) from error
         if onnx:
             write_onnx(copy, folder)
             written.readers += ("onnxruntime",)
@@ -113,6 +122,7 @@ def write(
         "dimension": encoder.embedding_dim,
         "normalized": True,
         "weights": "all" if not adapted else "merged" if merge else "adapter",
+        **({} if base is None else {"base": base}),
         "dtype": dtype,
         "rounding": rounding,
         "rotated": rotation is not None,

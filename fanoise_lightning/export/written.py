@@ -47,6 +47,9 @@ class Written:
         self.add_limit("turned picture", "its EXIF orientation is ignored: turn it first")
         if self.special_token:
             self.add_limit("name of a special token", "it acts as that token: remove it from the text")
+        if "sentence-transformers" in self.readers:
+            why = 'a picture\'s file or web address as a text is opened as that picture: give {"text": ...}'
+            self.add_limit("name of a picture file", why, "sentence-transformers")
 
     def add_limit(self, kind: str, why: str, *readers: str) -> None:
         """Note that libraries, by default all, cannot read a kind of row as the encoder does."""

@@ -161,6 +161,12 @@ def test_a_library_that_did_not_read_the_folder_has_no_block_of_python() -> None
 EVIL = "<script>alert(1)</script> | [x](javascript:1) ![i](https://e.org/i.png) `c` **b** https://e.org <!--"
 
 
+def test_shorter_vectors_of_sentence_transformers_have_to_be_normalised() -> None:
+    readers = {"sentence-transformers": RECEIPT["readers"]["transformers"]}
+    assert "normalize_embeddings=True" in card({**RECEIPT, "readers": readers}, "m", FACTS)
+    assert "normalize_embeddings" not in card(RECEIPT, "m", FACTS)  # nobody saw it read the folder
+
+
 def test_texts_from_data_stay_text() -> None:
     """Every text that a checkpoint, a file of scores or a library's error can bring."""
     scores = board("GQA")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import importlib.util
 import json
+import os
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from fanoise_lightning import ContrastiveModule, TwoTowerEncoder, export_encoder
 from fanoise_lightning.__main__ import main
 from fanoise_lightning.export import export_encoder as exporting
 from fanoise_lightning.export import verify as verifying
+from fanoise_lightning.export.staging import check_out, whole_folder
 
 
 def left(folder: Path) -> list[str]:
@@ -123,6 +126,65 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"mine.txt"):
         export_encoder(encoder, tmp_path / "out" / "mine.txt" / "below")
     assert left(tmp_path / "out") == ["mine.txt"]
+
+
+def test_a_symbolic_link_to_an_empty_folder_stays(tmp_path: Path) -> None:
+    encoder = build_open_clip(tmp_path / "base")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    export_encoder(encoder, tmp_path / "link", verify=False)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "verified.json").is_file()
+    assert left(tmp_path) == ["base", "link", "real"]
+
+
+def test_the_longest_name_that_the_disk_takes_will_do(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / ("x" * 255)):
+        pass
+    assert left(tmp_path) == ["x" * 255]
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^`\.` is the current folder: name another one"):
+        check_out(".")
+    with pytest.raises(OSError, match=f"File name too long.*{'x' * 256}"):
+        check_out("x" * 256)
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"^`file/below` cannot be a folder: `.*/file` is a file$"):
+        check_out("file/below")
+    monkeypatch.setattr(os, "access", lambda *args: False)  # root may do everything
+    with pytest.raises(PermissionError, match=r"^`a/b` cannot be written: you may not write to `.*`$"):
+        check_out("a/b")
+    assert left(tmp_path) == ["file"]
+
+
+def test_the_command_looks_at_the_folder_before_the_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        main(["export", str(tmp_path / "no.ckpt"), str(tmp_path / "file")])
+    assert capsys.readouterr().err.endswith("file` is a file: name a new or an empty folder\n")
+
+
+def test_an_adapter_alone_says_which_weights_it_belongs_to(tmp_path: Path) -> None:
+    encoder = build(tmp_path / "base", "clip")
+    receipt = export_encoder(encoder, tmp_path / "out", merge=False, verify=False)
+    expected = sha256((tmp_path / "base" / "model.safetensors").read_bytes()).hexdigest()
+    assert receipt["base"] == {"sha256": {"model.safetensors": expected}}
+    assert expected in (tmp_path / "out" / "README.md").read_text()
+    assert "base" not in export_encoder(encoder, tmp_path / "merged", verify=False)
+
+
+def test_weights_of_several_dtypes_are_named(tmp_path: Path) -> None:
+    encoder = build(tmp_path / "base", "clip")
+    encoder.network.vision_model.bfloat16()
+    with pytest.raises(ValueError, match="weights in bfloat16 and float32, and cannot embed with them"):
+        export_encoder(encoder, tmp_path / "out", verify=False)
+    assert left(tmp_path) == ["base"]
 
 
 def test_an_encoder_that_diverged_is_refused(tmp_path: Path) -> None:

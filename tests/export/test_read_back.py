@@ -31,14 +31,16 @@ NAMES = [*OPTIONS, *ADAPTERS, *OF_OPEN_CLIP]
 ALWAYS = {"text", "short text", "text in other scripts", "text with white space", "text with a prompt"}
 PICTURES = {"picture", "grey picture", "text and picture", "two pictures", "picture with a prompt"}
 EVERYWHERE = {"transparent picture", "turned picture", "name of a special token"}
+NAME = "name of a picture file"  # for sentence-transformers, which then opens it
+TWO_TOWERS = {"text and picture", "picture with a prompt"}
 LIMITS = {  # what a library reads differently, beside these
     ("qwen2_vl, as VLM2Vec", ST): PICTURES | {"places in the text"},
     ("qwen2_vl, eos", TRANSFORMERS): {"long text"},
     ("qwen2_vl, eos", ST): {"long text"},
     ("llava_next", ST): {"long text"},
     ("siglip2", TRANSFORMERS): {"grey picture"},
-    ("siglip2", ST): {"grey picture", "text and picture"},
-    **{(name, ST): {"text and picture"} for name in ("clip", "clip, adapter", "siglip", "align")},
+    ("siglip2", ST): {"grey picture"} | TWO_TOWERS,
+    **{(name, ST): TWO_TOWERS for name in ("clip", "clip, adapter", "siglip", "align")},
 }
 
 
@@ -148,7 +150,8 @@ def test_every_library_reads_the_same_vectors(receipts: dict[str, Any], name: st
         assert receipt["rows"].keys() >= ALWAYS
         assert any(kind.startswith("batch of") for kind in receipt["rows"])
         assert receipt["largest_difference"] == max(receipt["rows"].values()) <= BAR
-        assert receipt["cannot"].keys() - EVERYWHERE == LIMITS.get((name, reader), set())
+        opened = {NAME} if reader == ST and name != "qwen2_vl, as VLM2Vec" else set()  # which has texts only
+        assert receipt["cannot"].keys() - EVERYWHERE == LIMITS.get((name, reader), set()) | opened
 
 
 @pytest.mark.parametrize("name", ROTATED)
@@ -172,7 +175,7 @@ def test_a_damaged_folder_is_not_read_as_the_encoder(receipts: dict[str, Any], d
 
 def test_an_encoder_that_lets_special_tokens_act_is_read_alike(receipts: dict[str, Any]) -> None:
     for receipt in receipts["qwen2_vl, all weights"].values():
-        assert receipt["cannot"].keys() == {"turned picture"}
+        assert receipt["cannot"].keys() - {NAME} == {"turned picture"}
 
 
 def test_a_generative_model_reads_rows_of_every_kind_in_one_batch(receipts: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +28,7 @@ def read(job: dict[str, Any]) -> Any:
         model = SentenceTransformer(job["folder"], device="cpu", model_kwargs={"dtype": "float32"})
     except Exception as error:
         return f"{type(error).__name__}: {error}"
+    os.chdir(job["pictures"])  # one of the texts is the name of a file that is there
     return [embed(model, job, batch) for batch in job["batches"]]
 
 
