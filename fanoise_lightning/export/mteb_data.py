@@ -128,6 +128,17 @@ class SplitReader:
             "top_ranked": top_ranked,
         }
 
+    def describe(self, name: str) -> str:
+        """What messages call the item with this id in the tables."""
+        references = self.dataset.items.to_list()
+        if name.isdecimal() and int(name) < len(self.dataset.queries):
+            reference, what = references[int(self.dataset.queries[int(name)])], f"query {int(name)}"
+        else:
+            items = (references[item] for item in self._candidate_numbers)
+            reference, what = next(item for item in items if _id(item) == name), "a candidate"
+        path = reference.image
+        return f"{what}, `{path}`" if path and isinstance(path, str) else f"{what}, {reference.text[:80]!r}"
+
     def _candidates(self, row: int) -> tuple[list[int], list[int]]:
         """The right answers of a query, and its other candidates, each once."""
         own = [item for item in self.dataset.candidates[row].tolist() if item >= 0]

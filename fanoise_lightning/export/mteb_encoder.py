@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fanoise_lightning.data.batches.refusals import refusals
 from fanoise_lightning.encoders.fingerprint import fingerprint
 from fanoise_lightning.evaluation.ties import score_dtype
-from fanoise_lightning.export.mteb_tasks import import_mteb
+from fanoise_lightning.export.mteb_tasks import RefusedError, import_mteb
 from fanoise_lightning.module import ContrastiveModule
 from fanoise_lightning.sample import Sample
 
@@ -76,9 +77,21 @@ class MtebEncoder:
 
         Returns:
             (n, D) float32 unit vectors, on the CPU.
+
+        Raises:
+            RefusedError: if the encoder refuses an item, such as a picture that is too narrow.
         """
-        found = [self.module.encode(samples, len(samples)) for samples in map(_samples, inputs)]
+        found = [self._encode(batch) for batch in inputs]
         return torch.cat(found) if found else torch.empty(0, self.module.encoder.embedding_dim)
+
+    def _encode(self, batch: dict[str, Any]) -> Tensor:
+        samples = _samples(batch)
+        try:
+            return self.module.encode(samples, len(samples))
+        except Exception as error:  # of any kind: whatever processors raise
+            refused = refusals(self.module.encoder.collate, [[sample] for sample in samples], error)
+            place, why = next(iter(refused.items()))
+            raise RefusedError(batch["id"][place] if "id" in batch else "", why) from error
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
         """The cosine of each of n unit vectors with each of m, (n, m) float64."""

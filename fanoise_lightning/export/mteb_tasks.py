@@ -15,7 +15,19 @@ from fanoise_lightning.evaluation.scores import group_by_mean
 from fanoise_lightning.export.mteb_data import SplitReader, modalities, outcomes
 from fanoise_lightning.export.mteb_metadata import mmeb_metadata
 
-__all__ = ["import_mteb", "mmeb_benchmark"]
+__all__ = ["RefusedError", "import_mteb", "mmeb_benchmark"]
+
+
+class RefusedError(ValueError):
+    """An encoder cannot take an item.
+
+    Attributes:
+        item: its id in mteb's tables.
+    """
+
+    def __init__(self, item: str, why: str) -> None:
+        super().__init__(why)
+        self.item = item
 
 
 def mmeb_benchmark(data: ContrastiveDataModule, name: str | None = None) -> Any:
@@ -195,7 +207,8 @@ def _task_class() -> Any:
             """As mteb's; a model whose meta does not name what the task shows is refused.
 
             Raises:
-                ValueError: mteb would drop the pictures or texts, and score what is left.
+                ValueError: mteb would drop the pictures or texts, and score what is left; or
+                    `MtebEncoder` refuses an item.
             """
             takes = set(model.mteb_model_meta.modalities or ("text", "image"))
             shown = {m for side in PromptType for m in self.metadata.get_modalities(side)}
@@ -207,7 +220,13 @@ def _task_class() -> Any:
                     "SentenceTransformerEncoderWrapper for it: `model.mteb_model_meta = "
                     'model.mteb_model_meta.model_copy(update={"modalities": ["text", "image"]})`'
                 )
-            return super().evaluate(model, *args, **kwargs)
+            try:
+                return super().evaluate(model, *args, **kwargs)
+            except RefusedError as error:
+                raise ValueError(
+                    f"{self.metadata.name}: {self.reader.describe(error.item)}: {error}. Replace the "
+                    "picture or leave its row out; the scoreboard skips it"
+                ) from error
 
         def task_specific_scores(
             self, scores: Any, qrels: Any, results: Any, hf_split: str, hf_subset: str

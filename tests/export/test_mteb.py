@@ -228,6 +228,33 @@ def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:
     assert (score["num_queries"], score["num_skipped"]) == (subset.num_queries, subset.num_skipped) == (4, 2)
 
 
+class Picky(Letters):
+    """Refuses pictures that are red."""
+
+    @staticmethod
+    def collate(samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+        if any(image.getpixel((8, 8)) == (255, 0, 0) for sample in samples for image in sample.images):
+            raise RuntimeError("no red")
+        return Letters.collate(samples)
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        (("find", "red.png", ["a", "b"], ["", ""]), r"query 1, `red\.png`"),
+        (("find", "", ["", ""], ["0.png", "red.png"]), r"a candidate, `red\.png`"),
+    ],
+)
+def test_a_picture_that_the_encoder_refuses_is_named(tmp_path: Path, row: Any, named: str) -> None:
+    red = io.BytesIO()
+    Image.new("RGB", (9, 9), "red").save(red, "PNG")
+    rows = [("find it", "0.png", ["a", "b"], ["", ""]), row]
+    root = small_root(tmp_path, rows, {"0.png": png(0), "red.png": red.getvalue()})
+    benchmark = mmeb_benchmark(MMEBDataModule(root, num_workers=0), "mine")
+    with pytest.raises(ValueError, match=rf"mine-mine: {named}: the encoder refuses it: no red\. Replace"):
+        evaluated(MtebEncoder(ContrastiveModule(Picky()), "me/picky"), benchmark)
+
+
 def test_a_subset_of_which_nothing_can_be_read_is_an_error(tmp_path: Path) -> None:
     root = small_root(tmp_path, [("", "0.png", ["a", "b"], ["", ""])], {"0.png": b"broken"})
     (task,) = mmeb_benchmark(MMEBDataModule(root, num_workers=0, max_skipped=1.0), "mine")
