@@ -167,6 +167,11 @@ def test_shorter_vectors_of_sentence_transformers_have_to_be_normalised() -> Non
     assert "normalize_embeddings" not in card(RECEIPT, "m", FACTS)  # nobody saw it read the folder
 
 
+def test_an_adapter_alone_names_the_revision_of_its_model() -> None:
+    receipt = {**RECEIPT, "weights": "adapter", "base": {"revision": "12ab34"}}
+    assert "only with revision 12ab34 of it" in card(receipt, "m", FACTS, BASE)
+
+
 def test_texts_from_data_stay_text() -> None:
     """Every text that a checkpoint, a file of scores or a library's error can bring."""
     scores = board("GQA")
