@@ -90,7 +90,7 @@ def test_the_help_of_fit_is_short_and_complete(
     losses = re.search(r"--model\.loss .*?such as ([\w., ]+)\)", " ".join(out.split()))
     assert losses is not None
     names = {name.removeprefix("fanoise_lightning.") for name in losses[1].split(", ")}
-    assert names == {"InfoNCE", "SigmoidLoss"}
+    assert names == {"InfoNCE", "MatryoshkaLoss", "SigmoidLoss"}
 
 
 def test_a_recipe_is_printed_where_no_config_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,8 @@ VERSION_0_1 = {
     "FeatureTap": ["losses"],
     "InfoNCE": ["losses"],
     "LinearWarmup": ["schedules"],
+    "MatryoshkaLoss": [],
+    "OnnxTowers": [],
     "PackagedTowers": [],
     "OpenClipEncoder": ["encoders.open_clip", "encoders"],
     "PrecisionAtOne": ["metrics"],
