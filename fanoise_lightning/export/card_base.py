@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,8 @@ def _licences(cards: Iterable[Path | None]) -> tuple[str, ...]:
             continue
         found = (header or {}).get("license")
         named = found if isinstance(found, list) else [found]
-        if licences := tuple(name for name in named if isinstance(name, str)):
+        if licences := tuple(
+            name for name in named if isinstance(name, str) and re.fullmatch(r"[\w.-]+", name)
+        ):
             return licences
     return ()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from jsonargparse import Namespace
 from torch import Tensor
 
 from fanoise_lightning._user_errors import Parser
@@ -40,9 +42,21 @@ def main(args: Sequence[str] | None = None) -> None:
     repo_id = given.push_to_hub
     if repo_id is not None:
         check_push(repo_id)
+        if not given.verify:
+            raise ValueError("only what was read back is pushed: leave out `--verify=false`")
     elif given.private:
         raise ValueError("`--private` is for the repository that `--push_to_hub` names")
     check_out(given.out)
+    before = signal.signal(signal.SIGTERM, _leave)  # from a scheduler: nothing half-written stays
+    try:
+        _export(given)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if repo_id is not None:
+        push_folder(Path(given.out).expanduser(), repo_id, given.private)
+
+
+def _export(given: Namespace) -> None:
     module = model_of_checkpoint(given.checkpoint, given.allow, given.trust_remote_code)
     rotation = None if given.rotate is None else rotation_of(given.rotate, module)
     export_encoder(
@@ -54,10 +68,12 @@ def main(args: Sequence[str] | None = None) -> None:
         verify=given.verify,
         checkpoint=given.checkpoint,
         scoreboard=given.scoreboard,
-        name=repo_id,
+        name=given.push_to_hub,
     )
-    if repo_id is not None:
-        push_folder(Path(given.out).expanduser(), repo_id, given.private)
+
+
+def _leave(number: int, frame: object) -> None:
+    sys.exit(128 + number)
 
 
 def rotation_of(path: str | Path, module: ContrastiveModule) -> Tensor:

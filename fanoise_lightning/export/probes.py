@@ -54,6 +54,7 @@ def probes(several_images: bool, special_token: str, long_text: str) -> list[Pro
         Probe("long text", long_text),
         Probe("picture", images=("wide.png",)),
         Probe("grey picture", images=("grey.png",)),
+        Probe("palette picture", images=("palette.png",)),
         Probe("transparent picture", images=("transparent.png",)),
         Probe("turned picture", images=("turned.png",)),
         Probe("text and picture", "what is in it?", ("tall.png",)),
@@ -75,6 +76,7 @@ def draw_pictures(folder: Path) -> None:
     Image.fromarray(colours[0, :40, :60, :3]).save(folder / "wide.png")
     Image.fromarray(colours[1, :90, :56, :3]).save(folder / "tall.png")
     Image.fromarray(colours[2, :50, :50, 0]).save(folder / "grey.png")
+    Image.fromarray(colours[1, :60, :60, :3]).quantize(64).save(folder / "palette.png")
     Image.fromarray(colours[2, :48, :64]).save(folder / "transparent.png")
     exif = Image.Exif()
     exif[_ORIENTATION] = 6

@@ -178,7 +178,10 @@ def _read(reader: str, package: str, checks: Sequence[Check]) -> dict[str, Any]:
             raise RuntimeError(f"{reader} took more than {TIMEOUT} s to read the exported folder") from error
         if done.returncode or not results.is_file():
             said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise RuntimeError(f"{reader} cannot open the exported folder: {said[-1]}")
+            raise RuntimeError(
+                f"{reader} ended without reading the folder: {said[-1]}. If the library itself is broken, "
+                "repair or remove it"
+            )
         return json.loads(results.read_text(encoding="utf-8"))
 
 

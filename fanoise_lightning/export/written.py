@@ -43,6 +43,7 @@ class Written:
     steps: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.add_limit("palette picture", "it is resized before it becomes RGB: convert it first")
         self.add_limit("transparent picture", "its transparency is dropped: put it on white first")
         self.add_limit("turned picture", "its EXIF orientation is ignored: turn it first")
         if self.special_token:

@@ -30,7 +30,7 @@ NAMES = [*OPTIONS, *ADAPTERS, *OF_OPEN_CLIP]
 
 ALWAYS = {"text", "short text", "text in other scripts", "text with white space", "text with a prompt"}
 PICTURES = {"picture", "grey picture", "text and picture", "two pictures", "picture with a prompt"}
-EVERYWHERE = {"transparent picture", "turned picture", "name of a special token"}
+EVERYWHERE = {"palette picture", "transparent picture", "turned picture", "name of a special token"}
 NAME = "name of a picture file"  # for sentence-transformers, which then opens it
 TWO_TOWERS = {"text and picture", "picture with a prompt"}
 LIMITS = {  # what a library reads differently, beside these
