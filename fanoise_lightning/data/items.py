@@ -105,9 +105,7 @@ def read_items(
     kinds: tuple[tuple[str | None, Kind], ...] = ((side.text, "text"), (side.image, "image"))
     columns: Columns = {name: kind for name, kind in kinds if name is not None}
     table, embedded = opened.read({**columns, **({} if id is None or id in columns else {id: "id"})})
-    free = (
-        pa.default_memory_pool().release_unused
-    )  # or Arrow keeps the space of copies, several times the rows
+    free = pa.default_memory_pool().release_unused  # or Arrow keeps the space of copies
     free()
     clean = Cleaner(opened.short_name, table, opened.absolute)
     references = clean.references(side.text, side.image)

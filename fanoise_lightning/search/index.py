@@ -156,9 +156,8 @@ class SearchIndex:
         wrong = (~(largest.isfinite() & (largest > 0))).view(-1).nonzero()
         if len(wrong):
             raise ValueError(f"query {int(wrong[0])} is zero or not finite: it has no direction")
-        return F.normalize(
-            vectors / largest, dim=-1
-        ).float()  # squares of large or small numbers would not do
+        # the squares of large or small numbers would overflow or vanish
+        return F.normalize(vectors / largest, dim=-1).float()
 
     @cached_property
     def _shards(self) -> list[Tensor]:
