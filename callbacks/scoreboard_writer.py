@@ -115,8 +115,9 @@ class ScoreboardWriter(Callback):
         # Not print(): the module prints around a live progress bar.
         pl_module.print(_render(board, f"{stage}, step {trainer.global_step}", self._references))
         receipts = _receipts(board) if self._references else []
-        for line in _lines(receipts, self.published):
-            pl_module.print(line)
+        if self.published is not None:
+            for line in _lines(receipts, self.published):
+                pl_module.print(line)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             run = {"seed": _seed(), "version": __version__, "data": _data_digest(trainer, stage)}
             latest = {"run": run, "metrics": _metrics(trainer)}
@@ -185,10 +186,12 @@ def _receipts(board: Scoreboard) -> list[Receipt]:
     return receipts(board, all_published())
 
 
-def _lines(receipts: list[Receipt], backbone: str | None) -> list[str]:
+def _lines(receipts: list[Receipt], backbone: str) -> list[str]:
+    if not receipts:
+        return ["no published scores to compare with: none of these subsets is one of MMEB's"]
     lines = [receipt.line() for receipt in receipts if receipt.model.endswith(f", {backbone}")]
     near = [r.model for r in receipts if "overall" in r.means and r.means["overall"].inside]
-    return [*lines, f"overall within sampling error of: {'; '.join(near) or 'none'}"] if receipts else []
+    return [*lines, f"overall within sampling error of: {'; '.join(near) or 'none'}"]
 
 
 def _write_leaderboard(path: Path, board: Scoreboard, module: LightningModule) -> None:

@@ -42,7 +42,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the command line; by default ``sys.argv[1:]``.
 
     Raises:
-        SystemExit: with code 2 for an error of the user's, with the line as its text.
+        SystemExit: with code 2 for an error of the user's, with the line as its text; with 130 after Ctrl-C.
     """
     if args is None and "--debug" in sys.argv:
         sys.argv.remove("--debug")
@@ -53,6 +53,11 @@ def main(args: Sequence[str] | None = None) -> None:
     stay_unconfigured()
     try:
         _dispatch(given)
+    except KeyboardInterrupt:
+        if debugging():
+            raise
+        print("fanoise: interrupted", file=sys.stderr)
+        sys.exit(130)  # 128 + SIGINT, as of a shell
     except Exception as error:
         if debugging() or not is_users(error):
             raise

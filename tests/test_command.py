@@ -78,6 +78,22 @@ def test_lightnings_commands_get_all_arguments_the_others_those_after_them(
     assert seen == [(trainer, ["fit", "--x"]), (trainer, ["--trainer.x=1", "fit"]), (data, ["--root=x"])]
 
 
+def test_after_ctrl_c_there_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(args: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "import_module", lambda name: SimpleNamespace(main=interrupt))
+    with pytest.raises(SystemExit) as caught:
+        main(["export", "a", "b"])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "fanoise: interrupted\n"
+    monkeypatch.setenv("FANOISE_DEBUG", "1")
+    with pytest.raises(KeyboardInterrupt):
+        main(["export", "a", "b"])
+
+
 def test_the_help_of_fit_is_short_and_complete(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,6 +138,12 @@ def _use(receipt: Mapping[str, Any], name: str) -> str:
             parts.append(
                 "With `truncate_dim`, pass `normalize_embeddings=True`: cut vectors are not of unit length."
             )
+            if prompts := receipt["prompts"]:
+                names = ", ".join(f"`{prompt}`" for prompt in prompts)
+                parts.append(
+                    "Queries were trained with an instruction for each task, which "
+                    f"`model.encode(queries, prompt_name=...)` puts before them: {names}."
+                )
         if limits := found["cannot"]:
             lines = (escape(f"{kind}: {why}") for kind, why in limits.items())
             parts.append("What it reads differently:\n\n" + bullets(lines))

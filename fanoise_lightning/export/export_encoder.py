@@ -17,6 +17,8 @@ from fanoise_lightning.encoders.base import Encoder
 from fanoise_lightning.export.card import card
 from fanoise_lightning.export.card_base import base_of, data_of
 from fanoise_lightning.export.card_facts import Facts, checkpoint_facts, module_facts, with_scores
+from fanoise_lightning.export.mmeb_prompts import mmeb_prompts
+from fanoise_lightning.export.sentence_transformers import add_prompts
 from fanoise_lightning.export.staging import whole_folder
 from fanoise_lightning.export.verify import BAR, Check
 from fanoise_lightning.export.verify import verify as read_back
@@ -26,6 +28,8 @@ from fanoise_lightning.module import ContrastiveModule
 __all__ = ["RECEIPT", "export_encoder"]
 
 RECEIPT = "verified.json"
+
+_ST = "sentence-transformers"
 
 
 def export_encoder(
@@ -85,6 +89,10 @@ def export_encoder(
     trained = _facts(module, checkpoint, scoreboard)
     with whole_folder(out) as folder:
         check, facts = write(encoder, folder, merge, rotation, onnx)
+        if _ST in check.written.readers:
+            prompts = mmeb_prompts(trained.data, "picture with a prompt" not in check.written.cannot[_ST])
+            add_prompts(folder, prompts)
+            facts["prompts"] = prompts
         readers = read_back([check])[0] if verify else _unread(check)
         for library, reader in readers.items():
             if reader["status"] == "failed":

@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["add_rotation", "write_generative", "write_two_towers"]
+__all__ = ["add_prompts", "add_rotation", "write_generative", "write_two_towers"]
 
 # The oldest names: servers such as vLLM look for them word for word, and newer libraries know them too.
 _TRANSFORMER = "sentence_transformers.models.Transformer"
@@ -24,6 +24,7 @@ _MODES = (
     *("cls_token", "mean_tokens", "max_tokens"),
     *("mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken"),
 )
+_CONFIG = "config_sentence_transformers.json"
 _VERSION = "6.2.0"  # the files are those that this one reads; an older one warns
 
 
@@ -107,6 +108,17 @@ def add_rotation(folder: Path, rotation: Tensor) -> None:
     save_file({"linear.weight": rotation.T.contiguous()}, dense / "model.safetensors")
 
 
+def add_prompts(folder: Path, prompts: Mapping[str, str]) -> None:
+    """Let texts be embedded with an instruction by its name, ``encode(texts, prompt_name=...)``.
+
+    Args:
+        folder: one that :func:`write_generative` or :func:`write_two_towers` has completed.
+        prompts: instructions by name; none of them is used by default.
+    """
+    config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    _write(folder / _CONFIG, config | {"prompts": dict(prompts)})
+
+
 def _list_modules(folder: Path, modules: list[tuple[str, str]]) -> None:
     listed = [
         {"idx": number, "name": str(number), "path": path, "type": kind}
@@ -125,7 +137,7 @@ def _write_modules(folder: Path, modules: list[tuple[str, str]]) -> None:
         "pytorch": torch.__version__,
     }
     _write(
-        folder / "config_sentence_transformers.json",
+        folder / _CONFIG,
         {
             "__version__": versions,
             "prompts": {},

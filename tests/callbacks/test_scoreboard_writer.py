@@ -19,6 +19,7 @@ from fanoise_lightning.evaluation.mmeb_published import published
 from fanoise_lightning.evaluation.ranks import rank
 from fanoise_lightning.evaluation.scoreboard import Scoreboard
 from fanoise_lightning.evaluation.scores import SubsetScore
+from fanoise_lightning.subset import Subset
 
 MEANS_OF_CIRR = ("retrieval", "IND", "overall", "mean_of_meta_tasks")
 OUTCOMES = torch.tensor([1.0, 0.0] * 50)
@@ -242,6 +243,18 @@ def test_published_means_stand_beside_a_whole_evaluation(tmp_path: Path) -> None
     assert written["FANoise"]["means"] == {"overall": 0.608}
     assert (written["VLM2Vec"]["means"]["IND"], written["VLM2Vec"]["means"]["overall"]) == (0.665, 0.601)
     assert written["VLM2Vec"]["means"]["mean_of_meta_tasks"] == pytest.approx(0.62875)
+
+
+def test_scores_of_other_subsets_have_nothing_published_beside_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Own(Scored):
+        def on_validation_epoch_end(self) -> None:
+            self.scoreboard = Scoreboard([SubsetScore.of(Subset("emoji", "retrieval", "IND", {}), OUTCOMES)])
+
+    trainer(tmp_path, ScoreboardWriter(published="Phi-3.5-V")).validate(Own(), loader(), verbose=False)
+    assert "none of these subsets is one of MMEB's" in capsys.readouterr().out.replace("\n", " ")
+    assert read(tmp_path / "scores.json")["receipts"] == {}
 
 
 def test_without_a_backbone_nothing_is_said_of_published_scores(tmp_path: Path) -> None:

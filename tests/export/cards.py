@@ -22,6 +22,7 @@ RECEIPT: dict[str, Any] = {
         "plain_positions": False,
         "imports": [],
     },
+    "prompts": {"NIGHTS": "Find a day-to-day image that looks similar to the provided image."},
     "bar": 1e-5,
     "made_with": {"fanoise_lightning": "0.2.0", "transformers": "5.24.0", "torch": "2.15.0"},
     "readers": {
