@@ -84,7 +84,7 @@ def test_after_ctrl_c_there_is_one_line(
     def interrupt(args: list[str]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "import_module", lambda name: SimpleNamespace(main=interrupt))
+    a_module(interrupt, monkeypatch)
     with pytest.raises(SystemExit) as caught:
         main(["export", "a", "b"])
     assert caught.value.code == 130
@@ -174,6 +174,7 @@ OWN = ["--data=PairDataModule", "--data.source=a.csv"]
         (["fit", "--config=none.yaml"], "`--config`: File does not exist"),
         (["fit"], "`model.encoder` and `data` missing: pass `--config`"),
         (["validate", "--ckpt_path=none.ckpt"], "fanoise: there is no checkpoint `none.ckpt`"),
+        (["validate", "--ckpt_path=/"], "`data` missing, and / is a folder, which does not describe it"),
         (["study", "none.yaml", "--folder=x"], "fanoise: none.yaml: No such file or directory"),
         (
             ["study", "none.yaml", "--folder=x", "--workers=x"],
