@@ -149,10 +149,8 @@ class SpectrumMonitor(Callback):
 
 def _on_the_sphere(clean: dict[str, Tensor]) -> dict[str, Any]:
     """The alignment and the uniformity of clean features, as far as they have any."""
-    from fanoise_lightning.evaluation.alignment import (
-        alignment,
-        uniformity,
-    )  # not to slow the callback's import
+    # not to slow the callback's import
+    from fanoise_lightning.evaluation.alignment import alignment, uniformity
 
     spread = {side: _rounded(uniformity(x)) for side, x in clean.items() if len(x) > 1}
     known: dict[str, Any] = {"uniformity": spread} if spread else {}

@@ -15,12 +15,8 @@ from fanoise_lightning.sample import Sample
 
 __all__ = ["fingerprint"]
 
-_PLACES = (
-    "model",
-    "pretrained",
-    "adapter",
-    "folder",
-)  # where weights or features lie; the weights themselves count
+# where weights or features lie; the weights themselves count
+_PLACES = ("model", "pretrained", "adapter", "folder")
 
 
 def fingerprint(encoder: Encoder) -> str:

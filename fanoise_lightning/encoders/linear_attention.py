@@ -41,9 +41,10 @@ class LinearAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         """Attend from (B, L, D), or (L, B, D), to itself: `query`, `key` and `value` are the same tensor."""
         x = query if self.batch_first else query.transpose(0, 1)
+        # each (B, heads, L, D / heads)
         q, k, v = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.in_proj(x).chunk(3, -1)
-        )  # each (B, heads, L, D / heads)
+        )
         if attn_mask is not None:
             if attn_mask.dim() == 3:  # (B * heads, L, L)
                 attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
