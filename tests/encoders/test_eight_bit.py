@@ -130,7 +130,7 @@ def test_normalising_agrees_with_float64() -> None:
 def test_the_network_takes_8_bits_and_floats(tiny: Callable[[str], str]) -> None:
     encoder = TwoTowerEncoder(tiny("clip")).eval()
     batch = encoder.collate([Sample("a", noise(40, 50)), Sample(image=noise(50, 40))])
-    with torch.inference_mode():  # what is kept from here must not spoil training
+    with torch.inference_mode():
         expected = encoder(**encoder.collate.to_floats(batch))
     assert torch.equal(encoder(**batch), expected)
     encoder(**batch).sum().backward()
