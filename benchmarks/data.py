@@ -225,8 +225,8 @@ def compare_speed(options: argparse.Namespace, folder: Path) -> list[Figure]:
         "what a worker does, zip": ours(packed, collate, 0),
         "with normalising, folder": normalised(collate, ours(unpacked, collate, 0)),
     }
-    print(f"\n{'CPU of a batch, in one process':38}{'ms':>8}  less than the plain loop")
     seconds = cpu_seconds(in_one, 4 * options.repeats)
+    print(f"\n{'CPU of a batch, in one process':38}{'ms':>8}  times less than the plain loop")
     for name, each in seconds.items():
         gains = [theirs / mine for theirs, mine in zip(seconds["plain"], each)]
         gain, low, high = statistics.median(gains), min(gains), max(gains)

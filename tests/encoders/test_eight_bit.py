@@ -113,7 +113,8 @@ def test_an_image_is_resized_where_pillow_keeps_it_or_from_a_copy(side: int) -> 
     )
     pixels = module._pixels(image)
     image.putpixel((0, 0), (1, 2, 3))
-    assert (pixels[0, :3, 0, 0].tolist() == [1, 2, 3]) == (side == 40)
+    shares = side == 40 and hasattr(image, "__arrow_c_array__")  # Pillow 11.3
+    assert (pixels[0, :3, 0, 0].tolist() == [1, 2, 3]) == shares
 
 
 def test_normalising_agrees_with_float64() -> None:
