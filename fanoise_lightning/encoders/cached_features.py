@@ -136,7 +136,9 @@ class CachedFeatures(PretrainedEncoder):
         if kind == SAMPLE:
             return self.encoder(**inputs)
         towers = cast(TwoTowers, self.encoder)
-        return towers.encode_text(**inputs) if kind == TEXT else towers.encode_image(**inputs)
+        if kind == TEXT:
+            return towers.encode_text(**inputs)
+        return towers.encode_image(**towers.collate.to_floats(inputs))
 
     def parts(self, batch: dict[str, Tensor]) -> tuple[bool, ...]:
         return tuple(f"{kind}.known" in batch for kind in self.kinds)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fanoise_lightning.encoders.eight_bit import Normalise
 from fanoise_lightning.encoders.plain_text import short
 from fanoise_lightning.encoders.pretrained import PretrainedEncoder
 from fanoise_lightning.pixels import upright_rgb
@@ -33,6 +34,8 @@ class TwoTowers(PretrainedEncoder):
 
     A subclass implements :meth:`encode_text` and :meth:`encode_image`.
     """
+
+    collate: TowerCollate
 
     def encode_text(self, **inputs: Tensor) -> Tensor:
         """Vectors (U, D) of any norm for the U different texts of a batch."""
@@ -60,7 +63,8 @@ class TwoTowers(PretrainedEncoder):
             image_rows: (P,), the row of each image.
             dummy: given if the image is not part of the batch, so that batch norm does not learn from it.
             inputs: ``input_ids`` and, for some families, ``attention_mask``, both (U, L); and what the
-                image tower takes: ``pixel_values`` (P, 3, H, W), or SigLIP 2's patches, mask and grid.
+                image tower takes: ``pixel_values`` (P, 3, H, W), float32 or the 8 bits that
+                :meth:`TowerCollate.to_floats` normalises, or SigLIP 2's patches, mask and grid.
 
         Returns:
             (B, D), float32: unit vectors, or the sum of two of them.
@@ -72,6 +76,7 @@ class TwoTowers(PretrainedEncoder):
             parts.append((text_rows, F.normalize(self.encode_text(**text).float(), dim=1)[text_index]))
         if image_rows is not None:
             with nullcontext() if dummy is None else _fixed_statistics(self):
+                image = self.collate.to_floats(image)
                 parts.append((image_rows, F.normalize(self.encode_image(**image).float(), dim=1)))
         return add_rows(len(kind), parts)
 
@@ -144,9 +149,11 @@ class TowerCollate:
 
     Attributes:
         context_length: the tokens after which a text is cut.
+        normalise: the last step of the images, if :meth:`transform` leaves it to :meth:`to_floats`.
     """
 
     context_length: int
+    normalise: Normalise | None = None
 
     def __init__(self, center_crop: bool) -> None:
         self.center_crop = center_crop
@@ -156,8 +163,15 @@ class TowerCollate:
         raise NotImplementedError
 
     def transform(self, images: list[Image]) -> dict[str, Tensor]:
-        """The inputs of the image tower, P rows."""
+        """The inputs of the image tower, P rows; ``pixel_values`` may be left in 8 bits."""
         raise NotImplementedError
+
+    def to_floats(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs of the image tower with ``pixel_values`` of 8 bits normalised, on their device."""
+        pixels = inputs.get("pixel_values")
+        if self.normalise is None or pixels is None or pixels.dtype != torch.uint8:
+            return inputs
+        return {**inputs, "pixel_values": self.normalise(pixels)}
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Collate B samples.

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from fanoise_lightning.encoders.adapters import LoraOptions, check_one_adapter
+from fanoise_lightning.encoders.eight_bit import eight_bit
 from fanoise_lightning.encoders.loading import Dtype, load_network, load_processor
 from fanoise_lightning.encoders.plain_text import PlainTexts
 from fanoise_lightning.encoders.saved_adapters import put_adapter
@@ -116,6 +117,9 @@ class _ProcessorCollate(TowerCollate):
         # a tokenizer may have a lower limit; one without a limit has 1e30
         self.context_length = min(positions, self.tokenizer.model_max_length)
         self.siglip = siglip
+        self.eight_bit = eight_bit(self.image_processor)
+        if self.eight_bit is not None:
+            self.normalise = self.eight_bit.normalise
         self.read = PlainTexts(self.tokenizer) if split_special_tokens else self.tokenizer
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
@@ -133,6 +137,8 @@ class _ProcessorCollate(TowerCollate):
     def transform(self, images: list[Image]) -> dict[str, Tensor]:
         # not the processor's own tensors: `default_collate` stacks in the memory that a worker shares with
         # the main process, which saves a copy
+        if self.eight_bit is not None:
+            return {"pixel_values": default_collate([self.eight_bit(image) for image in images])}
         return {
             name: default_collate([torch.as_tensor(value) for value in values])
             for name, values in self.image_processor(images=images).items()

@@ -71,7 +71,7 @@ def write_onnx(encoder: TwoTowers, folder: Path) -> None:
     (folder / TEXT_FILE).parent.mkdir()
     any_length = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.AUTO}  # AUTO: some towers have one length
     _export(encoder, "text", collate.tokenize(_TEXTS), any_length, text, folder / TEXT_FILE)
-    images = collate.transform([collate.prepare(new("RGB", size)) for size in _SIZES])
+    images = collate.to_floats(collate.transform([collate.prepare(new("RGB", size)) for size in _SIZES]))
     _export(encoder, "image", images, {0: torch.export.Dim.DYNAMIC}, image, folder / IMAGE_FILE)
 
 

@@ -71,13 +71,13 @@ class Archive:
         self.example = names[0] if names else ""
 
     def __contains__(self, name: str) -> bool:
-        return any(self._place(spelling) is not None for spelling in (name, _utf8(name)))
+        return self._place(name) is not None or (not name.isascii() and self._place(_utf8(name)) is not None)
 
     def _place(self, name: str) -> int | None:
         """The index of a file with this name, or one that differs in spelling alone."""
         key = np.uint64(_key(folded(name)))
         # of several files with one name, the last is valid
-        at = int(np.searchsorted(self._keys, key, side="right")) - 1
+        at = int(self._keys.searchsorted(key, side="right")) - 1
         return at if at >= 0 and self._keys[at] == key else None
 
     def _find(self, name: str) -> np.void | None:
@@ -112,7 +112,7 @@ class Archive:
         if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ImageError(f"its compression method {method} is not supported; pack it stored or deflated")
         check_size(max(size, packed))
-        with self.path.open("rb") as file:
+        with open(self.path, "rb") as file:
             file.seek(offset)
             header = file.read(_HEADER.size)
             if len(header) < _HEADER.size or not header.startswith(b"PK\3\4"):

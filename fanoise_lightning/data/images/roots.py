@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from unicodedata import normalize
@@ -22,6 +22,7 @@ from fanoise_lightning.data.rows.paths import ABSOLUTE, CLIMBS, LEAVES_ROOT, amb
 __all__ = ["ImageRoot", "archive_names", "first_paths"]
 
 SAMPLE = 1000  # paths that are looked for before the first batch
+_OPEN_FILES = "/proc/self/fd"
 
 # the X of `images/X/rest` and of `X/rest`: an archive may be named after it
 _GROUP = r"^(?:images/)?(?:([^/]*)/)?.*$"
@@ -34,8 +35,8 @@ def archive_names(path: str) -> tuple[str, ...]:
         >>> archive_names("images/A-OKVQA/Train/1.jpg")
         ('images_zip/A-OKVQA.zip', 'images.zip')
     """
-    group = re.sub(_GROUP, r"\1", path.replace("\\", "/"))
-    return (f"images_zip/{group}.zip", "images.zip") if group else ("images.zip",)
+    group, slash, _ = path.replace("\\", "/").removeprefix("images/").partition("/")
+    return (f"images_zip/{group}.zip", "images.zip") if group and slash else ("images.zip",)
 
 
 def first_paths(paths: pa.Array) -> dict[str, str]:
@@ -80,7 +81,8 @@ class ImageRoot:
                 raise FileNotFoundError(f"image root `{path}` is neither a folder nor a zip archive")
             self._archives[""] = self._open(self.path, "")
         # users keep many images on another disk and link to it: what is behind that link is inside the root
-        self._unpacked = (self.path / "images").resolve()
+        # texts: joining paths takes longer than opening a file
+        self._folder, self._unpacked = str(self.path), os.path.realpath(self.path / "images")
 
     def prepare(self, paths: pa.Array, subset: str) -> None:
         """Open the archives that `paths` need, before processes are forked that will share them.
@@ -146,7 +148,7 @@ class ImageRoot:
         if self._is_absolute(path):
             if (found := self._absolute(path)) is None:
                 raise ImageError("no such file")
-            return _read_file(Path(found).resolve().parent, found)
+            return _read_file(os.path.dirname(os.path.realpath(found)), found)
         if (file := self._file(path)) is not None:
             return _read_file(*file)
         if (member := self._member(path)) is not None:
@@ -180,14 +182,13 @@ class ImageRoot:
             pass
         return f"{self.path}\0{path}"
 
-    def places(self, path: str) -> list[tuple[Path, str]]:
+    def places(self, path: str) -> Iterator[tuple[str, str]]:
         """Where the file of a path may be: folders that the path must not leave, and the files there."""
         if self._is_absolute(path):
-            return [(Path(path).parent, path)]
-        if not self._is_folder:
-            return []
-        places = map(self._base, _spellings(path))
-        return [(base, os.path.join(base, rest)) for base, rest in places]
+            yield os.path.dirname(path), path
+        elif self._is_folder:
+            for base, rest in map(self._base, _spellings(path)):
+                yield base, os.path.join(base, rest)
 
     def _checked(self, path: str) -> str:
         if re.search(CLIMBS if self.absolute else LEAVES_ROOT, path):
@@ -201,20 +202,22 @@ class ImageRoot:
         """The file at an absolute path; rows are in NFC, macOS's files in NFD."""
         return next((name for form in ("NFC", "NFD") if os.path.isfile(name := normalize(form, path))), None)
 
-    def _file(self, path: str) -> tuple[Path, str] | None:
+    def _file(self, path: str) -> tuple[str, str] | None:
         """The folder that the path must not leave, and the file, if there is one with exactly this name."""
-        places = self.places(path)
-        if not path.isascii():  # rows are in NFC: find files in macOS's NFD without listing their folder
-            places += self.places(normalize("NFD", path))
-        return next((place for place in places if os.path.isfile(place[1])), None)
+        # rows are in NFC: find files in macOS's NFD without listing their folder
+        for name in (path,) if path.isascii() else (path, normalize("NFD", path)):
+            for place in self.places(name):
+                if os.path.isfile(place[1]):
+                    return place
+        return None
 
-    def _base(self, name: str) -> tuple[Path, str]:
+    def _base(self, name: str) -> tuple[str, str]:
         """The folder that a path must not leave, and the path from there."""
         if name.startswith("images/"):
             return self._unpacked, name.removeprefix("images/")
-        return self.path, name
+        return self._folder, name
 
-    def _similar(self, path: str) -> tuple[Path, str] | None:
+    def _similar(self, path: str) -> tuple[str, str] | None:
         """Like `_file`, for a file whose name differs in spelling alone.
 
         Raises:
@@ -222,10 +225,10 @@ class ImageRoot:
         """
         if not self._is_folder:
             return None
-        found: dict[str, Path] = {}
+        found: dict[str, str] = {}
         for name in _spellings(folded(path)):
             # without a folder of this very name, there may be one such as Images/
-            base, rest = self._base(name) if self._unpacked.is_dir() else (self.path, name)
+            base, rest = self._base(name) if os.path.isdir(self._unpacked) else (self._folder, name)
             found |= dict.fromkeys(_search(base, rest), base)
         if len(found) > 1:
             same = [name for spelling in _spellings(path) for name in same_letters(spelling, found)]
@@ -239,17 +242,18 @@ class ImageRoot:
     def _member(self, path: str) -> tuple[Archive, str] | None:
         """The archive that has the image, and its name there."""
         for archive in self._needed(path):
-            for name in (*_spellings(path), *_spellings(folded(path))):
-                if name in archive:
-                    return archive, name
+            for spelling in (path, folded(path)):
+                for name in _spellings(spelling):
+                    if name in archive:
+                        return archive, name
         return None
 
     def _has_folder(self, group: str) -> bool:
         """Whether there is a folder of images: a repository has folders of rows with the same names."""
         if not self._is_folder:
             return False
-        for folder in (self.path / group, self._unpacked / group):
-            if folder.is_dir():
+        for folder in (os.path.join(base, group) for base in (self._folder, self._unpacked)):
+            if os.path.isdir(folder):
                 with os.scandir(folder) as entries:
                     first = next(entries, None)
                 if first is None or not first.name.endswith(".parquet"):
@@ -262,7 +266,7 @@ class ImageRoot:
         for name in names:
             if name not in self._archives:
                 # isfile follows links; the hub's cache consists of them
-                files = [name] if os.path.isfile(self.path / name) else _search(self.path, folded(name))
+                files = [name] if os.path.isfile(self.path / name) else _search(self._folder, folded(name))
                 self._archives[name] = self._open(self.path / files[0], name) if len(files) == 1 else None
         return [archive for name in names if (archive := self._archives[name]) is not None]
 
@@ -287,7 +291,7 @@ def _spellings(path: str) -> tuple[str, ...]:
     return path, f"images/{path}" if inside == path else inside
 
 
-def _search(folder: Path, path: str, start: str = "") -> list[str]:
+def _search(folder: str, path: str, start: str = "") -> list[str]:
     """The files of a folder below `start` whose paths are `path` when `folded`, relative to the folder."""
     listing = _listing(os.path.join(folder, start))
     found = [os.path.join(start, entry) for entry in listing.get(path, ())]
@@ -314,10 +318,18 @@ def _list(folder: str, changed: int) -> Mapping[str, list[str]]:
     return names
 
 
-def _read_file(folder: Path, file: str) -> bytes:
-    with open(file, "rb") as stream:
+def _read_file(folder: str, file: str) -> bytes:
+    with open(file, "rb", buffering=0) as stream:
         # checked after opening, for the file that was opened
-        if not Path(file).resolve().is_relative_to(folder):
+        if not _opened(stream.fileno(), file).startswith(os.path.join(folder, "")):
             raise ImageError("a symbolic link leaves the image root")
         check_size(os.fstat(stream.fileno()).st_size)
-        return stream.read()
+        return stream.readall()
+
+
+def _opened(number: int, file: str) -> str:
+    """The path, without links, of an open file."""
+    try:  # Linux knows it, in a single call; others look at each folder on the way
+        return os.readlink(f"{_OPEN_FILES}/{number}")
+    except OSError:
+        return os.path.realpath(file)

@@ -80,8 +80,14 @@ def test_what_cannot_be_read_is_one_error(root: ImageRoot, path: str, cause: str
     assert f"image `{path}` in `{root.path}`: " in str(error.value)
 
 
+@pytest.fixture(params=["/proc/self/fd", "/nowhere"], ids=["on Linux", "elsewhere"])
+def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_roots, "_OPEN_FILES", request.param)
+
+
+@pytest.mark.usefixtures("system")
 def test_symlinks_must_stay_inside(tmp_path: Path) -> None:
-    secret = write_image(tmp_path / "secret" / "secret.png")
+    secret = write_image(tmp_path / "images and secrets" / "secret.png")
     write_image(tmp_path / "images" / "good.png")
     (tmp_path / "images" / "out.png").symlink_to(secret)
     (tmp_path / "images" / "folder").symlink_to(secret.parent)
@@ -102,6 +108,7 @@ def test_a_symlink_in_an_archive_is_not_followed(tmp_path: Path) -> None:
         ImageStore(ImageRoot(tmp_path / "x.zip")).open("link.png")
 
 
+@pytest.mark.usefixtures("system")
 def test_the_folder_of_images_may_be_a_link(tmp_path: Path) -> None:
     write_image(tmp_path / "disk" / "A-OKVQA" / "Train" / "1.png", 3)
     write_image(tmp_path / "secret.png")
