@@ -3,14 +3,15 @@
     OMP_NUM_THREADS=1 python benchmarks/peers.py [--size tiny] [--rounds 7] [--steps 16] [--workers 0 1]
 
 The CLIP of transformers is trained by a plain PyTorch loop, by ours and by SentenceTransformerTrainer; an
-open_clip model by a plain loop, by ours and by `open_clip_train`: same weights, pictures, texts, batch size, loss
-and optimiser. In each round each trains once, in turn; its time is the median of the steps after the first four,
-from the end of one optimiser step to that of the next. A ratio is another's time over ours: above 1, ours is
-faster. It is the median of the rounds, beside the least and the greatest. CPU seconds are those of the main
-process; they vary less on a busy machine, and omit what workers do. A peer that is not installed is an error.
+open_clip model by a plain loop, by ours and by `open_clip_train`: same weights, pictures, texts, batch
+size, loss and optimiser. In each round each trains once, in turn; its time is the median of the steps after
+the first four, from the end of one optimiser step to that of the next. A ratio is another's time over ours:
+above 1, ours is faster. It is the median of the rounds, beside the least and the greatest. CPU seconds are
+those of the main process; they vary less on a busy machine, and omit what workers do. A peer that is not
+installed is an error.
 
-With `--size tiny`, a step takes some 75 ms on one core, so that every millisecond around it shows; with `small`,
-of eight layers of 384 and 224 pixels, one to two seconds.
+With `--size tiny`, a step takes some 90 ms on one core, so that every millisecond around it shows; with
+`small`, of eight layers of 384 and 224 pixels, more than a second.
 """
 
 from __future__ import annotations
@@ -131,11 +132,12 @@ def compare(
     mine, figures = times[trainers[-1].__name__], []
     for other, found in times.items():
         wall, cpu = (statistics.median(column) for column in zip(*found))
-        print(f"{name}, {job.workers} workers{'':3}{other:22}{1e3 * wall:8.1f}{1e3 * cpu:8.1f}", end="")
+        row = f"{name}, {job.workers} workers"
+        print(f"{row:22}{other:22}{1e3 * wall:8.1f}{1e3 * cpu:8.1f}", end="")
         ratios = [sorted(a[clock] / b[clock] for a, b in zip(found, mine)) for clock in (0, 1)]
         if found is not mine:
             for column in ratios:
-                print(f"{statistics.median(column):9.3f} ({column[0]:.3f}-{column[-1]:.3f})", end="")
+                print(f"{statistics.median(column):9.3f} ({column[0]:.3f} to {column[-1]:.3f})", end="")
             target = at_least if other == "plain" else 1.0
             title = f"{name}, {job.workers} workers, of {other.replace('_', '-')}"
             value = statistics.median(ratios[0])
@@ -163,7 +165,7 @@ def main() -> None:
     size, watch, figures = SIZES[options.size], Stopwatch(options.device), []
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.device}, ", end="")
     print(f"{options.size}: batches of {size.batch}")
-    print(f"{'':41}{'ms':>8}{'CPU ms':>8}{'ratio':>9}{'':15}{'of CPU seconds':>22}")
+    print(f"{'':44}{'ms':>8}{'CPU ms':>8}{'ratio':>9}{'':17}{'CPU ratio':>9}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows = (options.steps + WARM_UP) * size.batch
