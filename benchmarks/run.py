@@ -42,6 +42,7 @@ class Benchmark:
     threads: int = 1
 
 
+# truncation.py, kill_embed.py and kill_study.py take longer, and are run by hand
 BENCHMARKS = {
     "noise": Benchmark("noise.py", threads=0),
     "noise_accuracy": Benchmark("noise_accuracy.py", threads=0),
@@ -60,7 +61,6 @@ BENCHMARKS = {
     "embed": Benchmark("embed.py", "--rows 1000 10000"),
     "search": Benchmark("search.py", threads=0),
     "search_kinds": Benchmark("search.py", "--kinds", threads=0),
-    "truncation": Benchmark("truncation.py", "--seeds 2"),
     "kill": Benchmark("kill.py"),
 }
 
