@@ -154,6 +154,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=16, help="that are timed in a round")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--models", nargs="+", choices=["clip", "open_clip"], default=["clip", "open_clip"])
     add_options(parser, device=True)
     options = parser.parse_args()
     for module, package in PEERS.items():
@@ -173,13 +174,14 @@ def main() -> None:
         with silence():
             clip = Clip(save_clip(folder / "clip", size))
             open_clip = OpenClip(save_open_clip(folder / "tower.json", size))
+        trainers: dict[str, list[Train]] = {
+            "clip": [clip.plain, clip.sentence_transformers, clip.fanoise],
+            "open_clip": [open_clip.plain, open_clip.open_clip, open_clip.fanoise],
+        }
         for workers in options.workers:
             job = Job(texts, images, size.batch, workers, options.device)
-            for name, trainers in (
-                ("clip", [clip.plain, clip.sentence_transformers, clip.fanoise]),
-                ("open_clip", [open_clip.plain, open_clip.open_clip, open_clip.fanoise]),
-            ):
-                figures += compare(watch, name, trainers, job, options.rounds, size.at_least)
+            for model in options.models:
+                figures += compare(watch, model, trainers[model], job, options.rounds, size.at_least)
     write(figures, options.json)
 
 
