@@ -51,7 +51,7 @@ def fingerprint(encoder: Encoder) -> str:
 
 def _options(module: nn.Module) -> list[tuple[str, Any]]:
     """Arguments that a module keeps, such as the pooling: with other ones, its embeddings are others."""
-    known = _arguments(type(module))
+    known = _arguments(type(module))  # type: ignore[arg-type]  # mypy takes a class for unhashable
     kept = sorted((name, value) for name, value in vars(module).items() if name in known)
     return [(name, value) for name, value in kept if _is_plain(value)]
 
