@@ -3,6 +3,7 @@
 # make lint          ruff, mypy, and the import rules
 # make docs          build the site into build/docs; every warning is an error
 # make wheel         build the wheel and the source distribution into dist/
+# make bench         the benchmarks, as one table of figures and targets, also in build/bench.json
 # make lock          renew requirements.txt: the newest versions that setup.cfg allows
 # make test-lowest   the tests on the lowest versions that setup.cfg allows
 # make test-newest   the tests on what pip installs today, without requirements.txt
@@ -61,20 +62,7 @@ train: install
 	$(BIN)/fanoise fit --config examples/configs/emoji.yaml
 
 bench: install
-	$(BIN)/python benchmarks/noise.py
-	$(BIN)/python benchmarks/noise_accuracy.py
-	$(BIN)/python benchmarks/theory.py
-	$(BIN)/python benchmarks/import_time.py
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/encoders.py
-	$(BIN)/python benchmarks/data.py
-	$(BIN)/python benchmarks/pairs.py
-	$(BIN)/python benchmarks/large_batch.py
-	$(BIN)/python benchmarks/encode.py
-	$(BIN)/python benchmarks/tiled_loss.py
-	$(BIN)/python benchmarks/search.py
-	$(BIN)/python benchmarks/truncation.py
-	$(BIN)/python benchmarks/kill.py
+	$(BIN)/python benchmarks/run.py
 
 clean:
 	rm -rf build dist *.egg-info runs

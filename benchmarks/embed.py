@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import torch
+from figures import Figure, add_options, write
 from kill_embed import tiny_model
 
 from fanoise_lightning.search.embed import embed
@@ -58,12 +59,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    add_options(parser)
     given = parser.parse_args()
     if given.one:
         torch.set_num_threads(1)
         print(json.dumps(measure(given.one, given.workers)))
         return
     print(f"{'rows':>8} {'s':>8} {'rows/s':>8} {'of encode':>9} {'MB more':>8}")
+    figures = []
     for rows in given.rows:
         command = [sys.executable, __file__, f"--one={rows}", f"--workers={given.workers}"]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -73,6 +76,9 @@ def main() -> None:
             f"{rows:>8} {found['seconds']:>8.1f} {found['rate']:>8.0f} {ratio:>9.2f} {found['memory']:>8.0f}",
             flush=True,
         )
+        figures.append(Figure(f"rate of embed, {rows} texts, of encode", ratio, "x"))
+        figures.append(Figure(f"memory of embed, {rows} texts", found["memory"], "MB"))
+    write(figures, given.json)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import statistics
 import subprocess
 import sys
 
+from figures import Figure, add_options, write
+
 STATEMENTS = {
     "import lightning.pytorch": "import lightning.pytorch",
     "... FANoise after it": "import lightning.pytorch; from fanoise_lightning.callbacks import FANoise",
@@ -27,15 +29,19 @@ def seconds(statement: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
-    repeats = parser.parse_args().repeats
+    add_options(parser)
+    options = parser.parse_args()
     for statement in STATEMENTS.values():
         seconds(statement)  # fill the disk cache
-    times = [[seconds(statement) for statement in STATEMENTS.values()] for _ in range(repeats)]
+    times = [[seconds(statement) for statement in STATEMENTS.values()] for _ in range(options.repeats)]
     medians = [statistics.median(column) for column in zip(*times)]
     for name, value in zip(STATEMENTS, medians):
         print(f"{name:28} {value:6.2f} s")
-    difference = statistics.median(after - before for before, after in times)
-    print(f"{'difference':28} {difference:6.2f} s")
+    differences = sorted(after - before for before, after in times)
+    difference = statistics.median(differences)
+    print(f"{'difference':28} {difference:6.2f} s ({differences[0]:.2f} to {differences[-1]:.2f})")
+    name = "import of FANoise beyond lightning.pytorch"
+    write([Figure(name, difference, "s", differences[0], differences[-1], at_most=0.1)], options.json)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from fanoise_lightning._lightning import is_accumulating
 from fanoise_lightning.distributed import all_reduce_sum, exchange, world_size
-from fanoise_lightning.seeds import derive_seed, run_seed
+from fanoise_lightning.seeds import derive_seed, run_seed, seed_generators
 
 _KEY = "fanoise_lightning.ExactResume"
 # Where earlier versions wrote the same entries; a module may have an entry of its own there.
@@ -56,9 +56,8 @@ class ExactResume(Callback):
     ) -> None:
         if self._run_seed is None:
             self._run_seed = int(trainer.strategy.broadcast(run_seed()))
-        # of every device; those of the accelerator are set on the host, nothing waits for it
         batch_of_run = trainer.fit_loop.total_batch_idx
-        torch.manual_seed(derive_seed(self._run_seed, trainer.global_rank, batch_of_run))
+        seed_generators(derive_seed(self._run_seed, trainer.global_rank, batch_of_run))
         if self._gradients is not None:
             restore_gradients(pl_module, self._gradients)
             self._gradients = None

@@ -8,11 +8,12 @@ ranks.
 from __future__ import annotations
 
 import os
+from functools import cache
 
 import numpy as np
 import torch
 
-__all__ = ["derive_seed", "run_seed"]
+__all__ = ["derive_seed", "run_seed", "seed_generators"]
 
 
 def run_seed(default: int | None = None) -> int:
@@ -33,3 +34,20 @@ def derive_seed(*key: int) -> int:
         (True, False)
     """
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+
+def seed_generators(seed: int) -> None:
+    """Seed torch's global generators of every device, as :func:`torch.manual_seed` does.
+
+    Those of an accelerator are set on the host, nothing waits for it. Where there is none, ``manual_seed``
+    would write down the stack for each kind of accelerator, which is slow to do at every step.
+    """
+    if _has_accelerator():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
+@cache
+def _has_accelerator() -> bool:
+    return torch.accelerator.is_available()

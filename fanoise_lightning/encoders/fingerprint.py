@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from hashlib import blake2b
 from inspect import signature
 from typing import Any
@@ -48,9 +49,14 @@ def fingerprint(encoder: Encoder) -> str:
 
 def _options(module: nn.Module) -> list[tuple[str, Any]]:
     """Arguments that a module keeps, such as the pooling: with other ones, its embeddings are others."""
-    known = set(signature(type(module)).parameters).difference(_PLACES)
+    known = _arguments(type(module))  # type: ignore[arg-type]  # mypy takes a class for unhashable
     kept = sorted((name, value) for name, value in vars(module).items() if name in known)
     return [(name, value) for name, value in kept if _is_plain(value)]
+
+
+@cache  # a model has many modules of few classes
+def _arguments(kind: type[nn.Module]) -> frozenset[str]:
+    return frozenset(signature(kind).parameters).difference(_PLACES)
 
 
 def _is_plain(value: Any) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow.compute as pc
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CUDAAccelerator
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from fanoise_lightning.data.batches.evaluation import ItemCollate
@@ -19,7 +21,10 @@ __all__ = ["Catalogue"]
 
 
 class Catalogue(LightningDataModule):
-    """The rows of this process's shards that are not there yet, in order.
+    """The rows of this process's shards that are not there yet, shard by shard.
+
+    Within a shard, rows with a picture come first, in their order, then texts from long to short, which saves
+    padding.
 
     Args:
         items: the rows.
@@ -43,7 +48,8 @@ class Catalogue(LightningDataModule):
         assert trainer is not None
         # by number, not by what is left: processes look at the folder at different times
         own = range(trainer.global_rank, len(self.shards), trainer.world_size)
-        left = [np.array(self.shards.rows_of(number)) for number in own if not self.shards.finished(number)]
+        missing = [self.shards.rows_of(number) for number in own if not self.shards.finished(number)]
+        left = [self._by_cost(rows) for rows in missing]
         rows = np.concatenate([np.empty(0, np.int64), *left])
         return DataLoader(
             Subset(self.rows, rows),  # type: ignore[arg-type]
@@ -53,6 +59,15 @@ class Catalogue(LightningDataModule):
             worker_init_fn=start_worker,
             pin_memory=isinstance(trainer.accelerator, CUDAAccelerator),
         )
+
+    def _by_cost(self, rows: range) -> NDArray[np.int64]:
+        references = self.rows.items.references
+        texts, images = (
+            pc.binary_length(column.slice(rows.start, len(rows))).to_numpy()
+            for column in (references.texts, references.images)
+        )
+        costs = np.where(images > 0, np.iinfo(np.int64).max, texts)
+        return rows.start + np.argsort(-costs, kind="stable")
 
 
 class _Rows(Dataset):

@@ -142,11 +142,13 @@ class ShardWriter(BasePredictionWriter):
         self._skipped += [SkippedRow(row, "its embedding is zero") for row in index[~usable].tolist()]
         number = first // self.shards.size
         if sum(map(len, self._index)) + len(self._skipped) == len(self.shards.rows_of(number)):
-            self.shards.write(number, torch.cat(self._index), torch.cat(self._embeddings), self._skipped)
+            index, order = torch.cat(self._index).sort()  # the rows come by cost
+            embeddings = torch.cat(self._embeddings)[order]
+            self.shards.write(number, index, embeddings, sorted(self._skipped, key=lambda line: line.row))
             self._forget()
 
     def _refuse_what_is_not_finite(self, index: Tensor, embeddings: Tensor) -> None:
-        broken = index[~embeddings.isfinite().all(1)].tolist()
+        broken = sorted(index[~embeddings.isfinite().all(1)].tolist())
         if broken:
             name = self.shards.rows["id"][broken[0]].as_py()
             raise ValueError(

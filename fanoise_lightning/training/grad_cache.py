@@ -6,6 +6,9 @@
 3. In the same backward pass each chunk is embedded again, now with a graph and with the dropout of the first
    time, and the gradients of its embeddings are propagated to the parameters.
 
+The last chunk is embedded with a graph at once, and comes first in the backward pass: that saves its second
+pass, in the memory of one chunk, which is free meanwhile.
+
 To autograd the three steps are one operation from the parameters to the embeddings. Everything around it
 works as usual: automatic optimisation, precision, clipping, accumulation, parameters of the loss, and DDP,
 which sees the gradient of each parameter once per step.
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,8 +39,8 @@ def embed_in_chunks(
     """Embed the chunks of each side so that backward needs the activations of one chunk at a time.
 
     Args:
-        embed: turns a chunk into embeddings (b, D). It is called twice per chunk and must do the same both
-            times; the random numbers of the CPU and of the parameters' device are replayed.
+        embed: turns a chunk into embeddings (b, D). It is called twice per chunk, but for the last, and must
+            do the same both times; the random numbers of the CPU and of the parameters' device are replayed.
         sides: the chunks of the queries, of the targets, ...
         parameters: all parameters that `embed` depends on and that are to get a gradient through it.
 
@@ -68,6 +72,15 @@ def _inputs(trained: list[nn.Parameter]) -> list[Tensor]:
     return list(trained)
 
 
+@dataclass
+class _Chunk:
+    """What a chunk is embedded from again: its inputs, the random state, or the graph that was kept."""
+
+    inputs: Any
+    random: tuple[Tensor, Tensor | None]
+    embeddings: Tensor | None
+
+
 class _EmbedInChunks(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -77,19 +90,22 @@ class _EmbedInChunks(torch.autograd.Function):
         trained: list[nn.Parameter],
         *inputs: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.embed, ctx.sides, ctx.trained = embed, sides, trained
+        ctx.embed, ctx.trained = embed, trained
         ctx.sharded = inputs[0] is not trained[0]
         ctx.device = inputs[0].device
         kind = ctx.device.type
         ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
-        ctx.sizes, ctx.random = [], []
+        ctx.sizes, ctx.chunks = [], []
+        last = None if ctx.sharded else (len(sides) - 1, len(sides[-1]) - 1)
         embeddings = []
-        for chunks in sides:
-            random, parts = [], []
-            for chunk in chunks:
-                random.append(_random_state(ctx.device))
-                parts.append(embed(chunk))
-            ctx.random.append(random)
+        for side, chunks in enumerate(sides):
+            parts = []
+            for number, chunk in enumerate(chunks):
+                state, keep = _random_state(ctx.device), (side, number) == last
+                with torch.set_grad_enabled(keep):
+                    part = embed(chunk)
+                ctx.chunks.append(_Chunk(chunk, state, part if keep else None))
+                parts.append(part.detach())
             ctx.sizes.append([len(part) for part in parts])
             embeddings.append(torch.cat(parts))
         return tuple(embeddings)
@@ -100,21 +116,27 @@ class _EmbedInChunks(torch.autograd.Function):
         sums: list[Tensor | None] = [None] * len(ctx.trained)
         kind, dtype, enabled = ctx.autocast
         checked: set[frozenset[int]] = {frozenset()}
-        for chunks, random, sizes, gradient in zip(ctx.sides, ctx.random, ctx.sizes, gradients):
-            for chunk, state, part in zip(chunks, random, gradient.split(sizes)):
-                with torch.enable_grad(), _replayed(ctx.device, state), torch.autocast(kind, dtype, enabled):
-                    embeddings = ctx.embed(chunk)
-                if not embeddings.requires_grad:  # frozen parts alone
-                    continue
-                if ctx.sharded:
-                    torch.autograd.backward(embeddings, part)
-                    continue
-                found = torch.autograd.grad(embeddings, ctx.trained, part, allow_unused=True)
-                unused = frozenset(index for index, one in enumerate(found) if one is None)
-                if unused not in checked:
-                    _refuse_reentrant(embeddings)
-                    checked.add(unused)
-                _add(sums, found)
+        parts = [part for gradient, sizes in zip(gradients, ctx.sizes) for part in gradient.split(sizes)]
+        for chunk, part in reversed(list(zip(ctx.chunks, parts))):  # the one whose graph is kept comes first
+            embeddings, chunk.embeddings = chunk.embeddings, None
+            if embeddings is None:
+                with (
+                    torch.enable_grad(),
+                    _replayed(ctx.device, chunk.random),
+                    torch.autocast(kind, dtype, enabled),
+                ):
+                    embeddings = ctx.embed(chunk.inputs)
+            if not embeddings.requires_grad:  # frozen parts alone
+                continue
+            if ctx.sharded:
+                torch.autograd.backward(embeddings, part)
+                continue
+            found = torch.autograd.grad(embeddings, ctx.trained, part, allow_unused=True)
+            unused = frozenset(index for index, one in enumerate(found) if one is None)
+            if unused not in checked:
+                _refuse_reentrant(embeddings)
+                checked.add(unused)
+            _add(sums, found)
         return (None, None, None, *([None] if ctx.sharded else sums))
 
 

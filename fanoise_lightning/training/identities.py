@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,7 +27,12 @@ def loss_options(loss: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]
     """
     ids = identities(batch)
     loss = getattr(loss, "_orig_mod", loss)  # a compiled module hides its signature
-    known = inspect.signature(loss.forward).parameters
+    known = _parameters(getattr(loss.forward, "__func__", loss.forward))
     if "mask_pairs" not in known and ids.target_ids is not None and ids.mask_pairs is not None:
         ids = ids._replace(target_ids=ids.target_ids.masked_fill(~ids.mask_pairs, -1))
     return {name: value for name, value in ids._asdict().items() if value is not None and name in known}
+
+
+@lru_cache(maxsize=8)  # of the losses of a process; each step asks
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)

@@ -84,6 +84,25 @@ def test_float32_is_exact(module: ContrastiveModule, tmp_path: Path) -> None:
     assert folder.columns["id"].to_pylist() == ["0", "1", "2", "3", "4"]
 
 
+def test_rows_of_like_cost_go_together_and_are_written_in_their_order(
+    module: ContrastiveModule, tmp_path: Path
+) -> None:
+    texts = ["ant bee cat dog", "a b", "one two three four five", "red", "x y z", "six"]
+    seen: list[int] = []
+    handle = module.encoder.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(int((kwargs["input_ids"] != 0).sum(1).max())), with_kwargs=True
+    )
+    options = {**OPTIONS, "text": None, "image": None, "id": None, "batch_size": 2, "shard_size": 4}
+    try:
+        folder = embed(module, texts, tmp_path / "index", **options, dtype="float32")
+    finally:
+        handle.remove()
+    long, short, _ = seen  # the tokens of the longest text in each batch: two of the first shard, and one
+    assert short < long
+    assert folder.columns["text"].to_pylist() == texts
+    torch.testing.assert_close(torch.cat(list(folder.shards())), module.encode(texts))
+
+
 def embed_until(replaced: int, done: bool, *args: Any, **options: Any) -> None:
     """Embed in a process that is killed before (or right after) it puts its n-th file in place."""
 

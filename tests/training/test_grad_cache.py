@@ -94,7 +94,7 @@ def test_parameters_that_share_a_gradient_do_not_share_its_sum():
     torch.testing.assert_close(actual, expected)
 
 
-def test_no_graph_is_kept_in_the_first_pass_and_every_chunk_is_embedded_twice():
+def test_every_chunk_is_embedded_twice_but_for_the_last_whose_graph_is_kept():
     encoder, seen = ToyEncoder(), []
 
     def embed(x: Tensor) -> Tensor:
@@ -103,7 +103,36 @@ def test_no_graph_is_kept_in_the_first_pass_and_every_chunk_is_embedded_twice():
 
     gradients(encoder, embed, sides(), InfoNCE(0.1), chunked=True)
     sizes = [5, 5, 2, 4, 4, 4, 4, 3]
-    assert seen == [(size, False) for size in sizes] + [(size, True) for size in sizes]
+    again = [(size, True) for size in reversed(sizes)]  # the last chunk is the first of both
+    assert seen == [*((size, False) for size in sizes[:-1]), *again]
+
+
+def test_a_graph_that_is_retained_gives_the_same_gradients_again():
+    torch.manual_seed(0)
+    encoder = ToyEncoder(nn.Dropout(0.5))
+    embedded = embed_in_chunks(partial(unit, encoder), sides(), list(encoder.parameters()))
+    loss, found = InfoNCE(0.1)(*embedded), []
+    for _ in range(2):
+        encoder.zero_grad()
+        loss.backward(retain_graph=True)
+        found.append([p.grad for p in encoder.parameters()])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("chunk", [3, 4, 12])
+def test_gradients_under_autocast_are_those_of_the_whole_batch(chunk):
+    """Autocast keeps converted weights: those of the chunks without a graph must not serve the last."""
+    torch.manual_seed(0)
+    encoder, loss = ToyEncoder().float(), InfoNCE(0.1)
+    rows = [side.split(chunk) for side in torch.randn(2, 12, 8)]
+
+    def step(chunked: bool) -> dict[str, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            return gradients(encoder, partial(unit, encoder), rows, loss, chunked)
+
+    expected, actual = step(False), step(True)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(actual[name], gradient, rtol=0, atol=0.05 * float(gradient.abs().max()))
 
 
 def test_frozen_and_unused_parameters_are_left_alone():
@@ -127,7 +156,7 @@ def test_the_second_pass_runs_under_the_autocast_of_the_first():
     with torch.autocast("cpu", torch.bfloat16):
         loss = InfoNCE(0.1)(*embed_in_chunks(embed, sides(), list(encoder.parameters())))
     loss.backward()
-    assert seen == [(torch.bfloat16, torch.bfloat16)] * 16
+    assert seen == [(torch.bfloat16, torch.bfloat16)] * 15
 
 
 @pytest.mark.parametrize("deep", [False, True])
