@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["EightBit", "Normalise", "eight_bit"]
+__all__ = ["EightBit", "Normalise", "eight_bit", "normalise_of"]
 
 _SIZES = ((90, 61), (61, 90), (7, 5))  # of the images of the check: wide, tall, small
 
@@ -99,6 +99,17 @@ def eight_bit(processor: Any) -> EightBit | None:
         return None
     ours = EightBit(processor)
     return ours if _agree(ours, images, expected["pixel_values"]) else None
+
+
+def normalise_of(steps: Sequence[Any]) -> Normalise | None:
+    """What the last two of torchvision's transforms do to 8-bit pixels; ``None`` if they do something else."""
+    from torchvision.transforms import Normalize, ToTensor
+
+    kinds = ToTensor, Normalize
+    if len(steps) < 2 or not all(isinstance(step, kind) for step, kind in zip(steps[-2:], kinds)):
+        return None
+    mean, std = (tuple(map(float, values)) for values in (steps[-1].mean, steps[-1].std))
+    return Normalise(mean, std, 255)
 
 
 def _agree(ours: EightBit, images: Sequence[Image.Image], expected: Sequence[Any]) -> bool:

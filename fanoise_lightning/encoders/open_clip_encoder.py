@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from fanoise_lightning.encoders.adapters import LoraOptions, add_lora
+from fanoise_lightning.encoders.eight_bit import normalise_of
 from fanoise_lightning.encoders.hub import check_available
 from fanoise_lightning.encoders.linear_attention import use_linear_attention
 from fanoise_lightning.encoders.open_clip_tags import Interpolation, ResizeMode, create_model
@@ -142,12 +143,15 @@ class _OpenClipCollate(TowerCollate):
     def __init__(
         self, preprocess: Callable[[Any], Tensor], tokenizer: Any, split_special_tokens: bool
     ) -> None:
-        from torchvision.transforms import CenterCrop
+        from torchvision.transforms import CenterCrop, Compose, PILToTensor
 
         if split_special_tokens:
             _read_as_text(tokenizer)
-        super().__init__(any(isinstance(step, CenterCrop) for step in getattr(preprocess, "transforms", ())))
+        steps = list(getattr(preprocess, "transforms", ()))
+        super().__init__(any(isinstance(step, CenterCrop) for step in steps))
         self.preprocess, self.tokenizer = preprocess, tokenizer
+        self.normalise = normalise_of(steps)
+        self._pixels = preprocess if self.normalise is None else Compose([*steps[:-2], PILToTensor()])
         self.context_length = tokenizer.context_length
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
@@ -155,7 +159,7 @@ class _OpenClipCollate(TowerCollate):
 
     def transform(self, images: list[Image]) -> dict[str, Tensor]:
         # `default_collate` stacks in shared memory in a worker
-        return {"pixel_values": default_collate([self.preprocess(image) for image in images])}
+        return {"pixel_values": default_collate([self._pixels(image) for image in images])}
 
 
 def read_collate(folder: str, split_special_tokens: bool) -> TowerCollate:

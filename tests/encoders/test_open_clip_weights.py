@@ -72,7 +72,7 @@ def stock_pixels(image: Image.Image, config: dict) -> torch.Tensor:
 
 
 def pixels(encoder: OpenClipEncoder) -> torch.Tensor:
-    return encoder.collate([Sample(image=WIDE)])["pixel_values"]
+    return encoder.collate.to_floats(encoder.collate([Sample(image=WIDE)]))["pixel_values"]
 
 
 def test_a_file_takes_what_every_published_architecture_agrees_on(tmp_path):
