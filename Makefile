@@ -2,6 +2,7 @@
 # make train         install, and train an encoder on the embedded benchmark with FANoise on (minutes on two cores)
 # make lint          ruff, mypy, and the import rules
 # make docs          build the site into build/docs; every warning is an error
+# make gpu           tests/gpu and the benchmarks on a GPU; writes benchmarks/gpu.md
 # make wheel         build the wheel and the source distribution into dist/
 # make lock          renew requirements.txt: the newest versions that setup.cfg allows
 # make test-lowest   the tests on the lowest versions that setup.cfg allows
@@ -12,7 +13,7 @@ BIN = $(VENV)/bin
 UV := $(VENV)-lock/bin/uv
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: install test test-lowest test-newest lock lint docs wheel train bench clean
+.PHONY: install test test-lowest test-newest lock lint docs wheel train bench gpu clean
 
 install: $(VENV)/.installed
 
@@ -75,6 +76,9 @@ bench: install
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/truncation.py
 	$(BIN)/python benchmarks/kill.py
+
+gpu: install
+	$(BIN)/python benchmarks/gpu.py --device cuda
 
 clean:
 	rm -rf build dist *.egg-info runs

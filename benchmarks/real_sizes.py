@@ -1,7 +1,7 @@
 """The backbones of the paper's recipes at their real sizes, with random weights: nothing is downloaded.
 
-Each has the layers of the published checkpoint, and the tokenizer of the tiny models of the tests: a letter is a
-token, an image has as many tokens as in the recipe.
+Each has the layers of the published checkpoint, and the tokenizer of the tiny models of the tests: a letter
+is a token, and an image has as many tokens as in the recipe.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,13 +24,14 @@ from fanoise_lightning.encoders import vision_language
 from fanoise_lightning.encoders.adapters import add_lora
 from fanoise_lightning.encoders.families import FAMILIES
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "encoders")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "encoders"))
 
 import tiny_models
 
 from benchmarks.tensor_memory import TensorMemory
 
+ROOT = Path(__file__).resolve().parents[1]
 QWEN_ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
 QWEN_TOWER = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "patch_size": 14}
 CLIP_LARGE = {
@@ -51,6 +53,7 @@ class RealSize:
         published: the number of parameters that its page on the hub states, the language head included.
         text: what the config of its language model sets.
         vision: what the config of its image tower sets.
+        tokens: of a chunk's rows that hold an image: its own, and about 78 of text.
         tied: whether its language head is its token embedding.
         processor: what its image processor differs in from that of the tiny model of the tests.
     """
@@ -60,15 +63,35 @@ class RealSize:
     published: int
     text: dict[str, Any]
     vision: dict[str, Any]
+    tokens: int
     tied: bool = False
     processor: dict[str, Any] = field(default_factory=dict)
 
+    @cached_property
+    def _module(self) -> dict[str, Any]:
+        return yaml.safe_load((ROOT / "examples" / "configs" / f"{self.recipe}.yaml").read_text())["model"]
+
+    @property
+    def chunk(self) -> int:
+        """The recipe's pairs in memory at once."""
+        return int(self._module["chunk_size"])
+
+    @property
     def options(self) -> dict[str, Any]:
         """The recipe's arguments of VisionLanguageEncoder, without the name of the checkpoint."""
-        text = (ROOT / "examples" / "configs" / f"{self.recipe}.yaml").read_text()
-        options = dict(yaml.safe_load(text)["model"]["encoder"]["init_args"])
+        options = dict(self._module["encoder"]["init_args"])
         del options["model"]
         return options
+
+    def tiny(self) -> RealSize:
+        """The same with the layers of the tiny model of the tests."""
+        config = tiny_models.BUILDERS[self.family](**self.processor)[0].config
+        text, vision = config.get_text_config(), config.vision_config
+        return replace(
+            self,
+            text={name: getattr(text, name) for name in self.text},
+            vision={name: getattr(vision, name) for name in self.vision},
+        )
 
     def config(self) -> Any:
         """The config of the published checkpoint, with the token numbers of the tests' tokenizer."""
@@ -84,7 +107,7 @@ class RealSize:
     def network(self, dtype: torch.dtype = torch.bfloat16) -> Any:
         """The model as the recipe trains it, on the current default device: adapter, no language head."""
         network = AutoModelForImageTextToText.from_config(self.config(), dtype=dtype)
-        add_lora(network, self.options()["lora"], FAMILIES[self.family].lora_targets)
+        add_lora(network, self.options["lora"], FAMILIES[self.family].lora_targets)
         network.lm_head = torch.nn.Identity()
         network.gradient_checkpointing_enable({"use_reentrant": False})
         return network.train()
@@ -95,7 +118,7 @@ class RealSize:
         model, processor = tiny_models.BUILDERS[self.family](**self.processor)
         model.config.save_pretrained(folder)
         processor.save_pretrained(folder)
-        options = {**self.options(), **options}
+        options = {**self.options, **options}
 
         def load(loader: Any, name: str, dtype: str, *_: Any, **more: Any) -> Any:
             with torch.device(device):
@@ -124,7 +147,7 @@ def _qwen(
         "layer_types": ["full_attention"] * 28,
     }
     tower = {**QWEN_TOWER, "hidden_size": hidden}
-    return RealSize(recipe, "qwen2_vl", published, text, tower, tied=recipe == "qwen2_vl_2b")
+    return RealSize(recipe, "qwen2_vl", published, text, tower, 2381, tied=recipe == "qwen2_vl_2b")
 
 
 REAL_SIZES = {
@@ -151,6 +174,7 @@ REAL_SIZES = {
                 },
             },
             CLIP_LARGE,
+            tokens=836,
             processor={"num_crops": 4},
         ),
         RealSize(
@@ -167,6 +191,7 @@ REAL_SIZES = {
                 "vocab_size": 32_064,
             },
             CLIP_LARGE,
+            tokens=1254,
             processor={"side": 336},
         ),
         _qwen("qwen2_vl_7b", 8_291_375_616, 3584, 18_944, 28, 4, 152_064),
@@ -192,7 +217,8 @@ class StepMemory:
 def step_memory(size: RealSize, rows: int, tokens: int, *, fake: bool = True) -> StepMemory:
     """The memory of one chunk's forward and backward pass, by the tensors that exist at once.
 
-    The image tower is left out: it is frozen, keeps no activations, and is done before the language model runs.
+    The image tower is left out: it is frozen, keeps no activations, and is done before the language model
+    runs.
 
     Args:
         size: the backbone.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -142,26 +141,18 @@ def test_the_real_sizes_have_the_parameters_of_the_published_checkpoints(size):
 
 @pytest.mark.parametrize("recipe", ["qwen2_vl_2b", "llava16_lr", "phi35_vision"])
 def test_the_predicted_memory_is_that_of_a_step_with_values(recipe):
-    size = REAL_SIZES[recipe]
-    tiny = tiny_models.BUILDERS[size.family](**size.processor)[0].config
-    parts = {"text": tiny.get_text_config(), "vision": tiny.vision_config}
-    small = replace(
-        size,
-        **{name: {key: getattr(part, key) for key in getattr(size, name)} for name, part in parts.items()},
-    )
+    small = REAL_SIZES[recipe].tiny()
     predicted, real = (step_memory(small, rows=2, tokens=300, fake=fake) for fake in (True, False))
     assert predicted.weights == real.weights
     assert predicted.state == pytest.approx(real.state, rel=0.01)
     assert predicted.peak == pytest.approx(real.peak, rel=0.02)
     activations = predicted.peak - predicted.weights - predicted.state
-    assert (
-        activations > 2 * 300 * 32 * 2 * tiny.get_text_config().num_hidden_layers
-    )  # the inputs of the layers
+    inputs_of_layers = 2 * 300 * 32 * 2 * small.text["num_hidden_layers"]
+    assert activations > inputs_of_layers
 
 
 def test_the_memory_of_a_step_grows_with_its_rows_and_not_faster():
-    size = replace(REAL_SIZES["qwen2_vl_2b"], text=REAL_SIZES["qwen2_vl_2b"].text | {"num_hidden_layers": 2})
-    one, two = (step_memory(size, rows, tokens=500) for rows in (1, 2))
+    one, two = (step_memory(REAL_SIZES["qwen2_vl_2b"].tiny(), rows, tokens=500) for rows in (1, 2))
     assert one.weights == two.weights
     below = one.weights + one.state
     assert 1.6 < (two.peak - below) / (one.peak - below) < 2.05

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_iter
 
 aten = torch.ops.aten
 
-# What CUDA implements by reading a value back: a number, how many elements are not zero, whether it converged.
+# What CUDA does by reading a value back: a number, how many elements are not zero, whether it converged.
 READS = {
     aten._local_scalar_dense,
     aten.nonzero,
