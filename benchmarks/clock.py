@@ -18,22 +18,36 @@ def synchronise(device: str | torch.device) -> None:
         torch.get_device_module(kind).synchronize()
 
 
-def seconds(run: Callable[[], Any], device: str | torch.device = "cpu") -> float:
+def seconds(
+    run: Callable[[], Any],
+    device: str | torch.device = "cpu",
+    timer: Callable[[], float] = time.perf_counter,
+) -> float:
     """Seconds of one call, until its results are there."""
     synchronise(device)
-    start = time.perf_counter()
+    start = timer()
     run()
     synchronise(device)
-    return time.perf_counter() - start
+    return timer() - start
 
 
 def in_turns(
-    sides: Sequence[Callable[[], Any]], rounds: int, device: str | torch.device = "cpu"
+    sides: Sequence[Callable[[], Any]],
+    rounds: int,
+    device: str | torch.device = "cpu",
+    timer: Callable[[], float] = time.perf_counter,
 ) -> list[list[float]]:
-    """For each round the seconds of each side, in changing order, after one to warm up."""
+    """For each round the seconds of each side, in changing order, after one round to warm up.
+
+    Args:
+        sides: what to time.
+        rounds: how often.
+        device: where it runs.
+        timer: the clock; that of the processor where other work disturbs.
+    """
     times: list[list[float]] = []
     for number in range(rounds + 1):
         order = range(len(sides))[:: 1 if number % 2 else -1]
-        found = {index: seconds(sides[index], device) for index in order}
+        found = {index: seconds(sides[index], device, timer) for index in order}
         times.append([found[index] for index in range(len(sides))])
     return times[1:]
