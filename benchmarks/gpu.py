@@ -50,7 +50,7 @@ SHAPES = [(256, 1536), (256, 3584), (1024, 1536), (1024, 3584), (4096, 1536), (4
 SMALL_SHAPES = [(16, 24), (32, 16)]
 PAPER_BATCH = 256  # pairs per GPU
 GIB = 2**30
-BENCHMARKS = ("noise", "overhead", "encoders", "large_batch", "tiled_loss", "growth", "peers")
+BENCHMARKS = ("noise", "overhead", "encoders", "large_batch", "tiled_loss", "growth --only step", "peers")
 
 
 @dataclass(frozen=True)
@@ -223,8 +223,7 @@ def train(size: RealSize, options: argparse.Namespace, folder: Path) -> tuple[li
         if on_cuda:
             torch.cuda.reset_peak_memory_stats()
         module = ContrastiveModule(encoder, InfoNCE(0.02), chunk_size=size.chunk)
-        loader = torch.utils.data.DataLoader([batch] * (options.rounds + 1), batch_size=None)
-        trainer.fit(module, loader)
+        trainer.fit(module, [batch] * (options.rounds + 1))
         peak = torch.cuda.max_memory_allocated() if on_cuda else 0
         return watch.seconds[1:], peak, batch["query"][0], encoder.embedding_dim
 
@@ -283,20 +282,26 @@ def release() -> None:
 def benchmarks(options: argparse.Namespace) -> Part:
     """What the benchmarks that take a device print."""
     texts, failed = [], False
-    for name in options.benchmarks:
+    for given in options.benchmarks:
+        name, *more = shlex.split(given)
         file = name if name.endswith(".py") else f"benchmarks/{name}.py"
-        outcome, good = run_benchmark(ROOT / file, options)
+        command = [file, *more, "--device", options.device]
+        outcome, good = run_benchmark(command, options.timeout)
         failed |= not good
-        texts.append(f"### `python {file} --device {options.device}`\n\n{outcome}")
+        texts.append(f"### `{shlex.join(['python', *command])}`\n\n{outcome}")
     return Part("Benchmarks", "\n\n".join(texts), failed=failed)
 
 
-def run_benchmark(file: Path, options: argparse.Namespace) -> tuple[str, bool]:
-    """Its output as markdown, and whether it worked."""
-    if not file.exists():
+def run_benchmark(command: Sequence[str], timeout: int) -> tuple[str, bool]:
+    """The output of a script as markdown, and whether it worked."""
+    if not (ROOT / command[0]).exists():
         return "There is no such benchmark.", True
-    command = [sys.executable, str(file), "--device", options.device]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=options.timeout)
+    try:
+        result = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, cwd=ROOT, timeout=timeout
+        )
+    except subprocess.TimeoutExpired:
+        return f"Not done after {timeout} s.", False
     if result.returncode == 2 and "unrecognized arguments: --device" in result.stderr:
         return "It runs on the CPU only.", True
     if result.returncode:
@@ -328,7 +333,10 @@ def machine(device: str) -> str:
 def page(parts: Sequence[Part], command: str, device: str) -> str:
     """The whole page."""
     sections = [f"## {part.title}\n\n{part.text}" for part in parts]
-    return "\n\n".join(["# On a GPU", f"`{command}` on {machine(device)}.", *sections]) + "\n"
+    return (
+        "\n\n".join(["# On a GPU", f"`make gpu` runs `{command}`, here on {machine(device)}.", *sections])
+        + "\n"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -227,9 +227,10 @@ def evaluation(options: argparse.Namespace) -> list[Figure]:
         table.update(F.normalize(torch.randn(count, 512), dim=1), torch.arange(count))
         queries = torch.arange(200)
         answers = (queries + 200)[:, None]
-        candidates = {"catalogue": torch.arange(count), "excluded": queries[:, None]}
-        run = partial(subset_ranks, table.compute(), queries, answers, **candidates)
-        columns.append([once for (once,) in timed([run], options.rounds)])
+        everything = torch.arange(count)
+        run = partial(subset_ranks, catalogue=everything, excluded=queries[:, None])
+        sides = [partial(run, table.compute(), queries, answers)]
+        columns.append([once for (once,) in timed(sides, options.rounds)])
     return in_proportion(
         "evaluation, 200 queries", "candidate", options.items, columns, lambda n: n * math.log(n)
     )
@@ -255,11 +256,9 @@ def searching(options: argparse.Namespace) -> list[Figure]:
 
 def beyond(options: argparse.Namespace) -> list[Figure]:
     """What the formulas say of many GPUs: work of a rank in TFLOP, what it sends in MB, what it holds."""
-    dim, trained = 1536, 9_232_384  # Qwen2-VL-2B and its adapter
-    head = ("W", "B", "W B", "loss", "noise", "global", "logits", "loss", "global", "adapter")
-    print(
-        f"D = {dim}; TFLOP of loss, noise, global noise; MB of all logits; MB sent for loss, global, adapter"
-    )
+    dim, weights, trained = 1536, 2_208_985_600, 9_232_384  # Qwen2-VL-2B and its adapter
+    head = ("W", "B", "W B", "loss", "noise", "global", "logits", "loss", "global", "DDP", "FSDP2")
+    print(f"D = {dim}: TFLOP of loss, noise, global noise; MB of all logits; MB sent for each")
     print(" ".join(f"{name:>8}" for name in head))
     for count, batch in ((8, 256), (64, 512), (64, 256), (256, 128)):
         whole = count * batch
@@ -271,21 +270,23 @@ def beyond(options: argparse.Namespace) -> list[Figure]:
             traffic.loss_bytes(count, batch, dim) / MB,
             traffic.global_noise_bytes(count, batch, dim) / MB,
             traffic.ddp_bytes(count, trained) / MB,
+            traffic.fsdp_bytes(count, weights, trained, size=2) / MB,
         ]
         print(f"{count:8} {batch:8} {whole:8} " + " ".join(f"{cell:8.3g}" for cell in cells), flush=True)
     return []
 
 
 def noise_flops(rows: int, dim: int) -> float:
-    """Of one side on a GPU: an orthogonal factor of (R, M), a root of (R, R), random numbers times it."""
+    """Of one side on a GPU: the orthogonal factor of (R, M), a root of (R, R), random numbers times both."""
     rank, longer = min(rows, dim), max(rows, dim)
-    iterations = len(_steps(8 * EPS, 8 * EPS))
-    return iterations * 4 * rank**2 * longer + root_flops(rank, EPS) + 2 * rows * rank * (rank + dim)
+    factor = (4 * len(_steps(8 * EPS, 8 * EPS)) + 2) * rank**2 * longer
+    draw = 2 * rows * rank * (rank + dim) if rows <= dim else 2 * rows * dim**2
+    return factor + root_flops(rank, EPS) + draw
 
 
 def root_flops(rank: int, eps: float) -> float:
-    """Of the square root of an (R, R) matrix."""
-    return len(_steps((8 * eps) ** 0.5, 8 * eps)) * 6 * rank**3
+    """Of the square root of an (R, R) matrix, and its trace."""
+    return (6 * len(_steps((8 * eps) ** 0.5, 8 * eps)) + 2) * rank**3
 
 
 def global_noise_flops(ranks: int, rows: int, dim: int) -> float:

@@ -48,6 +48,10 @@ def test_the_page_has_every_part(tmp_path):
     assert {"one draw, 16 x 24, of svd", "one draw, 32 x 16, of eigh"} <= set(found)
     assert gpu.main([*TRIES, f"--out={out}", "--only", "benchmarks", "--benchmarks", str(files[2])]) == 1
     assert "no memory" in out.read_text()
+    files[2].write_text("import time; time.sleep(60)")
+    arguments = [*TRIES, f"--out={out}", "--only", "benchmarks", "--benchmarks", str(files[2])]
+    assert gpu.main([*arguments, "--timeout", "1"]) == 1
+    assert "Not done after 1 s" in out.read_text()
 
 
 def test_the_outcome_of_tests_is_counted_file_by_file():
