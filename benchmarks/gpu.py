@@ -223,7 +223,8 @@ def train(size: RealSize, options: argparse.Namespace, folder: Path) -> tuple[li
         if on_cuda:
             torch.cuda.reset_peak_memory_stats()
         module = ContrastiveModule(encoder, InfoNCE(0.02), chunk_size=size.chunk)
-        trainer.fit(module, [batch] * (options.rounds + 1))
+        batches: Any = [batch] * (options.rounds + 1)
+        trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
         peak = torch.cuda.max_memory_allocated() if on_cuda else 0
         return watch.seconds[1:], peak, batch["query"][0], encoder.embedding_dim
 
