@@ -256,7 +256,7 @@ def recipes(options: argparse.Namespace) -> Part:
             rate = statistics.median(rates)
             figures += [
                 Figure(f"{name}, pairs/s", rate, "pairs/s", min(rates), max(rates)),
-                Figure(f"{name}, share of the noise", share, "%", at_most=1.0),
+                Figure(f"{name}, share of the noise", share, "%"),
             ]
             tokens = "x".join(map(str, chunk["input_ids"].shape))
             measured = [tokens, f"{peak / GIB:.2f}" if peak else "-", f"{rate:.2f}", f"{share:.3f}"]

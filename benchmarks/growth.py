@@ -206,7 +206,7 @@ def reading(options: argparse.Namespace) -> list[Figure]:
     """From a file of JSON lines to the first batch, less what a file of hardly any rows takes."""
     seconds: dict[int, list[float]] = {rows: [] for rows in (1000, *options.rows)}
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(min(options.rounds, 3)):
+        for _ in range(min(options.rounds, 2)):  # most of it is importing
             for rows, column in seconds.items():
                 file = Path(folder) / f"{rows}.jsonl"
                 if not file.exists():
@@ -315,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=[*PARTS], metavar="PART")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--dim", type=int, default=768)
-    parser.add_argument("--rows", type=int, nargs="+", default=[50_000, 200_000, 800_000], help="to read")
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 200_000, 400_000], help="to read")
     parser.add_argument("--items", type=int, nargs="+", default=[1000, 10_000, 100_000], help="to rank")
     parser.add_argument("--vectors", type=int, nargs="+", default=[20_000, 80_000, 320_000], help="to search")
     parser.add_argument("--rounds", type=int, default=5)
