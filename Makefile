@@ -2,6 +2,7 @@
 # make train         install, and train an encoder on the embedded benchmark with FANoise on (minutes on two cores)
 # make lint          ruff, mypy, and the import rules
 # make docs          build the site into build/docs; every warning is an error
+# make gpu           tests/gpu and the benchmarks on a GPU; writes benchmarks/gpu.md
 # make wheel         build the wheel and the source distribution into dist/
 # make bench         the benchmarks, as one table of figures and targets, also in build/bench.json
 # make lock          renew requirements.txt: the newest versions that setup.cfg allows
@@ -13,7 +14,7 @@ BIN = $(VENV)/bin
 UV := $(VENV)-lock/bin/uv
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: install test test-lowest test-newest lock lint docs wheel train bench clean
+.PHONY: install test test-lowest test-newest lock lint docs wheel train bench gpu clean
 
 install: $(VENV)/.installed
 
@@ -63,6 +64,9 @@ train: install
 
 bench: install
 	$(BIN)/python benchmarks/run.py
+
+gpu: install
+	$(BIN)/python benchmarks/gpu.py --device cuda
 
 clean:
 	rm -rf build dist *.egg-info runs

@@ -1,6 +1,6 @@
 """Rows per second of the encoders against the plain transformers forward of the same inputs.
 
-    python benchmarks/encoders.py [--rows 64] [--repeats 30] [--model FOLDER_OR_HUB_ID]
+    python benchmarks/encoders.py [--rows 64] [--repeats 30] [--model FOLDER_OR_HUB_ID] [--device cuda]
 
 Both sides hold the same weights and get the same mixed batch. For vision-language models: texts, images,
 texts with one and with two images; the plain side calls the inner model and takes the last position. For
@@ -16,7 +16,6 @@ import logging
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,14 @@ from torch import Tensor
 from fanoise_lightning import Sample, TwoTowerEncoder, VisionLanguageEncoder
 from fanoise_lightning.encoders.families import FAMILIES
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "encoders"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "encoders"))
 
 import tiny_models
 import tiny_two_towers
+
+from benchmarks.clock import in_turns
+from benchmarks.figures import Figure, add_options, write
 
 TOWERS = {"clip": tiny_two_towers.clip, "siglip": tiny_two_towers.siglip, "siglip2": tiny_two_towers.siglip2}
 IMAGES = [
@@ -56,14 +59,6 @@ def save_towers(folder: str, family: str) -> str:
     return folder
 
 
-def seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def plain_language_model(encoder: VisionLanguageEncoder, batch: dict[str, Tensor]) -> Tensor:
     return encoder.network.model(**batch, use_cache=False).last_hidden_state[:, -1]
 
@@ -79,17 +74,20 @@ def plain_towers(encoder: TwoTowerEncoder, batch: dict[str, Tensor]) -> tuple[Te
 
 
 @torch.no_grad()
-def compare(name: str, encoder: Any, plain: Callable[..., Any], kinds: list[Sample], options: Any) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder = encoder.eval().to(device)
+def compare(name: str, encoder: Any, plain: Callable[..., Any], kinds: list[Sample], options: Any) -> Figure:
+    """Print the rates of both sides; the ratio of ours to theirs."""
+    encoder = encoder.eval().to(options.device)
     samples = [kinds[row % len(kinds)] for row in range(options.rows)]
-    batch = {key: value.to(device) for key, value in encoder.collate(samples).items()}
+    batch = {key: value.to(options.device) for key, value in encoder.collate(samples).items()}
     sides = (lambda: plain(encoder, batch), lambda: encoder(**batch))
-    times = [[seconds(side) for side in sides] for _ in range(options.repeats + 3)][3:]
+    times = in_turns(sides, options.repeats, options.device)
     theirs, ours = (options.rows / statistics.median(column) for column in zip(*times))
-    ratio = statistics.median(a / b for a, b in times)
-    collating = options.rows / statistics.median(seconds(lambda: encoder.collate(samples)) for _ in range(5))
+    ratios = [a / b for a, b in times]
+    ratio = statistics.median(ratios)
+    alone = in_turns([lambda: encoder.collate(samples)], 5)
+    collating = options.rows / statistics.median(once for (once,) in alone)
     print(f"{name:12} {theirs:12.1f} {ours:12.1f} {ratio:7.3f} {collating:17.1f}", flush=True)
+    return Figure(f"{name}, rate, of transformers", ratio, "x", min(ratios), max(ratios))
 
 
 def main() -> None:
@@ -97,24 +95,29 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--model")
+    add_options(parser, device=True)
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.rows} rows")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.rows} rows, {options.device}"
+    )
     print("rows/s       transformers         ours   ratio   collating alone")
     if options.model:
         model_type = transformers.AutoConfig.from_pretrained(options.model).model_type
         jobs = [(model_type, options.model)]
     else:
         jobs = [(family, None) for family in (*tiny_models.BUILDERS, *TOWERS)]
+    figures = []
     for family, model in jobs:
         with tempfile.TemporaryDirectory() as folder:
             if family in FAMILIES:
                 encoder = VisionLanguageEncoder(model or tiny_models.save_tiny(folder, family))
-                compare(family, encoder, plain_language_model, [*KINDS, SEVERAL], options)
+                figures.append(compare(family, encoder, plain_language_model, [*KINDS, SEVERAL], options))
             else:
                 towers = TwoTowerEncoder(model or save_towers(folder, family))
-                compare(family, towers, plain_towers, KINDS, options)
+                figures.append(compare(family, towers, plain_towers, KINDS, options))
+    write(figures, options.json)
 
 
 if __name__ == "__main__":

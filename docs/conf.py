@@ -66,6 +66,7 @@ PAGES = {
     "CHANGELOG": "changelog",
     "SECURITY": "security",
     "benchmarks/README": "benchmarks",
+    "benchmarks/gpu": "gpu",
     "examples/studies/README": "heads",
     "examples/notebooks/fine_tune": "tutorials/fine_tune",
     "examples/notebooks/own_pictures": "tutorials/own_pictures",

@@ -66,13 +66,12 @@ class Recorder(nn.Module):
 def fit(module, callbacks=(), max_steps=6, batch_size=8, ckpt_path=None, val=False, data=None, **kwargs):
     trainer = Trainer(
         max_steps=max_steps,
-        accelerator="cpu",
         callbacks=[*callbacks],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
-        **{"num_sanity_val_steps": 0, **kwargs},
+        **{"accelerator": "cpu", "num_sanity_val_steps": 0, **kwargs},
     )
     loader = DataLoader(Pairs(), batch_size=batch_size) if data is None else data
     trainer.fit(module, loader, DataLoader(Pairs(), batch_size=8) if val else None, ckpt_path=ckpt_path)
