@@ -235,24 +235,32 @@ def check_num_samples(num_samples: float | None) -> None:
         return
     if isinstance(num_samples, bool) or not isinstance(num_samples, int | float):
         raise TypeError(f"`num_samples` must be a number of rows or a share of them, got {num_samples!r}")
-    is_share = isinstance(num_samples, float)
-    if is_share and not 0 < num_samples <= 1:
-        raise ValueError(
-            "`num_samples` as a float is a share of the rows and must lie between 0 and 1, got "
-            f"{num_samples}; pass an int for a number of rows"
-        )
-    if not is_share:
+    if isinstance(num_samples, int):
         check_at_least("num_samples", num_samples, 1)
+    elif not (0 < num_samples <= 1 or _is_count(num_samples)):
+        raise ValueError(
+            f"`num_samples` as a float is a share of the rows and must lie between 0 and 1, got {num_samples}; "
+            "pass an int for a number of rows"
+        )
+
+
+def _is_count(num_samples: float) -> bool:
+    """Whether it is a number of rows: the command line may read 50000 as 50000.0.
+
+    ``int | float`` and ``float | int`` are equal, so that a cache of the typing module hands out the one that
+    any library made first; jsonargparse converts to the first type that fits.
+    """
+    return num_samples > 1 and num_samples.is_integer()
 
 
 def how_many(num_samples: float | None, num_rows: int) -> int | None:
     """The number of rows that `num_samples` takes of `num_rows`; ``None`` for all.
 
     Example:
-        >>> how_many(0.25, 10), how_many(25, 10)
-        (3, 25)
+        >>> how_many(0.25, 10), how_many(25, 10), how_many(25.0, 10)
+        (3, 25, 25)
     """
-    if not isinstance(num_samples, float):
-        return num_samples
+    if num_samples is None or isinstance(num_samples, int) or _is_count(num_samples):
+        return None if num_samples is None else int(num_samples)
     # a share such as 0.07 of 100 is 7, not 8: a product of floats may be slightly too large
     return math.ceil(round(num_samples * num_rows, 6))

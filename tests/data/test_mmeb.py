@@ -102,6 +102,8 @@ def test_num_samples_takes_a_share_of_each_subset(root: Path, streaming: bool) -
     found = numbers(set_up(root, num_samples=0.26, streaming=streaming, batch_size=11))
     assert sorted(found) == [*range(1000, 1007), *range(2000, 2004)]
     assert len(numbers(set_up(root, num_samples=1.0, streaming=streaming))) == 36
+    # as a command line may read a number of rows
+    assert len(numbers(set_up(root, num_samples=6.0, streaming=streaming))) == 12
 
 
 def test_a_share_can_be_a_random_sample(root: Path) -> None:
