@@ -21,6 +21,7 @@ _ONE_STRIPE = 128  # rows up to which stripes cost more than they save
 _WEAK = 1e-4
 _RESOLUTION = 8
 _NO_UNDERFLOW = 1e-20  # for the sum of the eigenvalues
+_FEW = 96  # float32 saves nothing for up to this many
 
 
 def spectrum_of(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,7 +37,7 @@ def spectrum_of(x: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         torch.linalg.LinAlgError: if x is not finite, or the decomposition does not converge.
     """
-    if x.dtype == torch.float32:
+    if x.dtype == torch.float32 and min(x.shape) > _FEW:
         rows = x if x.shape[0] <= x.shape[1] else x.T
         gram = _lower_gram(rows)
         if _NO_UNDERFLOW < gram.diagonal().sum() < torch.inf:
@@ -74,12 +75,12 @@ def eigenvalues(gram: Tensor) -> Tensor:
 
 
 def smaller_gram(x: Tensor) -> Tensor:
-    """The lower triangle, all that eigh reads, of ``X X^T`` or ``X^T X``, whichever is smaller, in float64."""
+    """``X X^T`` or ``X^T X``, whichever is smaller, in float64: the lower triangle, all that eigh reads."""
     return _lower_gram(on_double(x if x.shape[0] <= x.shape[1] else x.T))
 
 
 def _lower_gram(rows: Tensor) -> Tensor:
-    """Stripes up to the diagonal take 5/8 of the time of the whole product; what is above them is not valid."""
+    """The product in stripes up to the diagonal, in 5/8 of its time; what is above them is not valid."""
     if len(rows) <= _ONE_STRIPE:
         return rows @ rows.T
     gram = rows.new_zeros(len(rows), len(rows))

@@ -143,10 +143,16 @@ def as_matrix(features: Tensor) -> Tensor:
     return features if features.dtype == torch.float64 else features.float()
 
 
+def largest(x: Tensor) -> Tensor:
+    """The largest absolute value, 0-d, in one pass; NaN comes through."""
+    low, high = x.detach().aminmax()  # isfinite().all() takes ten times as long, and any() four times
+    return torch.maximum(-low, high)
+
+
 def frobenius_norm(x: Tensor) -> Tensor:
     """The Frobenius norm, 0-d, whose squares cannot overflow or underflow; NaN if x is 0 or not finite."""
-    largest = x.abs().amax()
-    return (x / largest).norm() * largest
+    scale = largest(x)
+    return (x / scale).norm() * scale
 
 
 def second_moment(features: Tensor) -> Tensor:
@@ -240,7 +246,7 @@ def exact_svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         torch.linalg.LinAlgError: on the CPU, if x is not finite.
     """
     x = on_double(x)
-    if x.device.type == "cpu" and not x.isfinite().all():
+    if x.device.type == "cpu" and not largest(x).isfinite():
         raise torch.linalg.LinAlgError("the features are not finite: they have no singular values")
     left, values, right = torch.linalg.svd(x, full_matrices=False)
     return (left if x.shape[0] <= x.shape[1] else right.T), values, right
