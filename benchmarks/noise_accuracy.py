@@ -1,10 +1,11 @@
 """How close the noise comes to the published formula by ``torch.linalg.svd`` in float64.
 
-    python benchmarks/noise_accuracy.py [--ranks 64 256 1024] [--scaling sublinear]
+    python benchmarks/noise_accuracy.py [--ranks 64 256 1024] [--scaling sublinear] [--json FILE]
 
 Float32 features (R, 1.5 R) of given singular values, by both routes: that of the CPU (``eigh`` of a Gram
-matrix), and that of other devices (matrix products alone, run here on the CPU). Shown are the error of the
-noise's energy and the Frobenius norm of the error of its covariance, in percent.
+matrix, in float32 with a second one in float64 for weak directions), and that of other devices (matrix
+products alone, run here on the CPU). Shown are the error of the noise's energy and the Frobenius norm of the
+error of its covariance, in percent.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import math
 from unittest.mock import patch
 
 import torch
+from figures import Figure, add_options, write
 from torch import Tensor
 
 from fanoise_lightning.noise import NoiseShape, noise_shape
 
+TOLERANCE = 0.1  # percent, as in tests/test_noise_accuracy.py
 ROUTES = ("eigh", "products")
 SPECTRA = [
     "i^-0", "i^-0.5", "i^-1", "i^-2", "spike 30 %", "spike 90 %", "spike 99 %", "cone 90 %", "cone 99 %",
@@ -64,7 +67,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[64, 256, 1024])
     parser.add_argument("--scaling", choices=("linear", "sublinear"), default="sublinear")
+    add_options(parser)
     options = parser.parse_args()
+    figures = []
     print(f"torch {torch.__version__}, {options.scaling} noise, errors in %: energy, covariance")
     print(f"{'spectrum':15} {'R':>5}" + "".join(f"   {route:>19}" for route in ROUTES))
     for name in SPECTRA:
@@ -78,7 +83,10 @@ def main() -> None:
                 energy = 100 * (actual.trace() / expected.trace() - 1).item()
                 error = 100 * ((actual - expected).norm() / expected.norm()).item()
                 line += f"   {energy:+9.5f} {error:9.5f}"
-            print(line)
+                label = f"error of the covariance by {route}, {name}, R = {rank}"
+                figures.append(Figure(label, error, "%", error, error, at_most=TOLERANCE))
+            print(line, flush=True)
+    write(figures, options.json)
 
 
 if __name__ == "__main__":

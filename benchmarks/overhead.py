@@ -1,10 +1,11 @@
 """What FANoise adds to a training step: of the main job, or of heads on frozen features.
 
-    python benchmarks/overhead.py [--steps 30]
+    python benchmarks/overhead.py [--steps 30] [--device cuda] [--json FILE]
     OMP_NUM_THREADS=1 python benchmarks/overhead.py --heads [--steps 400]
 
 One fit, on one batch again and again: the noise is on in every other step, so that both sides see the same
-machine. Medians in milliseconds; where only some of the noisy steps decompose, means.
+machine. Medians in milliseconds; where only some of the noisy steps decompose, means. Of what is added, the
+median over five parts of the fit, and the least and the greatest.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from typing import Any
 
 import torch
+from figures import Figure, add_options, write
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,6 +27,9 @@ from fanoise_lightning import ContrastiveModule, InfoNCE, MMEBDataModule, OpenCl
 from fanoise_lightning.callbacks import FANoise
 
 BATCH = 128
+PARTS = 5
+WARM_UP = 8  # a multiple of every `every_n_steps` below
+MAIN_TARGET, HEADS_TARGET = 1.0, 20.0  # percent of a step
 SETTINGS: dict[str, dict[str, Any]] = {
     "uniform, at the loss": {"scaling": "uniform"},
     "uniform, input of a head": {
@@ -60,10 +65,16 @@ class Stopwatch(Callback):
         if isinstance(batch, dict):
             self.batch = self.batch or dict(batch)
             batch.update(self.batch)
-        self.start = time.perf_counter()
+        self.start = self._now(pl_module)
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        self.seconds.append(time.perf_counter() - self.start)
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        self.seconds.append(self._now(pl_module) - self.start)
+
+    @staticmethod
+    def _now(pl_module: LightningModule) -> float:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        return time.perf_counter()
 
 
 class Heads(LightningModule):
@@ -84,12 +95,15 @@ class Heads(LightningModule):
         return torch.optim.AdamW(self.parameters(), fused=True)
 
 
-def fit(module: LightningModule, data: Any, noise: EveryOther, steps: int) -> tuple[list[float], list[float]]:
-    """The seconds of the steps with and without noise, after four to warm up."""
+def fit(
+    module: LightningModule, data: Any, noise: EveryOther, steps: int, device: str
+) -> tuple[list[float], list[float]]:
+    """The seconds of the steps with and without noise, after eight to warm up."""
     watch = Stopwatch()
     trainer = Trainer(
-        max_steps=2 * steps + 4,
-        accelerator="cpu",
+        max_steps=2 * steps + WARM_UP,
+        accelerator={"cpu": "cpu", "mps": "mps"}.get(device, "gpu"),
+        devices=1,
         callbacks=[noise, watch],
         limit_val_batches=0,
         logger=False,
@@ -98,38 +112,60 @@ def fit(module: LightningModule, data: Any, noise: EveryOther, steps: int) -> tu
         enable_checkpointing=False,
     )
     trainer.fit(module, data)
-    return watch.seconds[4::2], watch.seconds[5::2]
+    return watch.seconds[WARM_UP::2], watch.seconds[WARM_UP + 1 :: 2]
 
 
-def main_job(steps: int) -> None:
+def compare(name: str, noisy: list[float], clean: list[float], target: float, mean: bool = False) -> Figure:
+    """Print both, and what the noise adds to a step, in percent."""
+    average = statistics.fmean if mean else statistics.median
+    size = len(noisy) // PARTS
+    parts = [slice(size * part, size * (part + 1)) for part in range(PARTS)]
+    added = [100 * (_ratio(noisy[part], clean[part], mean) - 1) for part in parts]
+    median, low, high = statistics.median(added), min(added), max(added)
+    before, after = 1e3 * average(clean), 1e3 * average(noisy)
+    print(
+        f"{name:28}{before:6.1f} -> {after:6.1f} ms, {median:+.1f} % ({low:+.1f} to {high:+.1f})", flush=True
+    )
+    return Figure(f"FANoise in a step, {name}", median, "%", low, high, at_most=target)
+
+
+def _ratio(noisy: list[float], clean: list[float], mean: bool) -> float:
+    if mean:  # a few steps decompose, the others do not: no step stands for all
+        return statistics.fmean(noisy) / statistics.fmean(clean)
+    return statistics.median(a / b for a, b in zip(noisy, clean))
+
+
+def main_job(steps: int, device: str) -> list[Figure]:
     module = ContrastiveModule(OpenClipEncoder("emoji-resnet"), InfoNCE(0.07))
-    noisy, clean = fit(module, MMEBDataModule(batch_size=BATCH, num_workers=0), EveryOther(), steps)
-    added = 100 * (statistics.median(a / b for a, b in zip(noisy, clean)) - 1)
-    print(f"step without noise {1e3 * statistics.median(clean):8.1f} ms")
-    print(f"step with FANoise  {1e3 * statistics.median(noisy):8.1f} ms, {added:+.1f} % (median of ratios)")
+    noisy, clean = fit(module, MMEBDataModule(batch_size=BATCH, num_workers=0), EveryOther(), steps, device)
+    return [compare("main job, sublinear", noisy, clean, MAIN_TARGET)]
 
 
-def heads(steps: int) -> None:
-    rows = (2 * steps + 4) * BATCH
+def heads(steps: int, device: str) -> list[Figure]:
+    rows = (2 * steps + WARM_UP) * BATCH
     data = TensorDataset(torch.randn(BATCH, 384).repeat(4, 1), torch.randn(BATCH, 1280).repeat(4, 1))
+    figures = []
     for name, options in SETTINGS.items():
         loader = DataLoader(data, BATCH, sampler=[i % len(data) for i in range(rows)])
-        noisy, clean = fit(Heads(), loader, EveryOther(**options), steps)
-        average = statistics.fmean if "every_n_steps" in options else statistics.median
-        before, after = 1e3 * average(clean), 1e3 * average(noisy)
-        print(f"{name:28}{before:6.1f} -> {after:5.1f} ms, {100 * (after / before - 1):+.0f} %")
+        noisy, clean = fit(Heads(), loader, EveryOther(**options), steps, device)
+        figures.append(compare(name, noisy, clean, HEADS_TARGET, mean="every_n_steps" in options))
+    return figures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--heads", action="store_true")
+    add_options(parser, device=True)
     given = parser.parse_args()
     steps = given.steps or (400 if given.heads else 30)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     seed_everything(42, verbose=False)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {BATCH}, {steps} steps each")
-    heads(steps) if given.heads else main_job(steps)
+    where = f"{torch.get_num_threads()} threads"
+    if given.device.startswith("cuda"):
+        where = torch.cuda.get_device_name(given.device)
+    print(f"torch {torch.__version__}, {where}, batch {BATCH}, {steps} steps each")
+    write((heads if given.heads else main_job)(steps, given.device), given.json)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -155,7 +156,7 @@ class FeatureFinder:
 
 def is_named_otherwise(name: str) -> bool:
     """Whether a name is one of logits, labels, masks, weights or similarities, not of features."""
-    said = set(words(name))
+    said = _said(name)
     return bool(said & _NO_FEATURES) and not said & _FEATURES
 
 
@@ -184,7 +185,12 @@ def _pick(tensors: dict[Place, Tensor]) -> list[Place]:
 
 
 def _is(place: Place, names: set[str]) -> bool:
-    return bool(names & set(words(_name(place))))
+    return bool(names & _said(_name(place)))
+
+
+@lru_cache
+def _said(name: str) -> frozenset[str]:
+    return frozenset(words(name))  # the same few names in every batch
 
 
 def _looks_like(x: Tensor) -> str:

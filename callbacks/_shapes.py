@@ -68,6 +68,7 @@ class ShapeMemory:
             return known
         shape = self._decompose(key, features)
         if self.every_n_steps > 1:
+            shape = shape.folded()
             if known is not None:
                 shape = shape.unless_broken(known)  # one broken batch must not cost later ones their noise
             self._shapes[key] = shape

@@ -16,7 +16,7 @@ from fanoise_lightning.callbacks._shapes import ShapeMemory
 from fanoise_lightning.laws import law_name
 from fanoise_lightning.noise import row_norm
 from fanoise_lightning.seeds import derive_seed
-from fanoise_lightning.spectrum import effective_rank, singular_values
+from fanoise_lightning.spectrum import effective_rank, largest, singular_values
 
 
 class NoiseSource:
@@ -91,20 +91,20 @@ class NoiseSource:
         assert self._trainer is not None
         alpha = self.alpha(self._trainer.global_step)
         noise: dict[str, Tensor] = {}
-        broken = torch.zeros((), dtype=torch.bool, device=next(iter(features.values())).device)
+        broken: Tensor | bool = False
         for part, x in features.items():
             try:
                 if x.numel() == 0:
                     raise torch.linalg.LinAlgError("no features")
                 shape = self.shapes.shape(part, x, number, call)
             except torch.linalg.LinAlgError:
-                broken, noise[part] = torch.ones_like(broken), torch.zeros_like(x)
+                broken, noise[part] = True, torch.zeros_like(x)
                 continue
             place = SIDES.index(part) if part in SIDES else len(SIDES)
             generator = torch.Generator(x.device).manual_seed(derive_seed(*self._key, number, call, place))
             level = alpha * row_norm(x) if self.relative else alpha
             noise[part] = shape.sample(x, level, generator)
-            broken = broken | ~(_is_finite(noise[part]) & _is_finite(x) & x.any())
+            broken = broken | _is_broken(x, noise[part])
         noise = _zero_if(broken, noise)
         if not in_backward():  # a pass that repeats another
             self.skipped = broken + self.skipped
@@ -137,17 +137,22 @@ class NoiseSource:
             warn_of_row_norms(features, {part: x * (alpha / now) for part, x in noise.items()}, alpha)
 
 
-def _is_finite(x: Tensor) -> Tensor:
-    """Whether all values are finite, 0-d, in one pass: NaN comes through."""
-    low, high = x.detach().aminmax()
-    return low.isfinite() & high.isfinite()
+def _is_broken(x: Tensor, noise: Tensor) -> Tensor | bool:
+    """Whether features or noise are not finite, or the features all zero; on the CPU a plain bool."""
+    sizes = largest(x), largest(noise)
+    size, added = (z.item() for z in sizes) if x.device.type == "cpu" else sizes
+    fine = (size > 0) & (size + added < torch.inf)
+    return not fine if isinstance(fine, bool) else ~fine
 
 
-def _zero_if(broken: Tensor, noise: dict[str, Tensor]) -> dict[str, Tensor]:
+def _zero_if(broken: Tensor | bool, noise: dict[str, Tensor]) -> dict[str, Tensor]:
     """The noise, or zeros; where reading a flag would wait for the device, decided on the device."""
-    if broken.device.type == "cpu" and not broken:
+    if broken is False:
         return noise
-    return {part: torch.where(broken, torch.zeros_like(x), x) for part, x in noise.items()}
+    return {
+        part: torch.where(torch.as_tensor(broken, device=x.device), torch.zeros_like(x), x)
+        for part, x in noise.items()
+    }
 
 
 def add_noise(features: Tensor, noise: Tensor, renormalize: bool) -> Tensor:

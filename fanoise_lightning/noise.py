@@ -39,6 +39,7 @@ from fanoise_lightning.spectrum import (
     frobenius_norm,
     full_precision,
     half_power,
+    largest,
     moment_root,
     moment_spectrum,
     moment_sums,
@@ -72,10 +73,17 @@ class NoiseShape:
         """This shape, or ``other`` of the same size if this one is not finite; decided on the device."""
         if not self.factors or [f.shape for f in self.factors] != [f.shape for f in other.factors]:
             return self
-        finite = torch.stack([factor.isfinite().all() for factor in self.factors]).all()
+        finite = torch.stack([largest(factor) for factor in self.factors]).isfinite().all()
         return NoiseShape(
             self.dim, tuple(torch.where(finite, own, kept) for own, kept in zip(self.factors, other.factors))
         )
+
+    def folded(self) -> NoiseShape:
+        """The same shape with at most one factor, which is faster to draw from more than once."""
+        if len(self.factors) < 2:
+            return self
+        with full_precision(self.factors[0]):
+            return NoiseShape(self.dim, (torch.linalg.multi_dot(self.factors),))
 
     def sample(self, like: Tensor, alpha: float | Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw noise of the shape, device and dtype of the features ``like`` (B, D).
@@ -99,11 +107,11 @@ def noise_shape(features: Tensor, scaling: Scaling = "sublinear", energy: Energy
     """The shape of the noise for the features of one side, (B, D); see :func:`feature_noise`."""
     check_scaling(scaling)
     check_choice("energy", energy, Energy)
-    with full_precision(features):
-        x = as_matrix(features)
-        rows, dim = x.shape
-        if scaling == "uniform":
-            return NoiseShape(dim)
+    x = as_matrix(features)
+    rows, dim = x.shape
+    if scaling == "uniform":
+        return NoiseShape(dim)
+    with full_precision(x):
         if scaling == "linear":
             total = dim if energy == "constant" else law_total(x, scaling)
             return _scaled((x,), frobenius_norm(x), total)
@@ -260,11 +268,11 @@ def feature_noise(
     """
     check_alpha(alpha)
     if features.device.type == "cpu" and features.numel():
-        low, high = features.detach().aminmax()  # one pass, which NaN comes through
-        if not (low.isfinite() and high.isfinite()):
+        size = largest(features)
+        if not size.isfinite():
             bad = int((~features.isfinite()).sum())
             raise ValueError(f"{bad} of the {features.numel()} values in `features` are not finite")
-        if low == high == 0:
+        if size == 0:
             raise ValueError("`features` are all zero: there is no spectrum to shape the noise")
     level = alpha * row_norm(features) if relative else alpha
     return noise_shape(features, scaling, energy).sample(features, level, generator)

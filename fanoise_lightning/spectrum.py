@@ -1,8 +1,7 @@
 """The spectrum of a feature matrix: singular values, right singular vectors, and roots of its Gram matrix.
 
 On the CPU everything is computed from the smaller Gram matrix, ``X X^T`` (B, B) or ``X^T X`` (D, D), whose
-eigenvalues are the squared singular values. It is kept in float64: float32 would lose singular values below
-3e-4 of the largest.
+eigenvalues are the squared singular values.
 
 Other devices may lack fast float64, or make the host wait for ``eigh``. There, what the noise needs is
 computed by matrix products only, in the features' own precision and without squaring: with the orthogonal
@@ -19,17 +18,21 @@ import torch
 from torch import Tensor
 
 from fanoise_lightning._checks import check_choice
+from fanoise_lightning.gram import (
+    eigen,
+    eigenvalues,
+    on_double,
+    power_of,
+    powers,
+    smaller_gram,
+    spectrum_of,
+    without_rounding,
+)
 from fanoise_lightning.newton_schulz import orthogonal_factor, square_root
 
 __all__ = ["decompose", "effective_rank", "singular_values"]
 
 Method = Literal["gram", "svd"]
-
-# Eigenvalues below this many eps of the largest are rounding errors: for R = 1024, null directions reached up
-# to 9 eps. In float64 that hides singular values below 8e-8 of the largest.
-_ROUNDING = 32
-_STRIPES = 4
-_ONE_STRIPE = 128  # rows up to which stripes cost more than they save
 
 
 def singular_values(features: Tensor, method: Method = "gram") -> Tensor:
@@ -56,7 +59,7 @@ def singular_values(features: Tensor, method: Method = "gram") -> Tensor:
         x = as_matrix(features)
         if method == "svd":
             return torch.linalg.svdvals(x)
-        return _eigenvalues(_smaller_gram(x)).flip(0).clamp_min(0).sqrt().to(x)
+        return eigenvalues(smaller_gram(x)).flip(0).clamp_min(0).sqrt().to(x)
 
 
 def decompose(features: Tensor, method: Method = "gram") -> tuple[Tensor, Tensor]:
@@ -87,9 +90,9 @@ def decompose(features: Tensor, method: Method = "gram") -> tuple[Tensor, Tensor
         if method == "svd":
             _, values, vectors = torch.linalg.svd(x, full_matrices=False)
             return values, vectors
-        squares, vectors = (part.flip(-1) for part in _eigen(_smaller_gram(x)))
+        squares, vectors = (part.flip(-1) for part in eigen(smaller_gram(x)))
         if x.shape[0] <= x.shape[1]:
-            vectors = _on_double(x).T @ (vectors * _power(squares, -0.5))
+            vectors = on_double(x).T @ (vectors * powers(squares, -0.5))
         return squares.sqrt().to(x), vectors.T.to(x)
 
 
@@ -140,10 +143,16 @@ def as_matrix(features: Tensor) -> Tensor:
     return features if features.dtype == torch.float64 else features.float()
 
 
+def largest(x: Tensor) -> Tensor:
+    """The largest absolute value, 0-d, in one pass; NaN comes through."""
+    low, high = x.detach().aminmax()  # isfinite().all() takes ten times as long, and any() four times
+    return torch.maximum(-low, high)
+
+
 def frobenius_norm(x: Tensor) -> Tensor:
     """The Frobenius norm, 0-d, whose squares cannot overflow or underflow; NaN if x is 0 or not finite."""
-    largest = x.abs().amax()
-    return (x / largest).norm() * largest
+    scale = largest(x)
+    return (x / scale).norm() * scale
 
 
 def second_moment(features: Tensor) -> Tensor:
@@ -169,7 +178,7 @@ def power_sums(x: Tensor, power: float) -> tuple[Tensor, Tensor]:
         torch.linalg.LinAlgError: on the CPU, if x is not finite. Elsewhere the result is NaN.
     """
     if not _by_products(x):
-        return _sums(_without_rounding(_eigenvalues(_smaller_gram(x))), power)
+        return _sums(without_rounding(eigenvalues(smaller_gram(x))), power)
     x = x if x.shape[0] <= x.shape[1] else x.T
     polar = orthogonal_factor(x)
     nuclear_norm = (polar * x).sum()
@@ -194,15 +203,15 @@ def half_power(x: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
         polar = orthogonal_factor(rows)
         root, root_sum = square_root(polar @ rows.T)
         return (root, polar) if wide else (root,), root_sum, (polar * rows).sum()
-    squares, vectors = _eigen(_smaller_gram(x))
-    root = _power_of(squares, vectors.to(x), -0.25 if wide else 0.25)
+    squares, vectors = spectrum_of(x)
+    root = power_of(squares, vectors, -0.25 if wide else 0.25)
     return (root, x) if wide else (root,), *_sums(squares, 0.5)
 
 
 def moment_sums(moment: Tensor, power: float) -> tuple[Tensor, Tensor]:
     """The sums of :func:`power_sums`, from a second moment X^T X (D, D)."""
     if not _by_products(moment):
-        return _sums(_without_rounding(_eigenvalues(_on_double(moment))), power)
+        return _sums(without_rounding(eigenvalues(on_double(moment))), power)
     return moment_root(moment, power)[1:]
 
 
@@ -220,8 +229,8 @@ def moment_root(moment: Tensor, power: float) -> tuple[Tensor, Tensor, Tensor]:
         torch.linalg.LinAlgError: on the CPU, if the moment is not finite. Elsewhere the result is NaN.
     """
     if not _by_products(moment):
-        squares, vectors = _eigen(_on_double(moment))
-        return _power_of(squares, vectors, power / 2), *_sums(squares, power)
+        squares, vectors = eigen(on_double(moment))
+        return power_of(squares, vectors, power / 2), *_sums(squares, power)
     root, nuclear_norm = square_root(moment)
     if power == 1:
         return root, nuclear_norm, moment.diagonal().sum()
@@ -236,8 +245,8 @@ def exact_svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         torch.linalg.LinAlgError: on the CPU, if x is not finite.
     """
-    x = _on_double(x)
-    if x.device.type == "cpu" and not x.isfinite().all():
+    x = on_double(x)
+    if x.device.type == "cpu" and not largest(x).isfinite():
         raise torch.linalg.LinAlgError("the features are not finite: they have no singular values")
     left, values, right = torch.linalg.svd(x, full_matrices=False)
     return (left if x.shape[0] <= x.shape[1] else right.T), values, right
@@ -245,72 +254,12 @@ def exact_svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def moment_spectrum(moment: Tensor) -> tuple[Tensor, Tensor]:
     """Singular values (D,), largest first, and right singular vectors (D, D), from a second moment X^T X."""
-    squares, vectors = _eigen(_on_double(moment))
+    squares, vectors = eigen(on_double(moment))
     return squares.flip(0).sqrt(), vectors.flip(1).T
 
 
 def _by_products(x: Tensor) -> bool:
     return x.device.type != "cpu"
-
-
-# The route of the CPU
-
-
-def _on_double(x: Tensor) -> Tensor:
-    """The matrix in float64, on the CPU if the device lacks float64 (MPS, which lacks eigh too)."""
-    return (x.cpu() if x.device.type == "mps" else x).double()
-
-
-def _smaller_gram(x: Tensor) -> Tensor:
-    """The lower triangle, all that eigh reads, of ``X X^T`` or ``X^T X``, whichever is smaller, in float64.
-
-    Stripes up to the diagonal take 5/8 of the time of the whole product; what is above them is not valid.
-    """
-    x = _on_double(x if x.shape[0] <= x.shape[1] else x.T)
-    if len(x) <= _ONE_STRIPE:
-        return x @ x.T
-    gram = x.new_zeros(len(x), len(x))
-    height = -(-len(x) // _STRIPES)
-    for top in range(0, len(x), height):
-        bottom = top + height
-        gram[top:bottom, :bottom] = x[top:bottom] @ x[:bottom].T
-    return gram
-
-
-def _eigen(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, ascending, with rounding errors set to 0, and eigenvectors (R, R)."""
-    eigenvalues, eigenvectors = torch.linalg.eigh(_finite(gram))
-    return _without_rounding(eigenvalues), eigenvectors
-
-
-def _eigenvalues(gram: Tensor) -> Tensor:
-    return torch.linalg.eigvalsh(_finite(gram))
-
-
-def _finite(gram: Tensor) -> Tensor:
-    """Raise ``LinAlgError`` for a matrix that LAPACK might never finish."""
-    if not gram.diagonal().sum().isfinite():  # a sum of squares: nothing cancels
-        raise torch.linalg.LinAlgError("the features are not finite: they have no singular values")
-    return gram
-
-
-def _without_rounding(eigenvalues: Tensor) -> Tensor:
-    floor = eigenvalues[-1] * _ROUNDING * torch.finfo(eigenvalues.dtype).eps
-    return torch.where(eigenvalues > floor, eigenvalues, 0)
-
-
-def _power(squares: Tensor, power: float) -> Tensor:
-    """``squares ** power``, where 0 stays 0: a direction without energy gets no noise."""
-    return torch.where(squares > 0, squares.pow(power), 0)
-
-
-def _power_of(squares: Tensor, vectors: Tensor, power: float) -> Tensor:
-    """The symmetric power of a matrix with these eigenvalues and eigenvectors.
-
-    ``diag(squares ** power) V^T`` has the same covariance and saves a product. But the signs of eigenvectors
-    depend on rounding: after a change of 1e-16, the same random numbers would give different noise.
-    """
-    return (vectors * _power(squares, power).to(vectors)) @ vectors.T
 
 
 def _sums(squares: Tensor, power: float) -> tuple[Tensor, Tensor]:

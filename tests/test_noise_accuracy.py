@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fanoise_lightning import feature_noise, spectrum
+from fanoise_lightning import feature_noise, gram, spectrum
 from fanoise_lightning.noise import (
     NoiseShape,
     law_total,
@@ -21,7 +21,7 @@ from fanoise_lightning.noise import (
 from fanoise_lightning.spectrum import second_moment
 
 LAWS = ["linear", "sublinear"]
-SHAPES = [(64, 96), (96, 64), (64, 64), (256, 384)]
+SHAPES = [(64, 96), (96, 64), (64, 64), (160, 128), (256, 384)]
 
 
 def power_law(exponent: float) -> Callable[[int], Tensor]:
@@ -145,14 +145,23 @@ def test_the_scale_of_the_features_does_not_matter(scale, rows, dim, energy, rou
         assert total.item() == pytest.approx(exact(x, scaling).trace().item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("scale", [1e-36, 1e-25, 1e25, 1e36])
+@pytest.mark.parametrize("scale", [1e-36, 1e-25, 1e-18, 1e18, 1e25, 1e36])
 @pytest.mark.parametrize("energy", ["paper", "constant"])
-def test_features_whose_squares_overflow_or_vanish_get_the_right_noise_or_none(scale, energy, route):
-    x = features("i^-1", 64, 96)
+@pytest.mark.parametrize(("rows", "dim"), [(64, 96), (128, 160)])
+def test_features_whose_squares_overflow_or_vanish_get_the_right_noise_or_none(
+    scale, energy, rows, dim, route
+):
+    x = features("i^-1", rows, dim)
     for scaling in LAWS:
         actual = covariance(noise_shape(scale * x, scaling, energy))
         if actual.isfinite().all():
             assert_close(actual, covariance(noise_shape(x, scaling, energy)), 1e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-21, 1e25])
+def test_features_whose_squares_are_not_float32_get_the_right_noise(scale):
+    x = features("i^-1", 128, 160)
+    assert_close(covariance(noise_shape(scale * x)), covariance(noise_shape(x)), 1e-3)
 
 
 @pytest.mark.parametrize(("rows", "dim"), [(64, 96), (96, 64)])
@@ -213,6 +222,59 @@ def test_broken_features_never_get_finite_noise(bad, scaling, energy, rows, dim,
 
     assert not is_finite(lambda: noise_shape(x, scaling, energy))
     assert not is_finite(lambda: moment_shape(second_moment(x), scaling, 1.0))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("rows", "dim"), [(100, 120), (120, 100)])
+def test_large_features_that_are_not_finite_are_refused(bad, rows, dim):
+    x = features("i^-0.5", rows, dim)
+    x[3, 4] = bad
+    with pytest.raises(torch.linalg.LinAlgError, match="not finite"):
+        noise_shape(x)
+
+
+@pytest.mark.parametrize(("rows", "dim"), [(128, 160), (160, 128)])
+@pytest.mark.parametrize(
+    ("name", "dtype", "decomposed"),
+    [
+        ("i^-0.5", torch.float32, [(torch.float32, 128)]),
+        ("i^-1", torch.float32, [(torch.float32, 128), (torch.float64, 29)]),  # 1/100 and less, squared
+        ("i^-1", torch.float64, [(torch.float64, 128)]),
+    ],
+)
+def test_float64_decomposes_what_float32_cannot_see(name, dtype, decomposed, rows, dim, monkeypatch):
+    x, seen, eigh = features(name, rows, dim, dtype), [], torch.linalg.eigh
+
+    def noted(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append((matrix.dtype, len(matrix)))
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", noted)
+    noise_shape(x)
+    assert [(kind, pytest.approx(size, abs=1)) for kind, size in decomposed] == seen
+
+
+@pytest.mark.parametrize("name", ["i^-0.5", "i^-2", "repeated rows"])
+@pytest.mark.parametrize(("rows", "dim"), [(128, 160), (160, 128)])
+def test_the_spectrum_in_float32_is_that_of_the_svd(name, rows, dim):
+    x = features(name, rows, dim)
+    squares, vectors = gram.spectrum_of(x)
+    values = squares.sqrt().sort(descending=True)[0]
+    exact_values = torch.linalg.svdvals(x.double())
+    assert (values - exact_values).abs().max() < 2e-6 * exact_values[0]
+    clear = exact_values > 1e-4 * exact_values[0]
+    assert torch.allclose(values[clear], exact_values[clear], rtol=2e-3)
+    assert (vectors.T @ vectors - torch.eye(128)).abs().max() < 1e-5
+
+
+def test_a_folded_shape_draws_the_same_noise_from_one_matrix():
+    x = features("i^-1", 64, 96)
+    shape = noise_shape(x)
+    folded = shape.folded()
+    assert [tuple(factor.shape) for factor in folded.factors] == [(64, 96)]
+    first, second = (s.sample(x, 1.0, torch.Generator().manual_seed(0)) for s in (shape, folded))
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)
+    assert folded.folded() is folded
 
 
 @pytest.mark.parametrize("scaling", ["uniform", *LAWS])

@@ -135,3 +135,15 @@ def test_what_is_no_feature_matrix_is_refused_with_its_shape(bad):
 def test_an_unknown_method_is_refused():
     with pytest.raises(ValueError, match="'lanczos'"):
         singular_values(torch.eye(2), "lanczos")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_largest_value_is_that_of_the_magnitudes_and_nan_comes_through(dtype):
+    x = torch.tensor([[0.5, -3.0], [2.0, 0.0]], dtype=dtype)
+    assert spectrum.largest(x) == 3
+    assert spectrum.largest(-x) == 3
+    assert spectrum.largest(0 * x) == 0
+    for bad, expected in ((math.inf, math.inf), (-math.inf, math.inf), (math.nan, math.nan)):
+        x[1, 1] = bad
+        assert torch.equal(spectrum.largest(x).isnan(), torch.tensor(math.isnan(expected)))
+        assert math.isnan(expected) or spectrum.largest(x) == expected

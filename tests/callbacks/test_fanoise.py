@@ -84,8 +84,11 @@ def test_every_n_steps_decomposes_only_every_nth_batch(monkeypatch):
     monkeypatch.setattr(
         "fanoise_lightning.callbacks._shapes.noise_shape", lambda *a: calls.append(1) or original(*a)
     )
-    fit(PlainModule(), [FANoise(every_n_steps=3)], max_steps=6)
+    callback = FANoise(every_n_steps=3)
+    fit(PlainModule(), [callback], max_steps=6)
     assert len(calls) == 2 * 2  # batches 0 and 3, two sides
+    kept = callback.state_dict()["shapes"].values()
+    assert [len(factors) for _, factors in kept] == [1, 1]  # one product for each batch in between
 
 
 def test_momentum_shapes_noise_by_the_average_of_the_batches():

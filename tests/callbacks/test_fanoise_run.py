@@ -10,6 +10,7 @@ from processes import run_on_ranks
 from torch.nn import functional as F
 
 from fanoise_lightning.callbacks import FANoise
+from fanoise_lightning.callbacks._source import _is_broken
 
 # Broken features
 
@@ -55,6 +56,17 @@ def test_a_broken_batch_passes_unchanged_and_is_counted(value, options):
     for query, target in module.criterion.calls[3:]:
         assert query.isfinite().all()
         assert target.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_features_and_noise_that_are_not_finite_are_broken(dtype):
+    x, noise = (torch.linspace(-1, 1, 6).view(2, 3).to(dtype) for _ in "xn")
+    assert not _is_broken(x, noise)
+    assert not _is_broken(x, 0 * noise)  # alpha may be 0
+    assert _is_broken(0 * x, noise)
+    for bad in (math.nan, math.inf, -math.inf):
+        assert _is_broken(x, noise.index_fill(0, torch.tensor(1), bad))
+        assert _is_broken(x.index_fill(0, torch.tensor(1), bad), noise)
 
 
 def test_a_finite_batch_stays_finite_where_the_decomposition_fails(monkeypatch):
