@@ -17,7 +17,7 @@ from fanoise_lightning.evaluation.ties import score_dtype
 
 __all__ = ["EmbeddingTable", "Embeddings"]
 
-# Items are turned to float64 in parts of about this many numbers, whose memory the allocator uses again: fresh
+# Items are turned into float64 in parts of about this many numbers, whose memory is used again: to get fresh
 # memory for each part takes longer than the product.
 _NUMBERS_PER_PART = 2**20
 

@@ -144,30 +144,29 @@ def _rank_block(scores: Tensor, columns: Tensor, is_right: Tensor, mask: Tensor,
     scores = scores.to(score_dtype(scores.device)).masked_fill(~mask, -torch.inf)
     is_right = is_right & mask.gather(1, columns)
     right = scores.gather(1, columns)
-    places = _by_counting if right.shape[1] < _SORTING else _by_sorting
-    better, tied, lowest = places(scores, right, atol)
+    better, tied, lowest = _places(scores, right, is_right, atol)
     best = better.masked_fill(~is_right, torch.iinfo(torch.int64).max).argmin(dim=1, keepdim=True)
     first_tied = ((right >= lowest.gather(1, best)) & is_right).sum(dim=1)
     better, tied = better.masked_fill(~is_right, 0), tied.masked_fill(~is_right, 1)
     return Ranks(*(part.cpu() for part in (is_right, better, tied, first_tied, mask.sum(dim=1))))
 
 
-# As in `share_won`, a tie reaches down from its best score: the best that is not before the right answer.
-# Both functions return, (Q, R) each, how many scores are before, how many tie, and the lowest that ties.
+def _places(scores: Tensor, right: Tensor, is_right: Tensor, atol: float) -> tuple[Tensor, Tensor, Tensor]:
+    """How many scores are before each right answer, how many tie with it, and the lowest of these."""
+    if right.shape[1] > _SORTING:
+        return _by_sorting(scores, right, atol)
+    better = torch.cat([(scores > own + atol).sum(dim=1, keepdim=True) for own in right.split(1, 1)], dim=1)
+    within = torch.cat([(scores >= own - atol).sum(dim=1, keepdim=True) for own in right.split(1, 1)], dim=1)
+    places = better, within - better, right - atol
+    ties = ((places[1] > 1) & is_right).any(dim=1)
+    for place, exact in zip(places, _by_sorting(scores[ties], right[ties], atol)):
+        place[ties] = exact
+    return places
 
 
-def _by_counting(scores: Tensor, right: Tensor, atol: float) -> tuple[Tensor, ...]:
-    found = []
-    for own in right.split(1, dim=1):
-        is_better = scores > own + atol
-        better = is_better.sum(dim=1, keepdim=True)
-        lowest = scores.masked_fill(is_better, -torch.inf).amax(dim=1, keepdim=True) - atol
-        found.append((better, (scores >= lowest).sum(dim=1, keepdim=True) - better, lowest))
-    return tuple(torch.cat(part, dim=1) for part in zip(*found))
-
-
-def _by_sorting(scores: Tensor, right: Tensor, atol: float) -> tuple[Tensor, ...]:
+def _by_sorting(scores: Tensor, right: Tensor, atol: float) -> tuple[Tensor, Tensor, Tensor]:
     ordered = scores.sort(dim=1).values
     end = torch.searchsorted(ordered, right + atol, right=True)
+    # As in `share_won`, a tie reaches down from its best score: the best that is not before the right answer.
     lowest = ordered.gather(1, (end - 1).clamp_min(0)) - atol
     return scores.shape[1] - end, end - torch.searchsorted(ordered, lowest), lowest
