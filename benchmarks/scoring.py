@@ -8,8 +8,8 @@ query's own from a pool of 10,000. MMEB has 36 such subsets.
 The product is that of the queries with all different candidates: both turned from the stored float32 into
 float64, the dtype that decides ties, and multiplied. The naive loop takes the vectors of a query's candidates
 from a dictionary, stacks and normalises them, and takes the best score [0]; its embeddings are in memory, so
-that scoring alone is compared. A round runs all three in turn; on the CPU, seconds are CPU seconds. The memory
-is the peak above the embeddings and the subset, in a process of its own.
+that scoring alone is compared. A round runs all three in turn; on the CPU, seconds are CPU seconds. The
+memory is the peak above the embeddings and the subset, in a process of its own.
 
 References:
     [0] https://github.com/TIGER-AI-Lab/VLM2Vec/blob/v1/eval.py

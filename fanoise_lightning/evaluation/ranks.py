@@ -121,8 +121,8 @@ def rank(
         columns = torch.arange(is_right.shape[1], device=scores.device).expand(is_right.shape)
     columns = columns.masked_fill(~is_right, 0)
     size = max(1, _SCORES_PER_BLOCK // scores.shape[1])
-    parts = (part.split(size) for part in (scores, columns, is_right, mask))
     _check_finite(scores, mask, name, row)
+    parts = scores.split(size), columns.split(size), is_right.split(size), mask.split(size)
     return Ranks.cat([_rank_block(*block, atol) for block in zip(*parts, strict=True)])
 
 

@@ -66,9 +66,10 @@ def subset_ranks(
         tensor([[1]])
     """
     check_subset(queries, candidates, name, num_right)
-    queries, candidates, num_right, catalogue, excluded = (
-        None if part is None else part.to(embeddings.rows.device)
-        for part in (queries, candidates, num_right, catalogue, excluded)
+    device = embeddings.rows.device
+    queries, candidates = queries.to(device), candidates.to(device)
+    num_right, catalogue, excluded = (
+        None if part is None else part.to(device) for part in (num_right, catalogue, excluded)
     )
     arrived = embeddings.position >= 0
     right = _right_answers(candidates, num_right)
