@@ -20,8 +20,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from figures import Figure, add_options
+from figures import write as write_figures
 
 WORDS = [first + second for first in ("ba", "ko", "li", "mer", "sun") for second in ("na", "tor", "vel", "x")]
+MOST = {("jsonl", 1_000_000): (8, 2000)}  # seconds, MB
 RUNS = (("jsonl", 1_000_000), ("parquet", 1_000_000), ("csv", 1_000_000), ("parquet", 3_000_000))
 
 
@@ -80,12 +83,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--share", type=float, default=1.0, help="of the rows")
+    add_options(parser)
     options = parser.parse_args()
     if options.measure is not None:
         measure(options.measure)
         return
     print(f"{os.cpu_count()} cores, pyarrow {pa.__version__}")
     print(f"{'':8}{'rows':>10}{'MB on disk':>12}{'seconds':>9}{'CPU seconds':>13}{'MB above imports':>18}")
+    figures = []
     for suffix, rows in RUNS:
         rows = int(rows * options.share)
         with tempfile.TemporaryDirectory() as folder:
@@ -96,6 +101,12 @@ def main() -> None:
             seconds, used, memory = found.split()[-3:]
             size = file.stat().st_size / 2**20
             print(f"{suffix:8}{rows:10}{size:12.0f}{seconds:>9}{used:>13}{memory:>18}", flush=True)
+        most = MOST.get((suffix, rows), (None, None))
+        name = f"first batch of {rows:,} rows of {suffix}"
+        figures.append(Figure(name, float(seconds), "s", at_most=most[0]))
+        figures.append(Figure(f"{name}, of the processor", float(used), "s"))
+        figures.append(Figure(f"{name}, memory", float(memory), "MB", at_most=most[1]))
+    write_figures(figures, options.json)
 
 
 if __name__ == "__main__":

@@ -114,6 +114,8 @@ class ScoreboardWriter(Callback):
             return
         # Not print(): the module prints around a live progress bar.
         pl_module.print(_render(board, f"{stage}, step {trainer.global_step}", self._references))
+        if board.sides_per_second is not None:
+            pl_module.print(f"{board.sides_per_second:,.0f} queries and targets embedded per second")
         receipts = _receipts(board) if self._references else []
         if self.published is not None:
             for line in _lines(receipts, self.published):

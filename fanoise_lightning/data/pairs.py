@@ -156,7 +156,10 @@ class PairDataModule(ContrastiveDataModule):
             else:
                 whole = _Part(rows, *number_pairs(rows))
                 found = self._find_split(whole.pairs)
-                self._parts = whole.take(~found.held_out), whole.take(found.held_out), f"split by {found.by}"
+                how = f"split by {found.by}"
+                if self.val_fraction is None and 0.1 * len(whole.pairs) > HELD_OUT:
+                    how += f"; no more than about {HELD_OUT}, unless `val_fraction` says so"
+                self._parts = whole.take(~found.held_out), whole.take(found.held_out), how
         return self._parts
 
     def _read(self, source: Source, images: ImageRoot) -> TrainRows:

@@ -17,8 +17,9 @@ from fanoise_lightning.evaluation.ties import score_dtype
 
 __all__ = ["EmbeddingTable", "Embeddings"]
 
-# Queries are scored in blocks of about this many candidates, which bounds the memory by (candidates, D).
-_CANDIDATES_PER_BLOCK = 2**14
+# Items are turned into float64 in parts of about this many numbers, whose memory is used again: to get fresh
+# memory for each part takes longer than the product.
+_NUMBERS_PER_PART = 2**20
 
 
 class Embeddings:
@@ -41,46 +42,23 @@ class Embeddings:
         """
         return Embeddings(self.rows, self.position[items.to(self.position.device)])
 
-    def cosines(self, queries: Tensor, candidates: Tensor) -> Tensor:
-        """The cosine of each query with each of its own candidates, block by block.
+    def cosines(self, queries: Tensor, items: Tensor) -> Tensor:
+        """The cosine of each query with each of the items.
 
         Args:
             queries: (Q,) items that arrived.
-            candidates: (Q, C) items.
+            items: (U,) items that arrived.
 
         Returns:
-            (Q, C) float32; arbitrary where a candidate never arrived or is padding (-1).
+            (Q, U), rounded to float32, in float64 where the device has it.
         """
         dtype = score_dtype(self.rows.device)
-        cosines = self.rows.new_zeros(candidates.shape)
-        size = max(1, _CANDIDATES_PER_BLOCK // candidates.shape[1])
-        for start in range(0, len(queries), size):
-            block = slice(start, start + size)
-            # most candidates are shared: one product with each unique one, then each query picks its own
-            unique, inverse = self.position[candidates[block]].clamp_min(0).unique(return_inverse=True)
-            query = self.rows[self.position[queries[block]]]
-            products = query.to(dtype) @ self.rows[unique].to(dtype).T  # (b, unique)
-            cosines[block] = products.gather(1, inverse).float()
+        query = self.rows.index_select(0, self.position[queries]).to(dtype)
+        cosines = query.new_empty(len(queries), len(items))
+        size = max(1, _NUMBERS_PER_PART // self.rows.shape[1])
+        for part, block in zip(self.position[items].split(size), cosines.split(size, dim=1)):
+            block.copy_((query @ self.rows.index_select(0, part).to(dtype).T).float())
         return cosines
-
-    def products(self, queries: Tensor, items: Tensor) -> Tensor:
-        """The cosine of each query with each of the same items.
-
-        Args:
-            queries: (Q,) items that arrived.
-            items: (N,) items.
-
-        Returns:
-            (Q, N) float32; arbitrary where an item never arrived.
-        """
-        dtype = score_dtype(self.rows.device)
-        query = self.rows[self.position[queries]].to(dtype)
-        products = self.rows.new_empty(len(queries), len(items))
-        for part, block in zip(
-            items.split(_CANDIDATES_PER_BLOCK), products.split(_CANDIDATES_PER_BLOCK, dim=1)
-        ):
-            block.copy_(query @ self.rows[self.position[part].clamp_min(0)].to(dtype).T)
-        return products
 
 
 class EmbeddingTable(Metric):
@@ -99,7 +77,7 @@ class EmbeddingTable(Metric):
     Example:
         >>> table = EmbeddingTable(num_items=3)
         >>> table.update(torch.tensor([[0.6, 0.8], [0.0, 1.0], [1.0, 0.0]]), index=torch.tensor([1, 2, 0]))
-        >>> table.compute().cosines(queries=torch.tensor([0]), candidates=torch.tensor([[1, 2]]))
+        >>> table.compute().cosines(queries=torch.tensor([0]), items=torch.tensor([1, 2])).float()
         tensor([[0.6000, 0.0000]])
     """
 

@@ -7,7 +7,7 @@ number (62.9 instead of 60.1 for one published model) and has its own name.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,8 @@ class Scoreboard:
 
     Args:
         subsets: the scores of the subsets, in the order to show them.
+        sides_per_second: how many different queries and targets were embedded per second, over all ranks and
+            with the time to read them; ``None`` if that is unknown.
 
     Raises:
         ValueError: if two subsets have the same name.
@@ -49,6 +51,7 @@ class Scoreboard:
     """
 
     subsets: Sequence[SubsetScore]
+    sides_per_second: float | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         names = [subset.name for subset in self.subsets]

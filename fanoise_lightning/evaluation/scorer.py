@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import perf_counter
 from typing import Any, Protocol
 
 import torch
@@ -50,6 +51,8 @@ class Suite(Protocol):
 class SuiteScorer:
     """Collects the embeddings of a suite over one pass and all ranks, and scores its subsets.
 
+    The scoreboard's speed counts from the construction of the scorer.
+
     Args:
         suite: the subsets, and how their items are numbered.
         device: where the embeddings are kept and compared.
@@ -69,6 +72,7 @@ class SuiteScorer:
     def __init__(self, suite: Suite, device: torch.device | str, metrics: Sequence[str] = ()) -> None:
         self.suite, self.metrics = suite, retrieval_metrics(metrics)
         self._table = EmbeddingTable(len(suite), owner="the evaluation suite").to(device)
+        self._since = perf_counter()
 
     @classmethod
     def of(cls, loader: Any, device: torch.device | str, metrics: Sequence[str] = ()) -> SuiteScorer:
@@ -110,6 +114,8 @@ class SuiteScorer:
             ValueError: if an item is not in the suite, or a score is not finite.
         """
         embeddings = self._table.compute()
+        num_sides = int((embeddings.position >= 0).sum())  # before the clock is read: it waits for the device
+        speed = num_sides / (perf_counter() - self._since)
         scores = []
         for part, numbers in zip(self.suite.subsets, self.suite.numbers, strict=True):
             own = embeddings.select(numbers)
@@ -123,4 +129,4 @@ class SuiteScorer:
                 excluded=getattr(part, "excluded", None),
             )
             scores.append(SubsetScore.of_ranks(part.subset, ranks, self.metrics))
-        return Scoreboard(scores)
+        return Scoreboard(scores, sides_per_second=speed)

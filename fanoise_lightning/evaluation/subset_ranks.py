@@ -1,6 +1,14 @@
-"""The ranks of a subset's queries, from the embeddings of its items."""
+"""The ranks of a subset's queries, from the embeddings of its items.
+
+A block of queries is compared with every item that is a candidate of any of them, in one product, and a mask
+says which are candidates of which query.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +19,9 @@ from fanoise_lightning.evaluation.ranks import Ranks, rank
 
 __all__ = ["check_subset", "subset_ranks"]
 
-# Queries are compared with a catalogue in blocks of about this many scores.
 _SCORES_PER_BLOCK = 2**22
+# Turning an item into float64 takes about as long as its products with this many queries.
+_CONVERSION = 32
 
 
 def subset_ranks(
@@ -58,35 +67,27 @@ def subset_ranks(
     """
     check_subset(queries, candidates, name, num_right)
     device = embeddings.rows.device
-    queries, candidates = queries.to(device), _without_repeats(candidates.to(device))
-    catalogue = None if catalogue is None else catalogue.to(device)
+    queries, candidates = queries.to(device), candidates.to(device)
+    num_right, catalogue, excluded = (
+        None if part is None else part.to(device) for part in (num_right, catalogue, excluded)
+    )
     arrived = embeddings.position >= 0
-    is_candidate = (candidates >= 0) & arrived[candidates]  # (Q, C); -1 is padding, whatever it indexes
-    count = torch.ones_like(queries) if num_right is None else num_right.to(device)
-    places = torch.arange(int(count.max()), device=device)
-    is_right = (places < count[:, None]) & is_candidate[:, : len(places)]
+    right = _right_answers(candidates, num_right)
+    is_right = (right >= 0) & arrived[right]  # -1 is padding, whatever it indexes
     rows = (arrived[queries] & is_right.any(dim=1)).nonzero()[:, 0]
+    wanted = _mark(len(arrived), candidates, catalogue)
     if warn:
-        parts = [queries, candidates[candidates >= 0]]
-        items = torch.cat(parts if catalogue is None else [*parts, catalogue])
-        _warn_of_missing(embeddings, items, name, len(rows))
-    queries, candidates, is_candidate = queries[rows], candidates[rows], is_candidate[rows]
-    kept, size = is_right[rows], len(queries)
-    known = torch.cat([queries[:, None], candidates], dim=1)
-    if excluded is not None:
-        known = torch.cat([known, excluded.to(device)[rows]], dim=1)
-    if catalogue is not None:
-        size = max(1, _SCORES_PER_BLOCK // (len(catalogue) + candidates.shape[1]))
-    blocks = []
-    for start in range(0, max(1, len(rows)), max(1, size)):
-        block = slice(start, start + size)
-        scores, mask = embeddings.cosines(queries[block], candidates[block]), is_candidate[block]
-        if catalogue is not None:
-            others = embeddings.products(queries[block], catalogue)
-            left = _left_in(catalogue, arrived, known[block], len(embeddings.position))
-            scores, mask = torch.cat([scores, others], dim=1), torch.cat([mask, left], dim=1)
-        blocks.append(rank(scores, kept[block], mask, name, row=start))
-    return Ranks.cat(blocks).at(rows.cpu(), len(is_right))
+        _warn_of_missing(arrived, wanted.index_fill(0, queries, True), name, len(rows))
+    left_out = queries[:, None] if excluded is None else torch.cat([queries[:, None], excluded], dim=1)
+    known = _Queries(queries, candidates, left_out, right, is_right)
+    if len(rows) < len(queries):  # otherwise no copy
+        known = known.at(rows)
+    ranks = [rank(is_right[:0].float(), is_right[:0])]  # of no query: all may be skipped
+    for start, block, pool in _blocks(known, wanted, arrived, catalogue):
+        scores = embeddings.cosines(block.items, pool.items)
+        mask, columns = pool.mask(block, catalogue), pool.column.take(block.right)
+        ranks.append(rank(scores, block.is_right, mask, name, row=start, columns=columns))
+    return Ranks.cat(ranks).at(rows.cpu(), len(is_right))
 
 
 def check_subset(queries: Tensor, candidates: Tensor, name: str, num_right: Tensor | None = None) -> None:
@@ -118,30 +119,105 @@ def check_subset(queries: Tensor, candidates: Tensor, name: str, num_right: Tens
             )
 
 
-def _without_repeats(candidates: Tensor) -> Tensor:
-    """Repeats within a row become padding; the first, and so a right answer, stays."""
-    ordered, order = candidates.sort(dim=1, stable=True)
-    repeated = torch.zeros_like(candidates, dtype=torch.bool)
+def _right_answers(candidates: Tensor, num_right: Tensor | None) -> Tensor:
+    """(Q, R): the right answers of each query, each once, with -1 in place of the others."""
+    if num_right is None:
+        return candidates[:, :1]
+    right = candidates[:, : int(num_right.max())]
+    right = right.masked_fill(torch.arange(right.shape[1], device=right.device) >= num_right[:, None], -1)
+    ordered, order = right.sort(dim=1, stable=True)
+    repeated = torch.zeros_like(right, dtype=torch.bool)
     repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
-    return candidates.masked_fill(torch.zeros_like(repeated).scatter(1, order, repeated), -1)
+    return right.masked_fill(torch.zeros_like(repeated).scatter(1, order, repeated), -1)
 
 
-def _left_in(catalogue: Tensor, arrived: Tensor, known: Tensor, num_items: int) -> Tensor:
-    """(Q, N): which items of the catalogue arrived and are not among those that a query has already."""
-    column = torch.full((num_items + 1,), len(catalogue), device=catalogue.device)  # the last is for padding
-    column[catalogue] = torch.arange(len(catalogue), device=catalogue.device)
-    left = torch.cat([arrived[catalogue], arrived.new_zeros(1)]).repeat(len(known), 1)
-    return left.scatter(1, column[known], False)[:, :-1]  # -1 finds the column of padding
+def _mark(num_items: int, *groups: Tensor | None) -> Tensor:
+    """(N + 1,) bool: which of N items are in any of the groups; the last place is that of padding, -1."""
+    device = next(group.device for group in groups if group is not None)
+    marked = torch.zeros(num_items + 1, dtype=torch.bool, device=device)
+    for group in groups:
+        if group is not None:
+            marked.index_fill_(0, group.flatten(), True)
+    return marked
 
 
-def _warn_of_missing(embeddings: Embeddings, items: Tensor, name: str, num_scored: int) -> None:
-    items = items.unique()
-    missing = int((embeddings.position[items] < 0).sum())
+class _Queries(NamedTuple):
+    """Q queries; all of their items are padded with -1.
+
+    Args:
+        items: (Q,) their own.
+        candidates: (Q, C)
+        left_out: (Q, E) of the catalogue, no candidates of the query unless it lists them itself.
+        right: (Q, R) the right answers.
+        is_right: (Q, R) bool, which of these arrived.
+    """
+
+    items: Tensor
+    candidates: Tensor
+    left_out: Tensor
+    right: Tensor
+    is_right: Tensor
+
+    def at(self, rows: Tensor | slice) -> _Queries:
+        return _Queries(*(part[rows] for part in self))
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """The items that a block of queries is compared with.
+
+    Args:
+        items: (U,), each once.
+        column: (N + 1,), the place of each of N items among them, U for other items and for padding, -1.
+    """
+
+    items: Tensor
+    column: Tensor
+
+    @classmethod
+    def of(cls, wanted: Tensor, arrived: Tensor) -> _Pool:
+        """Those `wanted`, (N + 1,) as `_mark` returns it, that `arrived`, (N,)."""
+        items = (wanted[:-1] & arrived).nonzero()[:, 0]
+        column = torch.full((len(wanted),), len(items), device=items.device)
+        column[items] = torch.arange(len(items), device=items.device)
+        return cls(items, column)
+
+    def mask(self, queries: _Queries, catalogue: Tensor | None) -> Tensor:
+        """(Q, U) bool: which items are candidates of each query."""
+        shape = len(queries.items), len(self.items) + 1
+        mask = torch.zeros(shape, dtype=torch.bool, device=self.items.device)
+        if catalogue is not None:
+            mask[:, self.column.take(catalogue)] = True
+            mask.scatter_(1, self.column.take(queries.left_out), False)
+        return mask.scatter_(1, self.column.take(queries.candidates), True)[:, :-1]
+
+
+def _blocks(
+    queries: _Queries, wanted: Tensor, arrived: Tensor, catalogue: Tensor | None
+) -> Iterator[tuple[int, _Queries, _Pool]]:
+    """Blocks of queries, the number of their first, and the items that each block is compared with.
+
+    With few items, all blocks are compared with all of them. With many, each block is small and is compared
+    with its own alone: most time then goes into turning these into float64.
+    """
+    pool = _Pool.of(wanted, arrived)
+    num_candidates = queries.candidates.shape[1] + (0 if catalogue is None else len(catalogue))
+    shared = len(pool.items) <= _CONVERSION * num_candidates
+    size = max(1, _SCORES_PER_BLOCK // max(1, len(pool.items))) if shared else _CONVERSION // 4
+    for start in range(0, len(queries.items), size):
+        block = queries.at(slice(start, start + size))
+        if not shared:
+            pool = _Pool.of(_mark(len(arrived), block.candidates, catalogue), arrived)
+        yield start, block, pool
+
+
+def _warn_of_missing(arrived: Tensor, wanted: Tensor, name: str, num_scored: int) -> None:
+    missing = int((wanted[:-1] & ~arrived).sum())
     if missing:
         what = "with fewer distractors its score is too high"
         if not num_scored:
             what = "no query has both an embedding and a right answer with one, so that it has no score"
         rank_zero_warn(
-            f"subset {name!r}: {missing} of {len(items)} texts and images have no embedding (broken images, "
-            f"or a limited number of batches): {what}"
+            f"subset {name!r}: {missing} of {int(wanted[:-1].sum())} texts and images have no embedding "
+            f"(broken images, or a limited number of batches): {what}"
         )

@@ -160,6 +160,21 @@ def test_a_test_has_a_file_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "FashionIQ" in capsys.readouterr().out
 
 
+def test_the_speed_is_printed_and_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Fast(Scored):
+        def on_test_epoch_end(self) -> None:
+            super().on_test_epoch_end()
+            assert self.scoreboard is not None
+            self.scoreboard = Scoreboard(self.scoreboard.subsets, sides_per_second=1234.5678)
+
+    files = []
+    for module in (Scored(), Fast()):
+        trainer(tmp_path, ScoreboardWriter()).test(module, loader(), verbose=False)
+        files.append(read(tmp_path / "test_scores.json"))
+    assert files[0] == files[1]
+    assert capsys.readouterr().out.count("1,235 queries and targets embedded per second") == 1
+
+
 def test_by_default_it_writes_beside_the_log(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, name="run", version="a")
     trainer(tmp_path, ScoreboardWriter(), logger=logger).validate(Scored(), loader(), verbose=False)

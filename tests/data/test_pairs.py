@@ -52,6 +52,20 @@ def test_a_part_is_held_out_and_has_to_be_found(pairs: Path) -> None:
     assert trained(data) == set(range(40)) - {int(text[1:]) for text in queries}
 
 
+def test_the_log_says_that_a_default_share_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = "no more than about 2, unless `val_fraction` says so"
+    rows = write_rows(tmp_path / "texts.jsonl", [train_row(number) for number in range(40)])
+    monkeypatch.setattr("fanoise_lightning.data.pairs.HELD_OUT", 2)
+    with caplog.at_level("INFO"):
+        set_up(rows, val_fraction=0.1)
+        assert told not in caplog.text
+        (validation,) = set_up(rows).eval_sets
+    assert len(validation.queries) == 2
+    assert told in caplog.text
+
+
 def test_the_split_has_a_seed_of_its_own(pairs: Path) -> None:
     assert trained(set_up(pairs)) == trained(set_up(pairs))
     assert trained(set_up(pairs)) == trained(set_up(pairs, seed=1))

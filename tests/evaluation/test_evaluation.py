@@ -111,6 +111,14 @@ def test_what_subsets_share_is_encoded_once(root: Path) -> None:
     assert len(module.encoder.seen) == len(items)
 
 
+def test_the_speed_is_that_of_embedding_each_side_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 14.0])  # when the pass begins, and when all embeddings have arrived
+    monkeypatch.setattr("fanoise_lightning.evaluation.scorer.perf_counter", lambda: next(clock))
+    module = evaluate(root)
+    assert module.scoreboard is not None
+    assert module.scoreboard.sides_per_second == len(module.encoder.seen) / 4
+
+
 def test_chosen_subsets_score_what_they_score_among_all(root: Path) -> None:
     everything = scores(evaluate(root))
     chosen = scores(evaluate(root, eval_subsets=["many", "reading"]))

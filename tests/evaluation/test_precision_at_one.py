@@ -73,7 +73,8 @@ def test_ragged_candidates_agree_with_brute_force() -> None:
 
 def test_many_blocks_agree_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
     queries, candidates, embeddings = subset(seed=3)
-    monkeypatch.setattr("fanoise_lightning.evaluation.embedding_table._CANDIDATES_PER_BLOCK", 30)
+    monkeypatch.setattr("fanoise_lightning.evaluation.embedding_table._NUMBERS_PER_PART", 30)
+    monkeypatch.setattr("fanoise_lightning.evaluation.subset_ranks._SCORES_PER_BLOCK", 200)
     metric = PrecisionAtOne(queries, candidates)
     metric.update(embeddings, torch.arange(len(embeddings)))
     assert metric.compute() == pytest.approx(expected(queries, candidates, embeddings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import fields
 from statistics import fmean, median
 
 import pytest
@@ -121,6 +122,35 @@ def test_many_blocks_are_ranked_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fanoise_lightning.evaluation.ranks._SCORES_PER_BLOCK", 30)
     blocks = rank(scores, right_first([2] * 23))
     assert all(torch.equal(getattr(whole, name), getattr(blocks, name)) for name in ("better", "tied"))
+
+
+@pytest.mark.parametrize("num_right", [1, 3, 40])
+def test_counting_and_sorting_agree(monkeypatch: pytest.MonkeyPatch, num_right: int) -> None:
+    """Scores that differ by tenths of the tolerance, with right answers that are no candidates."""
+    generator = torch.Generator().manual_seed(num_right)
+    scores = 0.5 + torch.randint(400, (60, 50), generator=generator) * 1e-7
+    counts = torch.randint(1, num_right + 1, (60,), generator=generator).tolist()
+    mask = torch.rand(60, 50, generator=generator) < 0.8
+    found = []
+    for most in (-1, 100):
+        monkeypatch.setattr("fanoise_lightning.evaluation.ranks._SORTING", most)
+        found.append(rank(scores, right_first(counts), mask))
+    for field in fields(Ranks):
+        assert torch.equal(getattr(found[0], field.name), getattr(found[1], field.name)), field.name
+    assert torch.equal(found[0].is_right, right_first(counts) & mask[:, : max(counts)])
+    assert found[0].tied.max() > 1
+
+
+def test_right_answers_may_be_in_any_column() -> None:
+    generator = torch.Generator().manual_seed(4)
+    scores, mask = torch.rand(9, 12, generator=generator), torch.rand(9, 12, generator=generator) < 0.7
+    is_right = right_first([1, 2, 3] * 3)
+    order = torch.rand(9, 12, generator=generator).argsort(dim=1)
+    moved = scores.gather(1, order), is_right, mask.gather(1, order)
+    columns = order.argsort(dim=1)[:, :3].masked_fill(~is_right, 99)
+    expected, found = rank(scores, is_right, mask), rank(*moved, columns=columns)
+    for field in fields(Ranks):
+        assert torch.equal(getattr(expected, field.name), getattr(found, field.name)), field.name
 
 
 def test_a_query_without_a_scored_answer_counts_nowhere() -> None:

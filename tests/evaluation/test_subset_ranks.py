@@ -6,6 +6,7 @@ import random
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from processes import run_on_ranks
@@ -15,6 +16,7 @@ from torch.nn.functional import normalize
 from fanoise_lightning.evaluation.embedding_table import Embeddings, EmbeddingTable
 from fanoise_lightning.evaluation.scorer import SuiteScorer
 from fanoise_lightning.evaluation.subset_ranks import subset_ranks
+from fanoise_lightning.evaluation.ties import TIE
 from fanoise_lightning.subset import Subset
 
 ITEMS, QUERIES = 50, 20
@@ -103,8 +105,58 @@ def test_items_that_never_arrived_are_no_candidates(catalogue: bool) -> None:
 def test_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, excluded: bool) -> None:
     part = Part(3, excluded=excluded)
     monkeypatch.setattr("fanoise_lightning.evaluation.subset_ranks._SCORES_PER_BLOCK", 100)
-    monkeypatch.setattr("fanoise_lightning.evaluation.embedding_table._CANDIDATES_PER_BLOCK", 7)
+    monkeypatch.setattr("fanoise_lightning.evaluation.embedding_table._NUMBERS_PER_PART", 14)
     assert ranks_of(part) == part.places()
+
+
+def by_loop(
+    embeddings: Embeddings, queries: Tensor, candidates: Tensor, num_right: Tensor
+) -> list[list[tuple[int, int]]]:
+    """How many candidates are before each right answer and tie with it, query by query in numpy's float64."""
+    position = embeddings.position.tolist()
+    rows = []
+    for query, listed, count in zip(queries.tolist(), candidates.tolist(), num_right.tolist()):
+        arrived = [item for item in dict.fromkeys(listed) if item >= 0 and position[item] >= 0]
+        places = [position[item] for item in arrived]
+        own = embeddings.rows[position[query]].double().numpy()
+        products = embeddings.rows[places].double().numpy() @ own
+        scores = dict(zip(arrived, products.astype(np.float32).astype(np.float64)))
+        row = []
+        for item in dict.fromkeys(listed[:count]):
+            if item in scores and position[query] >= 0:
+                before = [score for score in scores.values() if score > scores[item] + TIE]
+                best = max(score for score in scores.values() if score <= scores[item] + TIE)
+                tied = [score for score in scores.values() if best - TIE <= score <= best]
+                row.append((len(before), len(tied)))
+        rows.append(row)
+    return rows
+
+
+@pytest.mark.parametrize("conversion", [0, 4, 1000])
+@pytest.mark.parametrize("num_items", [30, 3000])
+def test_whatever_queries_are_compared_with_the_ranks_are_those_of_a_loop(
+    monkeypatch: pytest.MonkeyPatch, num_items: int, conversion: int
+) -> None:
+    """All items at once, or those of a few queries; with ties, repeats, padding and missing items."""
+    monkeypatch.setattr("fanoise_lightning.evaluation.subset_ranks._CONVERSION", conversion or 4)
+    if not conversion:
+        monkeypatch.setattr("fanoise_lightning.evaluation.subset_ranks._SCORES_PER_BLOCK", 1)
+    generator = torch.Generator().manual_seed(num_items + conversion)
+    rows = normalize(torch.randint(-1, 2, (num_items, 5), generator=generator) + 0.1, dim=1)
+    position = torch.randperm(num_items, generator=generator)
+    position[::7] = -1
+    queries = torch.randint(num_items, (90,), generator=generator)
+    candidates = torch.randint(num_items, (90, 23), generator=generator)
+    candidates[torch.arange(23) >= torch.randint(3, 24, (90, 1), generator=generator)] = -1
+    num_right = torch.randint(1, 4, (90,), generator=generator)
+    embeddings = Embeddings(rows, position)
+    ranks = subset_ranks(embeddings, queries, candidates, warn=False, num_right=num_right)
+    found = [
+        [(b, t) for b, t, own in zip(*row) if own]
+        for row in zip(ranks.better.tolist(), ranks.tied.tolist(), ranks.is_right.tolist())
+    ]
+    assert found == by_loop(embeddings, queries, candidates, num_right)
+    assert max(tied for row in found for _, tied in row) > 1
 
 
 def test_the_catalogue_gives_what_listing_all_of_it_gives() -> None:

@@ -39,9 +39,10 @@ def merge_answers(queries: Ints, candidates: Ints) -> tuple[Ints, Ints, Ints]:
     place = np.arange(len(pairs)) - np.repeat(np.cumsum(num_right) - num_right, num_right)
     merged[row[pairs], place] = candidates[pairs, 0]
     merged[:, most:] = candidates[first, 1:]
-    # close the gaps between the right and the wrong answers
-    closed = np.take_along_axis(merged, np.argsort(merged < 0, axis=1, kind="stable"), axis=1)
-    return queries[first], closed[:, : (closed >= 0).sum(axis=1).max()], num_right
+    gaps = merged < 0
+    if gaps.any():  # close those between the right and the wrong answers
+        merged = np.take_along_axis(merged, np.argsort(gaps, axis=1, kind="stable"), axis=1)
+    return queries[first], merged[:, : (~gaps).sum(axis=1).max()], num_right
 
 
 def left_out(queries: Ints, candidates: Ints, known: tuple[Ints, Ints]) -> tuple[Ints, Ints]:

@@ -28,7 +28,7 @@ from fanoise_lightning.data.rows.columns import (
     with_origin,
 )
 
-__all__ = ["open_lines", "read_lines"]
+__all__ = ["join_lines", "open_lines", "read_lines"]
 
 
 def read_lines(
@@ -47,7 +47,7 @@ def read_lines(
         ValueError: for a row that cannot be read; names file and line.
     """
     with open_lines(file) as lines:
-        rows = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+        rows = ((number, line) for number, line in enumerate(lines, start=1) if not line.isspace())
         wanted = islice(rows, skip, None if limit is None else skip + limit)
         yield _parse_lines(list(islice(wanted, size)), file, columns)
         while part := list(islice(wanted, size)):
@@ -70,6 +70,12 @@ def open_lines(file: Path) -> Iterator[Iterable[bytes]]:
             yield lines
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"`{file}` cannot be unpacked, or is truncated: {error}; fetch it again") from error
+
+
+def join_lines(lines: Sequence[bytes]) -> bytes:
+    """Lines of one file in one piece; only the last line of a file may lack its end."""
+    data = b"".join(lines)
+    return data if data.endswith(b"\n") else data + b"\n"
 
 
 def _parse_lines(lines: Sequence[tuple[int, bytes]], file: Path, columns: Columns) -> pa.Table:
@@ -106,8 +112,8 @@ def _parse_lines(lines: Sequence[tuple[int, bytes]], file: Path, columns: Column
 
 def _parse_fast(lines: Sequence[bytes], columns: Columns) -> pa.Table | None:
     """The rows by Arrow, ``None`` if it cannot read them, or might take a wrong row for a right one."""
-    data = b"".join(line if line.endswith(b"\n") else line + b"\n" for line in lines)
-    present = {name: kind for name, kind in columns.items() if data.count(json.dumps(name).encode())}
+    data = join_lines(lines)
+    present = {name: kind for name, kind in columns.items() if json.dumps(name).encode() in data}
     types = {name: TEXT if kind in SINGLE else LIST for name, kind in present.items()}
     parse = arrow_json.ParseOptions(explicit_schema=pa.schema(types), unexpected_field_behavior="ignore")
     read = arrow_json.ReadOptions(use_threads=False, block_size=len(data) + 1)

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as csv
 import pyarrow.json as arrow_json
 import pyarrow.parquet as pq
 
 from fanoise_lightning.data.rows.columns import TEXT, Columns, Kind, check_columns, is_lines
 from fanoise_lightning.data.rows.embedded import EmbeddedImages, holds_images
-from fanoise_lightning.data.rows.lines import open_lines
-from fanoise_lightning.data.rows.tables import SHARDS, read_table, reading_parquet
+from fanoise_lightning.data.rows.lines import join_lines, open_lines
+from fanoise_lightning.data.rows.tables import SHARDS, is_text, read_table, reading_parquet
 from fanoise_lightning.data.sources.memory import open_list
 from fanoise_lightning.data.sources.source import (
     SAMPLE,
@@ -102,7 +103,7 @@ def _kinds_of_lines(file: Path) -> dict[str, Kind | None]:
     records: list[dict[str, Any]] = []
     block: list[bytes] = []
     with open_lines(file) as lines:
-        rows = (line for line in lines if line.strip())
+        rows = (line for line in lines if not line.isspace())
         while part := list(islice(rows, SAMPLE)):
             block = part
             if not _has_new_columns(block, filled):
@@ -125,17 +126,23 @@ def _kinds_of_lines(file: Path) -> dict[str, Kind | None]:
 
 def _has_new_columns(lines: list[bytes], filled: Mapping[str, bool]) -> bool:
     """Whether lines have a name that is not in `filled`, or the first value of one; or may have."""
-    data = b"".join(line if line.endswith(b"\n") else line + b"\n" for line in lines)
+    data = join_lines(lines)
     read = arrow_json.ReadOptions(use_threads=False, block_size=len(data) + 1)
     try:
         table = arrow_json.read_json(io.BytesIO(data), read_options=read)
         return any(
-            name not in filled or any(map(has_value, table[name].to_pylist()))
+            name not in filled or _has_values(table[name])
             for name in table.column_names
             if not filled.get(name)
         )
     except (pa.ArrowException, ValueError):  # values of several types, or broken rows
         return True
+
+
+def _has_values(column: pa.ChunkedArray) -> bool:
+    if is_text(column.type):  # a million rows as Python objects would take seconds
+        return bool(pc.any(pc.not_equal(column, "")).as_py())
+    return any(map(has_value, column.to_pylist()))
 
 
 def _parse(line: bytes) -> dict[str, Any]:
