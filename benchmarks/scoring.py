@@ -98,9 +98,10 @@ def measure(name: str, pool: int, rounds: int, device: str) -> list[Figure]:
         f"{SUBSETS * statistics.median(mine):10.1f}",
         end="",
     )
+    least = 16 if pool == CANDIDATES else 4  # of own candidates, the product alone is 6 times as fast
     return [
         ratio(f"scoring against one product, {name}", mine, one, at_most=2),
-        ratio(f"the naive loop against scoring, {name}", loop, mine, at_least=16),
+        ratio(f"the naive loop against scoring, {name}", loop, mine, at_least=least),
         Figure(f"scoring {SUBSETS} subsets, {name}", SUBSETS * statistics.median(mine), "s"),
     ]
 

@@ -102,8 +102,8 @@ class FANoiseCLI(CheckpointMerger, LightningCLI):
             raise FileNotFoundError(f"there is no checkpoint `{path}`")
         resumed = path if path and Path(path).is_file() else None
         if not resumed or subcommand == "fit":  # a fit needs its noise and trainer, too
-            folder = bool(path) and Path(path).is_dir()
-            why = f", and {path} is a folder, which does not describe it" if folder else ""
+            is_folder = path is not None and Path(path).is_dir()
+            why = f", and {path} is a folder, which does not describe it" if is_folder else ""
             self._check_that_parts_are_named(subcommand, why)
         if resumed:
             self._merge(subcommand, resumed)

@@ -16,6 +16,13 @@ from filelock import FileLock
 from foreign_code import PACKAGE
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _autograd_without_threads() -> None:
+    # Fake tensors, which torch.compile uses too, pretend that there is a CUDA device. If autograd started
+    # after that, it would start a thread for it, and later tests in this process could not fork.
+    torch.ones(1, requires_grad=True).sum().backward()
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], Any]], Any]:
     """What a function makes in a folder, made by one of the processes that test, for all of them."""

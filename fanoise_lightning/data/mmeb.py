@@ -239,8 +239,8 @@ def check_num_samples(num_samples: float | None) -> None:
         check_at_least("num_samples", num_samples, 1)
     elif not (0 < num_samples <= 1 or _is_count(num_samples)):
         raise ValueError(
-            f"`num_samples` as a float is a share of the rows and must lie between 0 and 1, got {num_samples}; "
-            "pass an int for a number of rows"
+            "`num_samples` as a float is a share of the rows and must lie between 0 and 1, got "
+            f"{num_samples}; pass an int for a number of rows"
         )
 
 

@@ -102,7 +102,7 @@ def eight_bit(processor: Any) -> EightBit | None:
 
 
 def normalise_of(steps: Sequence[Any]) -> Normalise | None:
-    """What the last two steps do to 8-bit pixels, if these are ``ToTensor`` and ``Normalize``; else ``None``."""
+    """What ``ToTensor`` and ``Normalize`` do to 8-bit pixels, if these are the last steps; else ``None``."""
     from torchvision.transforms import Normalize, ToTensor
 
     kinds = ToTensor, Normalize

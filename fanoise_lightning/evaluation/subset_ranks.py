@@ -99,6 +99,8 @@ def check_subset(queries: Tensor, candidates: Tensor, name: str, num_right: Tens
         )
     if candidates.numel() == 0:
         raise ValueError(f"subset {name!r} has no queries or no candidates: omit it")
+    if (lowest := int(candidates.min())) < -1:
+        raise ValueError(f"subset {name!r}: `candidates` has the item {lowest}; padding must be -1")
     incomplete = (queries < 0) | (candidates[:, 0] < 0)
     if incomplete.any():
         row = int(incomplete.nonzero()[0])
