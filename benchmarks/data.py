@@ -40,10 +40,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import transformers
-from figures import Figure, add_options, write
 from PIL import Image
 from torch.utils.data import DataLoader
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.figures import Figure, add_options, write
 from fanoise_lightning import MMEBDataModule, Sample, TwoTowerEncoder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "encoders"))

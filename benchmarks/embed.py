@@ -18,9 +18,11 @@ import time
 from pathlib import Path
 
 import torch
-from figures import Figure, add_options, write
 from kill_embed import tiny_model
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.figures import Figure, add_options, write
 from fanoise_lightning.search.embed import embed
 
 

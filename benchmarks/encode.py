@@ -30,10 +30,12 @@ from typing import Any
 import numpy as np
 import torch
 from encoders import save_towers, tiny_two_towers
-from figures import Figure, add_options, write
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.figures import Figure, add_options, write
 from fanoise_lightning import ContrastiveModule, TwoTowerEncoder, embed
 
 WORDS = ("a", "the", "red", "green", "blue", "apple", "pear", "small", "on", "under", "table", "photo", "of")

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/growth.py [--only step ranks ...] [--figure docs/images/growth.svg]
 
 Times are CPU seconds, on a GPU those of the clock. Beside each stands what a formula says. The constants of
-the formulas (seconds of a product in float32 and in float64, of R^3 in ``eigh``, of a logit, of a random
+the formulas (seconds of a product, of R^3 in ``eigh``, of a logit, of a random
 number) are measured once, at one size; times of rows are those of the largest size in proportion. ``ranks``
 counts bytes, see benchmarks/traffic.py; ``beyond`` is the formulas alone, at sizes that nobody here can run.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -61,14 +60,12 @@ class Machine:
 
     Args:
         single: of a multiplication and addition in float32.
-        double: of one in float64.
-        eigh: of R^3 in ``eigh``, float64.
+        eigh: of R^3 in ``eigh``, float32.
         logit: of a logit through the softmax and back.
         normal: of a random number.
     """
 
     single: float
-    double: float
     eigh: float
     logit: float
     normal: float
@@ -76,26 +73,28 @@ class Machine:
     @classmethod
     def measure(cls, size: int = 768) -> Machine:
         """Of this machine's CPU."""
-        x, y = torch.randn(size, size), torch.randn(size, size, dtype=torch.float64)
-        gram, labels = y @ y.T, torch.arange(size)
+        x = torch.randn(size, size)
+        gram, labels = x @ x.T, torch.arange(size)
         logits = x.clone().requires_grad_()
         sides: list[Callable[[], Any]] = [
             lambda: x @ x,
-            lambda: y @ y,
             lambda: torch.linalg.eigh(gram),
             lambda: F.cross_entropy(20.0 * logits, labels, reduction="sum").backward(),
             lambda: torch.randn(size, size),
         ]
-        single, double, eigh, logit, normal = map(statistics.median, zip(*timed(sides, 5)))
+        single, eigh, logit, normal = map(statistics.median, zip(*timed(sides, 5)))
         cube, square = size**3, size**2
-        return cls(single / cube, double / cube, eigh / cube, logit / square, normal / square)
+        return cls(single / cube, eigh / cube, logit / square, normal / square)
 
     def noise(self, batch: int, dim: int) -> float:
-        """Seconds of sublinear noise for both sides: a Gram matrix, its root, random numbers times it."""
+        """Seconds of sublinear noise for both sides: a Gram matrix, its root, random numbers times it.
+
+        In float32, for features without weak directions, which would be decomposed again in float64.
+        """
         rank, longer = min(batch, dim), max(batch, dim)
         gram = rank**2 * longer * (0.625 if rank > 128 else 1.0)  # stripes up to the diagonal
         products = rank**3 + (batch * rank * (rank + dim) if batch <= dim else batch * dim * dim)
-        side = self.double * gram + self.eigh * rank**3 + self.single * products + self.normal * batch * rank
+        side = self.single * (gram + products) + self.eigh * rank**3 + self.normal * batch * rank
         return 2 * side
 
     def loss(self, batch: int, dim: int) -> float:
@@ -115,8 +114,8 @@ def features(batch: int, dim: int, device: str) -> list[Tensor]:
 
 
 def peaks(batch: int, dim: int) -> dict[str, float]:
-    """Bytes at the peak: features in float64 and noise, or gradients and three times a block of logits."""
-    noise = 12 * batch * dim + 8 * min(batch, dim) ** 2
+    """Bytes at the peak: noise and matrices of rank R; gradients and three times a block of logits."""
+    noise = 10 * batch * dim + 8 * min(batch, dim) ** 2
     loss = 8 * batch * dim + 12 * min(batch**2, tiled.MAX_LOGITS)
     return {"noise": noise, "loss": loss, "both": loss + 8 * batch * dim}
 
@@ -138,11 +137,8 @@ def step(options: argparse.Namespace) -> list[Figure]:
     """Time and memory of the loss, the noise and both, by batch."""
     machine = Machine.measure() if options.device == "cpu" else None
     if machine is not None:
-        single, double = (2e-9 / unit for unit in (machine.single, machine.double))
-        rank_cubed = machine.eigh / machine.double
-        print(
-            f"GFLOP/s: {single:.0f} in float32, {double:.0f} in float64; eigh {2 * rank_cubed:.0f} R^3 FLOP"
-        )
+        rank_cubed = machine.eigh / machine.single
+        print(f"{2e-9 / machine.single:.0f} GFLOP/s; eigh {2 * rank_cubed:.0f} R^3 FLOP")
     print(f"D = {options.dim}, for loss, noise and both: ms, in brackets by the formula; MB at the peak")
     figures = []
     for batch in options.batches:
@@ -220,7 +216,7 @@ def reading(options: argparse.Namespace) -> list[Figure]:
 
 
 def evaluation(options: argparse.Namespace) -> list[Figure]:
-    """Precision@1 of 200 queries whose candidates are all items: scores are sorted."""
+    """Precision@1 of 200 queries whose candidates are all items."""
     columns = []
     for count in options.items:
         table = EmbeddingTable(count)
@@ -231,9 +227,7 @@ def evaluation(options: argparse.Namespace) -> list[Figure]:
         run = partial(subset_ranks, catalogue=everything, excluded=queries[:, None])
         sides = [partial(run, table.compute(), queries, answers)]
         columns.append([once for (once,) in timed(sides, options.rounds)])
-    return in_proportion(
-        "evaluation, 200 queries", "candidate", options.items, columns, lambda n: n * math.log(n)
-    )
+    return in_proportion("evaluation, 200 queries", "candidate", options.items, columns)
 
 
 def searching(options: argparse.Namespace) -> list[Figure]:
@@ -241,7 +235,7 @@ def searching(options: argparse.Namespace) -> list[Figure]:
     alone, together = [], []
     for rows in options.vectors:
         with tempfile.TemporaryDirectory() as folder:
-            search.write(Path(folder), rows)
+            search.write_folder(Path(folder), rows, search.independent)
             index, asked = SearchIndex(folder), search.queries(64)
             sides = [partial(index.search, asked[:count], 10) for count in (1, 64)]
             one, many = zip(*timed(sides, options.rounds))

@@ -11,8 +11,11 @@ import argparse
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
-from figures import Figure, add_options, write
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.figures import Figure, add_options, write
 
 STATEMENTS = {
     "import lightning.pytorch": "import lightning.pytorch",

@@ -26,11 +26,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from figures import Figure, add_options, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.figures import Figure, add_options, write
 from fanoise_lightning import InfoNCE
 from fanoise_lightning.training.grad_cache import embed_in_chunks
 

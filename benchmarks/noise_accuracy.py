@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
+from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from figures import Figure, add_options, write
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.figures import Figure, add_options, write
 from fanoise_lightning.noise import NoiseShape, noise_shape
 
 TOLERANCE = 0.1  # percent, as in tests/test_noise_accuracy.py

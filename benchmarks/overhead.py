@@ -13,16 +13,20 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
-from figures import Figure, add_options, write
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.figures import Figure, add_options, write
 from fanoise_lightning import ContrastiveModule, InfoNCE, MMEBDataModule, OpenClipEncoder
 from fanoise_lightning.callbacks import FANoise
 

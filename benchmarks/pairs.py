@@ -20,8 +20,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from figures import Figure, add_options
-from figures import write as write_figures
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.figures import Figure, add_options
+from benchmarks.figures import write as write_figures
 
 WORDS = [first + second for first in ("ba", "ko", "li", "mer", "sun") for second in ("na", "tor", "vel", "x")]
 MOST = {("jsonl", 1_000_000): (8, 2000)}  # seconds, MB

@@ -22,6 +22,7 @@ import io
 import json
 import logging
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -32,12 +33,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import encoders  # whose import finds tests/encoders
 import torch
 import transformers
-from figures import Figure, add_options, write
-from peer_trainers import Clip, Job, OpenClip, write_pairs
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import encoders  # whose import finds tests/encoders
+from benchmarks.figures import Figure, add_options, write
+from benchmarks.peer_trainers import Clip, Job, OpenClip, write_pairs
 
 WARM_UP = 4
 Train = Callable[[Job], None]

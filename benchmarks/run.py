@@ -26,7 +26,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from figures import Figure
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.figures import Figure
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[1]
 BUILD = ROOT / "build"

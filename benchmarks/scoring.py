@@ -21,16 +21,19 @@ import argparse
 import ctypes
 import multiprocessing
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from figures import Figure, add_options, write
 from torch import Tensor
 from torch.nn.functional import normalize
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.figures import Figure, add_options, write
 from fanoise_lightning.evaluation.embedding_table import Embeddings
 from fanoise_lightning.evaluation.subset_ranks import subset_ranks
 

@@ -24,6 +24,7 @@ import json
 import multiprocessing
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,9 +34,11 @@ from typing import Any, get_args
 import numpy as np
 import pyarrow as pa
 import torch
-from figures import Figure, add_options, write
 from torch.nn import functional as F
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.figures import Figure, add_options, write
 from fanoise_lightning.search.approximate import KINDS, ApproximateIndex
 from fanoise_lightning.search.folder import EmbeddingFolder, write_shard
 from fanoise_lightning.search.index import SearchIndex

@@ -24,10 +24,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from figures import Figure, add_options, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.figures import Figure, add_options, write
 from fanoise_lightning.losses import InfoNCE, SigmoidLoss, tiled
 
 LOSSES = {
