@@ -138,7 +138,7 @@ class CachedFeatures(PretrainedEncoder):
         towers = cast(TwoTowers, self.encoder)
         if kind == TEXT:
             return towers.encode_text(**inputs)
-        return towers.encode_image(**towers.collate.to_floats(inputs))
+        return towers.encode_image(**towers.to_floats(inputs))
 
     def parts(self, batch: dict[str, Tensor]) -> tuple[bool, ...]:
         return tuple(f"{kind}.known" in batch for kind in self.kinds)

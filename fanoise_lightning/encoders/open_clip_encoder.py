@@ -125,6 +125,7 @@ class OpenClipEncoder(TwoTowers):
         if gradient_checkpointing:
             self.clip.set_grad_checkpointing(True)
         self.collate: TowerCollate = _OpenClipCollate(transform, tokenizer, split_special_tokens)
+        self.normalise = self.collate.normalise
         self.report_towers(model, self.collate.context_length)
         self.train()  # as open_clip returns models, except for what is frozen
 

@@ -36,6 +36,7 @@ class TwoTowers(PretrainedEncoder):
     """
 
     collate: TowerCollate
+    normalise: Normalise | None = None  # of `collate`; users may put a function in its place
 
     def encode_text(self, **inputs: Tensor) -> Tensor:
         """Vectors (U, D) of any norm for the U different texts of a batch."""
@@ -44,6 +45,10 @@ class TwoTowers(PretrainedEncoder):
     def encode_image(self, **inputs: Tensor) -> Tensor:
         """Vectors (P, D) of any norm for the P images of a batch."""
         raise NotImplementedError
+
+    def to_floats(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As :meth:`TowerCollate.to_floats`."""
+        return _to_floats(inputs, self.normalise)
 
     def forward(  # type: ignore[override]
         self,
@@ -76,7 +81,7 @@ class TwoTowers(PretrainedEncoder):
             parts.append((text_rows, F.normalize(self.encode_text(**text).float(), dim=1)[text_index]))
         if image_rows is not None:
             with nullcontext() if dummy is None else _fixed_statistics(self):
-                image = self.collate.to_floats(image)
+                image = self.to_floats(image)
                 parts.append((image_rows, F.normalize(self.encode_image(**image).float(), dim=1)))
         return add_rows(len(kind), parts)
 
@@ -138,6 +143,13 @@ def _fixed_statistics(encoder: nn.Module) -> Iterator[None]:
             part.train()
 
 
+def _to_floats(inputs: dict[str, Tensor], normalise: Normalise | None) -> dict[str, Tensor]:
+    pixels = inputs.get("pixel_values")
+    if normalise is None or pixels is None or pixels.dtype != torch.uint8:
+        return inputs
+    return {**inputs, "pixel_values": normalise(pixels)}
+
+
 class TowerCollate:
     """Turns samples into the arguments of :meth:`TwoTowers.forward`; equal texts are encoded once.
 
@@ -168,10 +180,7 @@ class TowerCollate:
 
     def to_floats(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The inputs of the image tower with ``pixel_values`` of 8 bits normalised, on their device."""
-        pixels = inputs.get("pixel_values")
-        if self.normalise is None or pixels is None or pixels.dtype != torch.uint8:
-            return inputs
-        return {**inputs, "pixel_values": self.normalise(pixels)}
+        return _to_floats(inputs, self.normalise)
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Collate B samples.

@@ -93,6 +93,7 @@ class TwoTowerEncoder(TwoTowers):
         self.collate: _ProcessorCollate = _collate(
             model, self._family, self.network.config, split_special_tokens
         )
+        self.normalise = self.collate.normalise
         self.report_towers(model, self.collate.context_length)
         self.eval()  # as transformers returns models; a fresh adapter's dropout is on
 

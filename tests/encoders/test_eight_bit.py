@@ -137,6 +137,15 @@ def test_the_network_takes_8_bits_and_floats(tiny: Callable[[str], str]) -> None
     encoder(**batch).sum().backward()
 
 
+def test_a_function_may_stand_in_for_the_collate(tiny: Callable[[str], str]) -> None:
+    encoder = TwoTowerEncoder(tiny("clip")).eval()
+    collate, samples = encoder.collate, [Sample(image=noise(40, 50))]
+    with torch.inference_mode():
+        expected = encoder(**collate(samples))
+        encoder.collate = lambda given: collate(given)
+        assert torch.equal(encoder(**encoder.collate(samples)), expected)
+
+
 def test_a_fingerprint_tells_encoders_apart_that_normalise_differently(tiny: Callable[[str], str]) -> None:
     encoder = TwoTowerEncoder(tiny("clip"))
     before = fingerprint(encoder)
