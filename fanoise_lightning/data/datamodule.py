@@ -18,6 +18,7 @@ from fanoise_lightning._checks import check_at_least
 from fanoise_lightning.data.batches.evaluation import EvalDataset, EvalSuite, ItemCollate
 from fanoise_lightning.data.batches.loader import ResumableLoader
 from fanoise_lightning.data.batches.mixing import BatchSubsets, MixingSampler, Sampling
+from fanoise_lightning.data.batches.packing import Packing
 from fanoise_lightning.data.batches.refusals import SkipRefused
 from fanoise_lightning.data.batches.skipped import SkipReports
 from fanoise_lightning.data.batches.training import PairCollate, TrainDataset
@@ -185,13 +186,16 @@ class ContrastiveDataModule(LightningDataModule):
             subsets = self.train_set.subsets
             sizes, names = [len(rows) for rows in subsets], [rows.name for rows in subsets]
             loader, sampler = ResumableLoader, MixingSampler(self.train_set, sizes, names, **options)
+        loading = self._loading()
+        collate: Any = self._collate_pairs(self.train_set)
         return loader(
             self.train_set,
             sampler=sampler,
             batch_size=None,
-            collate_fn=self._collate_pairs(self.train_set),  # type: ignore[arg-type]
+            # pinning has a thread of its own, which takes only tensors
+            collate_fn=collate if loading["pin_memory"] else Packing(collate),
             persistent_workers=self.num_workers > 0,
-            **self._loading(),
+            **loading,
         )
 
     def _collate_pairs(self, dataset: TrainDataset | StreamDataset) -> SkipRefused:

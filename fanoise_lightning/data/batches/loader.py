@@ -13,6 +13,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from fanoise_lightning.data.batches.mixing import MixingSampler
+from fanoise_lightning.data.batches.packing import unpack
 
 __all__ = ["ResumableLoader"]
 
@@ -58,7 +59,7 @@ class ResumableLoader(DataLoader):
         self._at = (epoch, start)
         for number, batch in enumerate(self._batches(), start + 1):
             self._at = (epoch, number)
-            yield batch
+            yield unpack(batch)
 
     def _batches(self) -> Iterator[Any]:
         return super().__iter__()
