@@ -15,7 +15,9 @@ from torchmetrics.utilities import dim_zero_cat
 
 from fanoise_lightning.evaluation.ties import score_dtype
 
-__all__ = ["EmbeddingTable", "Embeddings"]
+__all__ = ["UNIT", "EmbeddingTable", "Embeddings"]
+
+UNIT = 0.01  # how far from 1 the length of an embedding may be: 16 bits cost less
 
 # Items are turned into float64 in parts of about this many numbers, whose memory is used again: to get fresh
 # memory for each part takes longer than the product.
@@ -72,7 +74,8 @@ class EmbeddingTable(Metric):
         kwargs: passed on to :class:`torchmetrics.Metric`.
 
     Raises:
-        ValueError: in ``compute``, if an item is not one of 0 to N - 1.
+        ValueError: in ``compute``, if an item is not one of 0 to N - 1, or an embedding is neither of unit
+            length nor zero.
 
     Example:
         >>> table = EmbeddingTable(num_items=3)
@@ -101,12 +104,19 @@ class EmbeddingTable(Metric):
             index: (n,) the numbers of these items.
 
         Raises:
-            ValueError: if the shapes do not fit.
+            ValueError: if the shapes do not fit, or the batches before had another D.
         """
         if embeddings.ndim != 2 or index.shape != embeddings.shape[:1]:
             raise ValueError(
                 f"{self.owner}: `embeddings` must be (n, D) and `index` (n,), got "
                 f"{tuple(embeddings.shape)} and {tuple(index.shape)}"
+            )
+        batches = zip(self.embeddings, self.index)
+        width = next((len(numbers) // len(items) for numbers, items in batches if len(items)), None)
+        if len(index) and width not in (None, embeddings.shape[1]):
+            raise ValueError(
+                f"{self.owner}: these embeddings have {embeddings.shape[1]} dimensions, those before had "
+                f"{width}: do they come from one encoder?"
             )
         self.index.append(index.to(embeddings.device))
         self.embeddings.append(embeddings.detach().float().flatten())
@@ -132,4 +142,17 @@ class EmbeddingTable(Metric):
         position = torch.full((self.num_items,), -1, device=index.device)
         position[index] = torch.arange(len(index), device=index.device)
         rows = embeddings.view(len(index), -1) if len(index) else embeddings[None]
+        self._check_lengths(rows, index)
         return Embeddings(rows, position)
+
+    def _check_lengths(self, rows: Tensor, index: Tensor) -> None:
+        """Zero passes, and ties with everything; what is not finite is refused later, with its query."""
+        lengths = torch.linalg.vector_norm(rows, dim=1)
+        wrong = ((lengths - 1).abs() > UNIT) & (lengths > 0) & lengths.isfinite()
+        if wrong.any():
+            first = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"{self.owner}: the embedding of item {int(index[first])} has the length "
+                f"{float(lengths[first]):.4g}, not 1, nor have {int(wrong.sum()) - 1} more: normalise them "
+                "first, as with `torch.nn.functional.normalize`"
+            )

@@ -57,7 +57,7 @@ def subset_ranks(
 
     Raises:
         ValueError: if there is no query, a query or its first right answer is missing (negative), the shapes
-            do not fit, or a score is not finite.
+            or dtypes do not fit, or a score is not finite.
 
     Example:
         >>> table = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.8, 0.6]])
@@ -96,6 +96,11 @@ def check_subset(queries: Tensor, candidates: Tensor, name: str, num_right: Tens
         raise ValueError(
             f"subset {name!r}: `queries` must be (Q,) and `candidates` (Q, C), got "
             f"{tuple(queries.shape)} and {tuple(candidates.shape)}"
+        )
+    if (got := {queries.dtype, candidates.dtype}) != {torch.int64}:
+        raise ValueError(
+            f"subset {name!r}: `queries` and `candidates` must be numbers of items, torch.int64, got "
+            f"{', '.join(sorted(map(str, got)))}"
         )
     if candidates.numel() == 0:
         raise ValueError(f"subset {name!r} has no queries or no candidates: omit it")

@@ -31,12 +31,11 @@ from torch import Tensor
 
 from fanoise_lightning.callbacks._files import whole_file
 
-__all__ = ["FORMAT", "MANIFEST", "UNIT", "EmbeddingFolder", "Row", "read_notes", "write_shard"]
+__all__ = ["FORMAT", "MANIFEST", "EmbeddingFolder", "Row", "read_notes", "write_shard"]
 
 FORMAT = 1
 MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
 _COLUMNS = pa.schema([(name, pa.large_string()) for name in ("id", "text", "image")])
-UNIT = 0.01  # how far from 1 the length of an embedding may be: 16 bits cost less
 
 
 class Row(NamedTuple):

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fanoise_lightning._checks import check_at_least
+from fanoise_lightning.evaluation.embedding_table import UNIT
 from fanoise_lightning.evaluation.ties import TIE
-from fanoise_lightning.search.folder import UNIT, Block, EmbeddingFolder
+from fanoise_lightning.search.folder import Block, EmbeddingFolder
 
 __all__ = ["Hits", "Places", "SearchIndex"]
 
@@ -116,9 +117,11 @@ class SearchIndex:
 
         Raises:
             TypeError: as :meth:`search`.
-            ValueError: as :meth:`search`; or if there is no such row.
+            ValueError: as :meth:`search`; if there is no such row, or not one for each query.
         """
         queries = self.unit(queries).view(-1, self.folder.dimension)
+        if rows.shape != queries.shape[:1]:
+            raise ValueError(f"`rows` must be ({len(queries)},), one for each query, got {tuple(rows.shape)}")
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self.folder):
             raise ValueError(f"`rows` must be from 0 to {len(self.folder) - 1}, got {rows.tolist()}")
         found = [Places(*(torch.empty(0, dtype=d) for d in (torch.int64,) * 2 + (torch.float64,) * 2))]

@@ -13,7 +13,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from fanoise_lightning.search.folder import UNIT, read_notes, write_shard
+from fanoise_lightning.evaluation.embedding_table import UNIT
+from fanoise_lightning.search.folder import read_notes, write_shard
 
 __all__ = ["ShardWriter", "Shards", "SkippedRow"]
 

@@ -61,8 +61,37 @@ def test_an_item_that_the_table_does_not_have_is_an_error() -> None:
 def test_the_embeddings_are_held_once() -> None:
     table = EmbeddingTable(num_items=60)
     for index in torch.arange(60).split(7):
-        table.update(torch.ones(len(index), 8, dtype=torch.bfloat16), index)
+        table.update(torch.eye(8, dtype=torch.bfloat16)[index % 8], index)
     embeddings = table.compute()
     (held,) = table.embeddings
     assert held.data_ptr() == embeddings.rows.data_ptr() == embeddings.select(torch.arange(3)).rows.data_ptr()
     assert (embeddings.rows.shape, embeddings.rows.dtype) == ((60, 8), torch.float32)
+
+
+def test_batches_of_different_dimensions_are_refused() -> None:
+    """2 x 4 and 2 x 2 numbers would pass for 4 x 3."""
+    table = EmbeddingTable(num_items=4, owner="the suite")
+    table.update(torch.empty(0, 2), torch.empty(0, dtype=torch.long))
+    table.update(torch.eye(4)[:2], torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="these embeddings have 2 dimensions, those before had 4"):
+        table.update(torch.eye(2), torch.tensor([2, 3]))
+    assert table.compute().rows.shape == (2, 4)
+
+
+@pytest.mark.parametrize("length", [2.0, 0.98, 1e-9])
+def test_embeddings_that_were_not_normalised_are_refused(length: float) -> None:
+    table = EmbeddingTable(num_items=9, owner="the suite")
+    table.update(torch.eye(3), torch.tensor([0, 1, 2]))
+    table.update(length * torch.eye(3)[:2], torch.tensor([7, 8]))
+    message = f"the suite: the embedding of item 7 has the length {length:.4g}, not 1, nor have 1 more"
+    with pytest.raises(ValueError, match=message):
+        table.compute()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_16_bits_round_to_and_zero_are_embeddings(dtype: torch.dtype) -> None:
+    rows = normalize(torch.randn(50, 64, generator=torch.Generator().manual_seed(0)).to(dtype), dim=1)
+    rows[3] = 0
+    table = EmbeddingTable(num_items=50)
+    table.update(rows, torch.arange(50))
+    assert table.compute().rows.equal(rows.float())

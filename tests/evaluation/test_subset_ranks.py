@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fanoise_lightning.evaluation.embedding_table import Embeddings, EmbeddingTable
+from fanoise_lightning.evaluation.precision_at_one import PrecisionAtOne
 from fanoise_lightning.evaluation.scorer import SuiteScorer
 from fanoise_lightning.evaluation.subset_ranks import subset_ranks
 from fanoise_lightning.evaluation.ties import TIE
@@ -227,6 +228,14 @@ def test_wrong_counts_of_right_answers_are_refused(num_right: Tensor, message: s
         subset_ranks(
             table.compute(), torch.tensor([0, 0]), torch.tensor([[1, 2], [1, -1]]), num_right=num_right
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float32])
+def test_what_are_no_numbers_of_items_is_refused_before_anything_is_embedded(dtype: torch.dtype) -> None:
+    queries, candidates = torch.tensor([0]), torch.tensor([[1]])
+    for pair in ((queries.to(dtype), candidates), (queries, candidates.to(dtype))):
+        with pytest.raises(ValueError, match=rf"subset 's': .* must be numbers of items, .*{dtype}"):
+            PrecisionAtOne(*pair, name="s")
 
 
 def test_a_broken_embedding_in_the_catalogue_is_an_error() -> None:

@@ -159,6 +159,12 @@ def test_ranks_count_each_row_once_where_float32_begins_to_doubt(tmp_path: Path)
     assert int(found.better + found.tied) == 120
 
 
+def test_places_are_of_one_row_for_each_query(tmp_path: Path) -> None:
+    index = SearchIndex(write_folder(tmp_path / "index", unit(9, 4), [9]))
+    with pytest.raises(ValueError, match=r"`rows` must be \(3,\), one for each query, got \(1,\)"):
+        index.ranks(unit(3, 4), torch.tensor([5]))
+
+
 def test_an_empty_catalogue_and_no_queries(tmp_path: Path) -> None:
     empty = SearchIndex(write_folder(tmp_path / "empty", torch.empty(0, 24), []))
     assert empty.search(unit(3, 24)).rows.shape == (3, 0)
