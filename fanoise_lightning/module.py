@@ -185,8 +185,10 @@ class ContrastiveModule(TrainedOnlyCheckpoints):
         return self.encoder.collate
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Unit embeddings (B, D), float32 or the autocast dtype, of a collated batch on any device."""
-        return F.normalize(embed_own_rows(self.encoder, inputs, self.device), dim=1)
+        """Unit embeddings (B, D), float32 or the encoder's float64, of a collated batch on any device."""
+        features = embed_own_rows(self.encoder, inputs, self.device)
+        # 16 bits would leave lengths 0.3 % off, and scores with them
+        return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)
 
     # Training
 

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
+from toy_encoder import ToyEncoder
 
 from fanoise_lightning import (
     ContrastiveModule,
@@ -89,6 +90,17 @@ def test_the_scoreboard_is_a_brute_force_over_rows(tiny_clip):
     assert trainer.callback_metrics["val/precision_at_1/overall"].item() == pytest.approx(
         sum(row.precision for row in module.scoreboard.subsets) / 2, abs=1e-6
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_features_of_16_bits_become_unit_vectors_of_32(dtype: torch.dtype) -> None:
+    """Lengths that 16 bits round differently would rank the candidates of a query."""
+    features = torch.randn(64, 24, generator=torch.Generator().manual_seed(0)).to(dtype)
+    encoder = ToyEncoder()
+    encoder.layers = nn.Identity()
+    vectors = ContrastiveModule(encoder)({"x": features})
+    expected = features.double() / features.double().norm(dim=1, keepdim=True)
+    torch.testing.assert_close(vectors.double(), expected, atol=1e-7, rtol=0)
 
 
 def test_the_sanity_check_leaves_no_scores(tiny_clip):
