@@ -82,6 +82,8 @@ def begin(shards: Shards, header: dict[str, Any]) -> None:
             raise ValueError(
                 f"`{folder}` holds `{others[0]}`, which is not ours: name a new or an empty folder"
             )
+    if not written:  # a manifest of shards that were removed would seem to be of the new ones
+        rank_zero_only((folder / MANIFEST).unlink)(missing_ok=True)
     if not (folder / MANIFEST).exists():
         rank_zero_only(write_json)(folder / UNFINISHED, header, indent=1)
     if not written:

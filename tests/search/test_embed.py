@@ -129,6 +129,19 @@ def embed_until(replaced: int, done: bool, *args: Any, **options: Any) -> None:
     assert process.exitcode == -signal.SIGKILL
 
 
+def test_the_manifest_of_shards_that_were_removed_is_not_that_of_new_ones(
+    module: ContrastiveModule, tmp_path: Path
+) -> None:
+    options = {**OPTIONS, "text": None, "image": None, "id": None}
+    embed(module, [f"thing {row}" for row in range(8)], tmp_path / "index", **options)
+    for shard in (tmp_path / "index").glob("*.safetensors"):
+        shard.unlink()
+    others = [f"other {row}" for row in range(16)]  # the first of two shards would do for the old manifest
+    embed_until(3, True, module, others, tmp_path / "index", **options)  # the header, and that shard
+    with pytest.raises(FileNotFoundError, match="unfinished"):
+        EmbeddingFolder(tmp_path / "index")
+
+
 def embedded_rows(module: ContrastiveModule, run: Any) -> int:
     """How many texts the encoder embeds meanwhile."""
     count = 0
