@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fanoise_lightning._checks import check_choice
+from fanoise_lightning._checks import check_at_least, check_choice
 from fanoise_lightning._log import report
 from fanoise_lightning.callbacks._files import whole_file, write_json
 from fanoise_lightning.search.index import Hits, SearchIndex
@@ -59,19 +59,20 @@ class ApproximateIndex:
             self._write(file)
         self._search = self._read(file)
 
-    def search(self, queries: Tensor, k: int = 10) -> Hits:
+    def search(self, queries: Any, k: int = 10) -> Hits:
         """As :meth:`SearchIndex.search`; where faiss finds fewer than k rows, the search is exact."""
-        queries = self.index.unit(queries)
-        k = min(k, len(self.index.folder))
+        check_at_least("k", k, 1)
+        unit, k = self.index.unit(queries), min(k, len(self.index.folder))
+        rows = unit.view(-1, self.index.folder.dimension)
         most = min(_CANDIDATES * k, len(self.index.folder))
-        _, rows = self._search.search(self._coded(queries), most)
-        found = torch.from_numpy(rows)
+        found = torch.from_numpy(self._search.search(self._coded(rows), most)[1])
         if (found < 0).any():
-            return self.index.search(queries, k)
-        asked = torch.arange(len(queries)).repeat_interleave(most)
-        scores = self.index.score(queries[asked], found.view(-1)).view(found.shape)
+            return self.index.search(unit, k)
+        asked = torch.arange(len(rows)).repeat_interleave(most)
+        scores = self.index.score(rows[asked], found.view(-1)).view(found.shape)
         order = torch.from_numpy(np.lexsort((found, -scores)))[:, :k]
-        return Hits(scores.gather(1, order), found.gather(1, order))
+        shape = (*unit.shape[:-1], k)
+        return Hits(scores.gather(1, order).view(shape), found.gather(1, order).view(shape))
 
     def _write(self, file: Path) -> None:
         built = self._build()
@@ -81,7 +82,10 @@ class ApproximateIndex:
         write_json(_note(file), _made_of(self.index))
 
     def _read(self, file: Path) -> Any:
-        theirs = json.loads(_note(file).read_text(encoding="utf-8")) if _note(file).is_file() else None
+        try:
+            theirs = json.loads(_note(file).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):  # a killed run left none, or a part
+            theirs = None
         if theirs != _made_of(self.index):
             raise ValueError(
                 f"`{file}` is an index of other embeddings than those in `{file.parent}`: remove it, and "

@@ -42,6 +42,25 @@ def test_it_finds_most_of_what_exact_search_finds_with_exact_scores(
     assert (found.scores.diff(dim=1) <= 0).all()
 
 
+@pytest.mark.parametrize("kind", ["hnsw", "binary"])
+def test_it_takes_what_exact_search_takes(folder: Path, kind: KINDS) -> None:
+    index, (query,) = ApproximateIndex(SearchIndex(folder), kind), unit(1, 32, seed=1).numpy()
+    one, several = index.search(query, 3), index.search(query[None], 3)
+    assert one.rows.equal(several.rows[0])
+    assert one.scores.equal(several.scores[0])
+    assert index.search(query, ROWS + 1).rows.sort().values.equal(torch.arange(ROWS))
+    with pytest.raises(ValueError, match="`k` must be at least 1, got 0"):
+        index.search(query, 0)
+
+
+@pytest.mark.parametrize("left", ["", "{"])
+def test_what_a_killed_run_left_of_an_index_is_named(folder: Path, left: str) -> None:
+    ApproximateIndex(SearchIndex(folder), "int8")
+    (folder / "int8.json").write_text(left)
+    with pytest.raises(ValueError, match=r"int8.faiss` is an index of other embeddings .*: remove it"):
+        ApproximateIndex(SearchIndex(folder), "int8")
+
+
 def test_an_index_is_built_once_and_refused_for_other_embeddings(folder: Path) -> None:
     ApproximateIndex(SearchIndex(folder), "hnsw")
     file = folder / "hnsw.faiss"
