@@ -1,8 +1,9 @@
 """Recall@k, NDCG@k, MRR and median rank, from the ranks of right answers.
 
-The values are those of ``torchmetrics.functional.retrieval`` where no scores tie. Where some do, torchmetrics
-lets the order of the candidates decide; here a tie counts what it is worth on average over all orders of the
-tied [0], as in precision@1. So a collapsed encoder scores chance.
+The values are those of ``torchmetrics.functional.retrieval`` where no scores tie and right answers have
+positive ones: in recall and MRR, torchmetrics takes one with a score of zero or below for wrong. Where scores
+tie, torchmetrics lets the order of the candidates decide; here a tie counts what it is worth on average over
+all orders of the tied [0], as in precision@1. So a collapsed encoder scores chance.
 
 References:
     [0] McSherry and Najork, "Computing Information Retrieval Performance Measures Efficiently in the Presence
