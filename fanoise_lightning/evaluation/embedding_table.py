@@ -152,7 +152,7 @@ class EmbeddingTable(Metric):
         if wrong.any():
             first = int(wrong.nonzero()[0])
             raise ValueError(
-                f"{self.owner}: the embedding of item {int(index[first])} has the length "
-                f"{float(lengths[first]):.4g}, not 1, nor have {int(wrong.sum()) - 1} more: normalise them "
-                "first, as with `torch.nn.functional.normalize`"
+                f"{self.owner}: {int(wrong.sum())} embeddings are not of unit length (that of item "
+                f"{int(index[first])} has {float(lengths[first]):.4g}): normalise them first, as with "
+                "`torch.nn.functional.normalize`"
             )

@@ -6,7 +6,6 @@ import errno
 import os
 import pickle
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -88,11 +87,14 @@ def test_a_lost_file_of_rows_takes_its_keys_with_it(tmp_path):
 
 
 def test_processes_and_forks_write_at_once(tmp_path):
-    with ThreadPoolExecutor(3) as pool:
-        context = get_context("fork")
-        parts = [range(start, start + 40) for start in (0, 40, 20)]
-        jobs = [context.Process(target=fill, args=(tmp_path, part)) for part in parts]
-        list(pool.map(lambda job: (job.start(), job.join()), jobs))
+    context = get_context("fork")
+    parts = [range(start, start + 40) for start in (0, 40, 20)]
+    jobs = [context.Process(target=fill, args=(tmp_path, part)) for part in parts]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert [job.exitcode for job in jobs] == [0, 0, 0]
     check(FeatureStore(tmp_path, DIM), range(80), range(82))
     store = FeatureStore(tmp_path, DIM)
     store.add([key(90)], row(90))
