@@ -104,10 +104,9 @@ def _is_equal(processor: Any) -> bool:
     # other backends resize with another arithmetic
     if not _is_stock(processor, "transformers") or getattr(processor, "backend", None) != "torchvision":
         return False
-    # the nearest pixel is another one where colours are side by side
-    if not (
-        processor.do_rescale and processor.do_normalize and processor.resample != Image.Resampling.NEAREST
-    ):
+    if not (processor.do_rescale and processor.do_normalize):
+        return False
+    if processor.resample == Image.Resampling.NEAREST:  # of strips another, with colours side by side
         return False
     for image in (_noise(*size) for size in _SIZES):
         expected = processor(images=[image])

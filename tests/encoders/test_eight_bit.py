@@ -104,7 +104,8 @@ def test_a_processor_with_a_step_of_its_own_is_left_alone() -> None:
     processors = [
         Brighter(),
         SometimesFlipped(),
-        T.CLIPImageProcessor(resample=Image.Resampling.NEAREST),  # of a strip it takes other pixels
+        # of strips it would take other pixels, of the images of the check the same
+        T.SiglipImageProcessor(size={"height": 189, "width": 51}, resample=Image.Resampling.NEAREST),
         T.CLIPImageProcessor(do_normalize=False),
         T.CLIPImageProcessor(do_pad=True, pad_size={"height": 300, "width": 300}),
         T.EfficientNetImageProcessor(rescale_offset=True, include_top=False),
