@@ -18,9 +18,9 @@ from fanoise_lightning._checks import check_at_least
 from fanoise_lightning.data.batches.evaluation import EvalDataset, EvalSuite, ItemCollate
 from fanoise_lightning.data.batches.loader import ResumableLoader
 from fanoise_lightning.data.batches.mixing import BatchSubsets, MixingSampler, Sampling
-from fanoise_lightning.data.batches.packing import Packing
 from fanoise_lightning.data.batches.refusals import SkipRefused
 from fanoise_lightning.data.batches.skipped import SkipReports
+from fanoise_lightning.data.batches.small_tensors import send_small_tensors
 from fanoise_lightning.data.batches.training import PairCollate, TrainDataset
 from fanoise_lightning.data.images.roots import ImageRoot
 from fanoise_lightning.data.images.store import ImageStore
@@ -186,16 +186,14 @@ class ContrastiveDataModule(LightningDataModule):
             subsets = self.train_set.subsets
             sizes, names = [len(rows) for rows in subsets], [rows.name for rows in subsets]
             loader, sampler = ResumableLoader, MixingSampler(self.train_set, sizes, names, **options)
-        loading = self._loading()
         collate: Any = self._collate_pairs(self.train_set)
         return loader(
             self.train_set,
             sampler=sampler,
             batch_size=None,
-            # pinning has a thread of its own, which takes only tensors
-            collate_fn=collate if loading["pin_memory"] else Packing(collate),
+            collate_fn=collate,
             persistent_workers=self.num_workers > 0,
-            **loading,
+            **self._loading(),
         )
 
     def _collate_pairs(self, dataset: TrainDataset | StreamDataset) -> SkipRefused:
@@ -309,11 +307,10 @@ class ContrastiveDataModule(LightningDataModule):
 
 
 def start_worker(worker: int) -> None:
-    """Keep a worker sharing the memory that it was forked with.
-
-    Its first full garbage collection would write to every inherited object, and thereby copy some 130 MB of
-    imported modules.
-    """
+    """Keep a worker sharing the memory that it was forked with, and let it send small tensors by value."""
+    # its first full garbage collection would write to every inherited object, and thereby copy some 130 MB
+    # of imported modules
     gc.freeze()
+    send_small_tensors()
     if int(os.environ.get("PL_SEED_WORKERS", 0)):  # Lightning does this only if no other function is given
         pl_worker_init_function(worker)

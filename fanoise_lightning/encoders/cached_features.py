@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fanoise_lightning._checks import check_at_least
 from fanoise_lightning.encoders.base import Encoder
+from fanoise_lightning.encoders.eight_bit import to_floats
 from fanoise_lightning.encoders.feature_store import KEY_BYTES, FeatureStore
 from fanoise_lightning.encoders.fingerprint import fingerprint
 from fanoise_lightning.encoders.heads import Head, make_head
@@ -138,7 +139,7 @@ class CachedFeatures(PretrainedEncoder):
         towers = cast(TwoTowers, self.encoder)
         if kind == TEXT:
             return towers.encode_text(**inputs)
-        return towers.encode_image(**towers.to_floats(inputs))
+        return towers.encode_image(**to_floats(inputs))
 
     def parts(self, batch: dict[str, Tensor]) -> tuple[bool, ...]:
         return tuple(f"{kind}.known" in batch for kind in self.kinds)

@@ -58,7 +58,6 @@ class OnnxTowers(TwoTowers):
         self.collate: TowerCollate = (open_clip_encoder if of_open_clip else two_tower).read_collate(
             str(path), plain
         )
-        self.normalise = self.collate.normalise
         report(f"{folder}: texts are cut after {self.collate.context_length} tokens")
 
     def encode_text(self, **inputs: Tensor) -> Tensor:

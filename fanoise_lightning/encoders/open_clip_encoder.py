@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from fanoise_lightning.encoders.adapters import LoraOptions, add_lora
-from fanoise_lightning.encoders.eight_bit import normalise_of
+from fanoise_lightning.encoders.eight_bit import of_steps
 from fanoise_lightning.encoders.hub import check_available
 from fanoise_lightning.encoders.linear_attention import use_linear_attention
 from fanoise_lightning.encoders.open_clip_tags import Interpolation, ResizeMode, create_model
@@ -125,7 +125,6 @@ class OpenClipEncoder(TwoTowers):
         if gradient_checkpointing:
             self.clip.set_grad_checkpointing(True)
         self.collate: TowerCollate = _OpenClipCollate(transform, tokenizer, split_special_tokens)
-        self.normalise = self.collate.normalise
         self.report_towers(model, self.collate.context_length)
         self.train()  # as open_clip returns models, except for what is frozen
 
@@ -144,23 +143,23 @@ class _OpenClipCollate(TowerCollate):
     def __init__(
         self, preprocess: Callable[[Any], Tensor], tokenizer: Any, split_special_tokens: bool
     ) -> None:
-        from torchvision.transforms import CenterCrop, Compose, PILToTensor
+        from torchvision.transforms import CenterCrop
 
         if split_special_tokens:
             _read_as_text(tokenizer)
-        steps = list(getattr(preprocess, "transforms", ()))
+        steps = getattr(preprocess, "transforms", ())
         super().__init__(any(isinstance(step, CenterCrop) for step in steps))
         self.preprocess, self.tokenizer = preprocess, tokenizer
-        self.normalise = normalise_of(steps)
-        self._pixels = preprocess if self.normalise is None else Compose([*steps[:-2], PILToTensor()])
         self.context_length = tokenizer.context_length
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         return {"input_ids": self.tokenizer(texts)}
 
     def transform(self, images: list[Image]) -> dict[str, Tensor]:
+        if (in_8_bits := of_steps(self.preprocess)) is not None:
+            return in_8_bits(images)
         # `default_collate` stacks in shared memory in a worker
-        return {"pixel_values": default_collate([self._pixels(image) for image in images])}
+        return {"pixel_values": default_collate([self.preprocess(image) for image in images])}
 
 
 def read_collate(folder: str, split_special_tokens: bool) -> TowerCollate:

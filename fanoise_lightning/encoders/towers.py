@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fanoise_lightning.encoders.eight_bit import Normalise
+from fanoise_lightning.encoders.eight_bit import to_floats
 from fanoise_lightning.encoders.plain_text import short
 from fanoise_lightning.encoders.pretrained import PretrainedEncoder
 from fanoise_lightning.pixels import upright_rgb
@@ -36,7 +36,6 @@ class TwoTowers(PretrainedEncoder):
     """
 
     collate: TowerCollate
-    normalise: Normalise | None = None  # of `collate`; users may put a function in its place
 
     def encode_text(self, **inputs: Tensor) -> Tensor:
         """Vectors (U, D) of any norm for the U different texts of a batch."""
@@ -45,10 +44,6 @@ class TwoTowers(PretrainedEncoder):
     def encode_image(self, **inputs: Tensor) -> Tensor:
         """Vectors (P, D) of any norm for the P images of a batch."""
         raise NotImplementedError
-
-    def to_floats(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """As :meth:`TowerCollate.to_floats`."""
-        return _to_floats(inputs, self.normalise)
 
     def forward(  # type: ignore[override]
         self,
@@ -68,8 +63,8 @@ class TwoTowers(PretrainedEncoder):
             image_rows: (P,), the row of each image.
             dummy: given if the image is not part of the batch, so that batch norm does not learn from it.
             inputs: ``input_ids`` and, for some families, ``attention_mask``, both (U, L); and what the
-                image tower takes: ``pixel_values`` (P, 3, H, W), float32 or the 8 bits that
-                :meth:`TowerCollate.to_floats` normalises, or SigLIP 2's patches, mask and grid.
+                image tower takes: ``pixel_values`` (P, 3, H, W), or ``pixels`` of 8 bits and the ``levels``
+                that normalise them, see :meth:`TowerCollate.to_floats`; or SigLIP 2's patches, mask and grid.
 
         Returns:
             (B, D), float32: unit vectors, or the sum of two of them.
@@ -81,8 +76,7 @@ class TwoTowers(PretrainedEncoder):
             parts.append((text_rows, F.normalize(self.encode_text(**text).float(), dim=1)[text_index]))
         if image_rows is not None:
             with nullcontext() if dummy is None else _fixed_statistics(self):
-                image = self.to_floats(image)
-                parts.append((image_rows, F.normalize(self.encode_image(**image).float(), dim=1)))
+                parts.append((image_rows, F.normalize(self.encode_image(**to_floats(image)).float(), dim=1)))
         return add_rows(len(kind), parts)
 
     def parts(self, batch: dict[str, Tensor]) -> tuple[bool, ...]:
@@ -143,13 +137,6 @@ def _fixed_statistics(encoder: nn.Module) -> Iterator[None]:
             part.train()
 
 
-def _to_floats(inputs: dict[str, Tensor], normalise: Normalise | None) -> dict[str, Tensor]:
-    pixels = inputs.get("pixel_values")
-    if normalise is None or pixels is None or pixels.dtype != torch.uint8:
-        return inputs
-    return {**inputs, "pixel_values": normalise(pixels)}
-
-
 class TowerCollate:
     """Turns samples into the arguments of :meth:`TwoTowers.forward`; equal texts are encoded once.
 
@@ -161,11 +148,9 @@ class TowerCollate:
 
     Attributes:
         context_length: the tokens after which a text is cut.
-        normalise: the last step of the images, if :meth:`transform` leaves it to :meth:`to_floats`.
     """
 
     context_length: int
-    normalise: Normalise | None = None
 
     def __init__(self, center_crop: bool) -> None:
         self.center_crop = center_crop
@@ -175,12 +160,13 @@ class TowerCollate:
         raise NotImplementedError
 
     def transform(self, images: list[Image]) -> dict[str, Tensor]:
-        """The inputs of the image tower, P rows; ``pixel_values`` may be left in 8 bits."""
+        """The inputs of the image tower, P rows: ``pixel_values``, or ``pixels`` for :meth:`to_floats`."""
         raise NotImplementedError
 
-    def to_floats(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The inputs of the image tower with ``pixel_values`` of 8 bits normalised, on their device."""
-        return _to_floats(inputs, self.normalise)
+    @staticmethod
+    def to_floats(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch with ``pixel_values`` in float32 instead of ``pixels`` in 8 bits, on their device."""
+        return to_floats(inputs)
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Collate B samples.

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from fanoise_lightning.encoders.adapters import LoraOptions, check_one_adapter
-from fanoise_lightning.encoders.eight_bit import eight_bit
+from fanoise_lightning.encoders.eight_bit import EightBit
 from fanoise_lightning.encoders.loading import Dtype, load_network, load_processor
 from fanoise_lightning.encoders.plain_text import PlainTexts
 from fanoise_lightning.encoders.saved_adapters import put_adapter
@@ -93,7 +93,6 @@ class TwoTowerEncoder(TwoTowers):
         self.collate: _ProcessorCollate = _collate(
             model, self._family, self.network.config, split_special_tokens
         )
-        self.normalise = self.collate.normalise
         self.report_towers(model, self.collate.context_length)
         self.eval()  # as transformers returns models; a fresh adapter's dropout is on
 
@@ -118,9 +117,7 @@ class _ProcessorCollate(TowerCollate):
         # a tokenizer may have a lower limit; one without a limit has 1e30
         self.context_length = min(positions, self.tokenizer.model_max_length)
         self.siglip = siglip
-        self.eight_bit = eight_bit(self.image_processor)
-        if self.eight_bit is not None:
-            self.normalise = self.eight_bit.normalise
+        self._eight_bit = EightBit(self.image_processor)
         self.read = PlainTexts(self.tokenizer) if split_special_tokens else self.tokenizer
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
@@ -136,10 +133,9 @@ class _ProcessorCollate(TowerCollate):
         return {name: tokens[name] for name in names}
 
     def transform(self, images: list[Image]) -> dict[str, Tensor]:
-        # not the processor's own tensors: `default_collate` stacks in the memory that a worker shares with
-        # the main process, which saves a copy
-        if self.eight_bit is not None:
-            return {"pixel_values": default_collate([self.eight_bit(image) for image in images])}
+        if (inputs := self._eight_bit(self.image_processor, images)) is not None:
+            return inputs
+        # not the processor's own tensors: `default_collate` stacks in shared memory in a worker
         return {
             name: default_collate([torch.as_tensor(value) for value in values])
             for name, values in self.image_processor(images=images).items()

@@ -215,7 +215,7 @@ def test_the_ends_of_a_strip_are_cut_before_it_is_scaled(encoder):
     strip = make_image(200, 4)
     expected = encoder.collate.preprocess(strip)
     batch = encoder.collate([Sample(image=strip)])
-    assert batch["pixel_values"].dtype == torch.uint8
+    assert batch["pixels"].dtype == torch.uint8
     assert torch.equal(encoder.collate.to_floats(batch)["pixel_values"][0], expected)
     assert encoder.collate.prepare(make_image(1, 5000)).size == (1, 16)  # whole: 32 x 160,000 pixels
     for size in [(1, 1), (1, 5000), (5000, 1)]:

@@ -13,7 +13,6 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from fanoise_lightning.data.batches.mixing import MixingSampler
-from fanoise_lightning.data.batches.packing import unpack
 
 __all__ = ["ResumableLoader"]
 
@@ -59,7 +58,7 @@ class ResumableLoader(DataLoader):
         self._at = (epoch, start)
         for number, batch in enumerate(self._batches(), start + 1):
             self._at = (epoch, number)
-            yield unpack(batch)
+            yield batch
 
     def _batches(self) -> Iterator[Any]:
         return super().__iter__()

@@ -23,12 +23,13 @@ from fanoise_lightning.data.rows.columns import (
     Columns,
     Kind,
     as_lists,
-    nothing,
     place,
     with_origin,
 )
 
-__all__ = ["join_lines", "open_lines", "read_lines"]
+__all__ = ["open_lines", "parse_objects", "read_lines"]
+
+_DEEP = 1000  # more lists within lists than anybody writes
 
 
 def read_lines(
@@ -72,10 +73,37 @@ def open_lines(file: Path) -> Iterator[Iterable[bytes]]:
         raise ValueError(f"`{file}` cannot be unpacked, or is truncated: {error}; fetch it again") from error
 
 
-def join_lines(lines: Sequence[bytes]) -> bytes:
-    """Lines of one file in one piece; only the last line of a file may lack its end."""
+def parse_objects(lines: Sequence[bytes], wanted: pa.Schema | None = None) -> pa.Table:
+    """The rows of lines by Arrow: some columns, which may be missing, or all, whose types it infers.
+
+    Args:
+        lines: of one file; only its last line may lack its end.
+        wanted: the columns.
+
+    Raises:
+        ValueError: if Arrow cannot read them all, or might take a wrong line for a row; `json.loads` then
+            reads them, or says what is wrong.
+    """
     data = b"".join(lines)
-    return data if data.endswith(b"\n") else data + b"\n"
+    # Arrow takes a null for an object; at the start it crashes, and so it does where lists nest too deeply
+    if not data.startswith(b"{") or data.count(b"\n{") < len(lines) - 1 or any(map(_may_nest, lines)):
+        raise ValueError("not objects, or nested deeply")
+    data.decode()  # Arrow reads other encodings
+    parse = arrow_json.ParseOptions(
+        explicit_schema=wanted, unexpected_field_behavior="infer" if wanted is None else "ignore"
+    )
+    try:
+        read = arrow_json.ReadOptions(use_threads=False, block_size=len(data) + 1)
+        table = arrow_json.read_json(io.BytesIO(data), read_options=read, parse_options=parse)
+    except (pa.ArrowException, OverflowError) as error:  # lines of more than 2 GiB
+        raise ValueError(str(error)) from error
+    if len(table) != len(lines):
+        raise ValueError(f"{len(table)} objects on {len(lines)} lines")
+    return table
+
+
+def _may_nest(line: bytes) -> bool:
+    return len(line) > _DEEP and line.count(b"[") + line.count(b"{") > _DEEP
 
 
 def _parse_lines(lines: Sequence[tuple[int, bytes]], file: Path, columns: Columns) -> pa.Table:
@@ -112,35 +140,23 @@ def _parse_lines(lines: Sequence[tuple[int, bytes]], file: Path, columns: Column
 
 def _parse_fast(lines: Sequence[bytes], columns: Columns) -> pa.Table | None:
     """The rows by Arrow, ``None`` if it cannot read them, or might take a wrong row for a right one."""
-    data = join_lines(lines)
-    present = {name: kind for name, kind in columns.items() if json.dumps(name).encode() in data}
-    types = {name: TEXT if kind in SINGLE else LIST for name, kind in present.items()}
-    parse = arrow_json.ParseOptions(explicit_schema=pa.schema(types), unexpected_field_behavior="ignore")
-    read = arrow_json.ReadOptions(use_threads=False, block_size=len(data) + 1)
+    types = {name: TEXT if kind in SINGLE else LIST for name, kind in columns.items()}
     try:
-        table = arrow_json.read_json(io.BytesIO(data), read_options=read, parse_options=parse)
-        table.validate(full=True)
-    except (pa.ArrowException, UnicodeDecodeError):
-        return None
-    if len(table) != len(lines):
+        table = parse_objects(lines, pa.schema(types))
+    except ValueError:
         return None
     arrays: dict[str, pa.Array] = {}
     for name, kind in columns.items():
-        strict = not kind.startswith("optional")
-        if name not in present:
-            if strict:
-                return None
-            arrays[name] = nothing(kind, len(lines))
-            continue
         column = table[name].combine_chunks()
         # Arrow takes a missing column for a null
-        if strict and column.null_count and data.count(json.dumps(name).encode()) < len(lines):
+        if column.null_count and not kind.startswith("optional"):
             return None
-        if kind not in SINGLE:
-            if pc.list_flatten(column).null_count:
-                return None
-            column = as_lists(pc.fill_null(pc.list_value_length(column), 0), pc.list_flatten(column))
-        arrays[name] = pc.fill_null(column, "") if kind in SINGLE else column
+        if kind in SINGLE:
+            arrays[name] = pc.fill_null(column, "")
+        elif pc.list_flatten(column).null_count:
+            return None
+        else:
+            arrays[name] = as_lists(pc.fill_null(pc.list_value_length(column), 0), pc.list_flatten(column))
     return pa.table(arrays)
 
 

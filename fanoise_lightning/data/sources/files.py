@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,12 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as csv
-import pyarrow.json as arrow_json
 import pyarrow.parquet as pq
 
 from fanoise_lightning.data.rows.columns import TEXT, Columns, Kind, check_columns, is_lines
 from fanoise_lightning.data.rows.embedded import EmbeddedImages, holds_images
-from fanoise_lightning.data.rows.lines import join_lines, open_lines
+from fanoise_lightning.data.rows.lines import open_lines, parse_objects, read_lines
 from fanoise_lightning.data.rows.tables import SHARDS, is_text, read_table, reading_parquet
 from fanoise_lightning.data.sources.memory import open_list
 from fanoise_lightning.data.sources.source import (
@@ -120,23 +118,28 @@ def _kinds_of_lines(file: Path) -> dict[str, Kind | None]:
                 filled[name] = filled.get(name, False) or has_value(value)
             records += filter(None, new)
     if block and not filled:
-        raise ValueError(f"`{file}` has no objects, one on each line; a file with one list ends in .json")
+        raise _no_objects(file)
     return kinds_of_records(records)
+
+
+def _no_objects(file: Path) -> ValueError:
+    message = f"`{file}` has no objects, one on each line; a file with one list ends in .json"
+    try:
+        next(read_lines(file, {}, size=SAMPLE))
+    except ValueError as error:  # the first line may be broken, or in another encoding
+        message += f"; {error}"
+    return ValueError(message)
 
 
 def _has_new_columns(lines: list[bytes], filled: Mapping[str, bool]) -> bool:
     """Whether lines have a name that is not in `filled`, or the first value of one; or may have."""
-    data = join_lines(lines)
-    read = arrow_json.ReadOptions(use_threads=False, block_size=len(data) + 1)
     try:
-        table = arrow_json.read_json(io.BytesIO(data), read_options=read)
-        return any(
-            name not in filled or _has_values(table[name])
-            for name in table.column_names
-            if not filled.get(name)
-        )
-    except (pa.ArrowException, ValueError):  # values of several types, or broken rows
+        table = parse_objects(lines)
+    except ValueError:  # values of several types, or broken rows
         return True
+    return any(
+        name not in filled or _has_values(table[name]) for name in table.column_names if not filled.get(name)
+    )
 
 
 def _has_values(column: pa.ChunkedArray) -> bool:
