@@ -13,8 +13,8 @@ __all__ = ["Ranks", "rank"]
 
 # Scores are ranked in blocks of about this many.
 _SCORES_PER_BLOCK = 2**18
-# Sorting takes about as long as counting for this many right answers.
-_SORTING = 16
+# Sorting takes about as long as counting for this many right answers that tie.
+_SORTING = 8
 
 
 @dataclass(frozen=True)
@@ -159,14 +159,25 @@ def _places(scores: Tensor, right: Tensor, is_right: Tensor, atol: float) -> tup
     within = torch.cat([(scores >= own - atol).sum(dim=1, keepdim=True) for own in right.split(1, 1)], dim=1)
     places = better, within - better, right - atol
     ties = ((places[1] > 1) & is_right).any(dim=1)
-    for place, exact in zip(places, _by_sorting(scores[ties], right[ties], atol)):
-        place[ties] = exact
+    if ties.any():
+        for place, exact in zip(places, _of_ties(scores[ties], right[ties], atol)):
+            place[ties] = exact
     return places
+
+
+def _of_ties(scores: Tensor, right: Tensor, atol: float) -> tuple[Tensor, Tensor, Tensor]:
+    better, tied, lowest = (torch.empty_like(right, dtype=d) for d in (torch.long, torch.long, right.dtype))
+    for column, own in enumerate(right.unbind(dim=1)):
+        before = scores > (own + atol)[:, None]
+        better[:, column] = before.sum(dim=1)
+        # As in `share_won`, a tie reaches down from its best score: the best that is not before the right answer.
+        lowest[:, column] = scores.masked_fill(before, -torch.inf).amax(dim=1) - atol
+        tied[:, column] = (scores >= lowest[:, column, None]).sum(dim=1) - better[:, column]
+    return better, tied, lowest
 
 
 def _by_sorting(scores: Tensor, right: Tensor, atol: float) -> tuple[Tensor, Tensor, Tensor]:
     ordered = scores.sort(dim=1).values
     end = torch.searchsorted(ordered, right + atol, right=True)
-    # As in `share_won`, a tie reaches down from its best score: the best that is not before the right answer.
     lowest = ordered.gather(1, (end - 1).clamp_min(0)) - atol
     return scores.shape[1] - end, end - torch.searchsorted(ordered, lowest), lowest

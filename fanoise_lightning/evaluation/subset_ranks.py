@@ -6,6 +6,7 @@ says which are candidates of which query.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -205,12 +206,16 @@ def _blocks(
     """Blocks of queries, the number of their first, and the items that each block is compared with.
 
     With few items, all blocks are compared with all of them. With many, each block is small and is compared
-    with its own alone: most time then goes into turning these into float64.
+    with its own alone: most time then goes into turning these into float64, or for few candidates a query into
+    finding them among all items, whose number no block's scores exceed by much.
     """
     pool = _Pool.of(wanted, arrived)
     num_candidates = queries.candidates.shape[1] + (0 if catalogue is None else len(catalogue))
     shared = len(pool.items) <= _CONVERSION * num_candidates
-    size = max(1, _SCORES_PER_BLOCK // max(1, len(pool.items))) if shared else _CONVERSION // 4
+    if shared:
+        size = max(2 * _CONVERSION, _SCORES_PER_BLOCK // max(1, len(pool.items)))
+    else:
+        size = max(_CONVERSION // 4, math.isqrt(len(arrived) // num_candidates))
     for start in range(0, len(queries.items), size):
         block = queries.at(slice(start, start + size))
         if not shared:

@@ -83,7 +83,7 @@ def test_embeddings_that_were_not_normalised_are_refused(length: float) -> None:
     table = EmbeddingTable(num_items=9, owner="the suite")
     table.update(torch.eye(3), torch.tensor([0, 1, 2]))
     table.update(length * torch.eye(3)[:2], torch.tensor([7, 8]))
-    message = f"the suite: 2 embeddings are not of unit length (that of item 7 has {length:.4g})"
+    message = rf"the suite: 2 embeddings are not of unit length \(that of item 7 has {length:.4g}\)"
     with pytest.raises(ValueError, match=message):
         table.compute()
 
