@@ -5,8 +5,8 @@
 
 Parts: ``tests`` (tests/gpu), ``accuracy`` (the noise against a float64 SVD), ``draw`` (against SVD and eigh
 on the device), ``recipes`` (the backbones at their real sizes with random weights: memory, pairs/s, share of
-the noise), ``benchmarks`` (those that take ``--device``, at their own sizes: not with ``--small``). The page is
-written after each part, and says which ones failed; so does the exit status.
+the noise), ``benchmarks`` (those that take ``--device``, at their own sizes: not with ``--small``). The page
+is written after each part, and says which ones failed; so does the exit status.
 """
 
 from __future__ import annotations
