@@ -5,7 +5,8 @@
 
 Parts: ``tests`` (tests/gpu), ``accuracy`` (the noise against a float64 SVD), ``draw`` (against SVD and eigh
 on the device), ``recipes`` (the backbones at their real sizes with random weights: memory, pairs/s, share of
-the noise), ``benchmarks`` (those that take ``--device``). The exit status tells whether one of them failed.
+the noise), ``benchmarks`` (those that take ``--device``, at their own sizes: not with ``--small``). The page
+is written after each part, and says which ones failed; so does the exit status.
 """
 
 from __future__ import annotations
@@ -239,7 +240,7 @@ def noise_seconds(dim: int, options: argparse.Namespace) -> float:
 
 def recipes(options: argparse.Namespace) -> Part:
     """The backbones with random weights: the memory of a step, pairs/s, the share of the noise."""
-    rows, figures = [], []
+    rows, figures, failures = [], [], []
     runs = options.small or options.device != "cpu"
     for name in options.recipes:
         size = REAL_SIZES[name].tiny() if options.small else REAL_SIZES[name]
@@ -248,8 +249,14 @@ def recipes(options: argparse.Namespace) -> Part:
         figures.append(Figure(f"{name}, predicted peak", predicted.peak / GIB, "GiB"))
         measured = ["not run"] * 4
         if runs:
-            with tempfile.TemporaryDirectory() as folder:
-                steps, peak, chunk, dim = train(size, options, Path(folder))
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    steps, peak, chunk, dim = train(size, options, Path(folder))
+            except Exception as error:  # such as a card too small for it: the others may fit
+                failures.append(f"`{name}` failed: {_told(error)}")
+                rows.append([f"`{name}`", f"{size.chunk} x {size.tokens}", *cells, *["failed"] * 4])
+                release()
+                continue
             per_pair = [step / options.pairs for step in steps]
             share = 100 * noise_seconds(dim, options) / (PAPER_BATCH * statistics.median(per_pair))
             rates = [1 / each for each in per_pair]
@@ -268,7 +275,12 @@ def recipes(options: argparse.Namespace) -> Part:
         *("recipe", "chunk x tokens", "weights, GiB", "peak predicted, GiB"),
         *("chunk run", "peak, GiB", "pairs/s", f"noise, % of a step of {PAPER_BATCH} pairs"),
     ]
-    return Part("The recipes' backbones, LoRA, bfloat16, random weights", table(head, rows), figures)
+    text = "\n\n".join([table(head, rows), *failures])
+    return Part("The recipes' backbones, LoRA, bfloat16, random weights", text, figures, bool(failures))
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip()[:500]}"
 
 
 def release() -> None:
@@ -296,7 +308,7 @@ def benchmarks(options: argparse.Namespace) -> Part:
 def run_benchmark(command: Sequence[str], timeout: int) -> tuple[str, bool]:
     """The output of a script as markdown, and whether it worked."""
     if not (ROOT / command[0]).exists():
-        return "There is no such benchmark.", True
+        return "There is no such benchmark.", False
     try:
         result = subprocess.run(
             [sys.executable, *command], capture_output=True, text=True, cwd=ROOT, timeout=timeout
@@ -348,23 +360,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.set_defaults(device="cuda")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "gpu.md")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=[*PARTS], metavar="PART")
-    parser.add_argument("--benchmarks", nargs="+", default=BENCHMARKS, metavar="NAME")
+    parser.add_argument("--benchmarks", nargs="+", metavar="NAME")
     parser.add_argument("--recipes", nargs="+", choices=REAL_SIZES, default=[*REAL_SIZES], metavar="NAME")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pairs", type=int, default=64, help="of a step of the recipes")
     parser.add_argument("--timeout", type=int, default=900, help="seconds of one benchmark")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to try the script on a CPU")
     options = parser.parse_args(arguments)
+    options.benchmarks = options.benchmarks or (() if options.small else BENCHMARKS)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    parts = []
+    command = shlex.join(["python", "benchmarks/gpu.py", *(sys.argv[1:] if arguments is None else arguments)])
+    parts: list[Part] = []
     for name in options.only:
         print(f"{name} ...", flush=True)
-        parts.append(PARTS[name](options))
+        try:
+            parts.append(PARTS[name](options))
+        except Exception as error:  # hours of other parts must not be lost
+            parts.append(Part(name.capitalize(), f"Failed: {_told(error)}", failed=True))
         print(parts[-1].text, flush=True)
-    command = shlex.join(["python", "benchmarks/gpu.py", *(sys.argv[1:] if arguments is None else arguments)])
-    options.out.write_text(page(parts, command, options.device))
-    write([figure for part in parts for figure in part.figures], options.json)
+        options.out.write_text(page(parts, command, options.device))
+        write([figure for part in parts for figure in part.figures], options.json)
     return int(any(part.failed for part in parts))
 
 

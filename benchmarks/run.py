@@ -5,14 +5,15 @@
 Each runs in a process of its own, one after the other. The table has each figure's median, its range over the
 rounds, the target and whether it is reached. `build/bench.json` holds the same with the versions and the
 machine, `build/bench/` what each benchmark printed. The exit status is 1 if a benchmark failed to run; a
-target that is missed is no failure. `--compare` lists the figures that are more than 10 % worse than in an
-earlier `bench.json`, of the same machine.
+target that is missed is no failure. `--compare` lists the figures that are missing or more than 10 % worse
+than in an earlier `bench.json`, of the same machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -33,6 +34,7 @@ from benchmarks.figures import Figure
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[1]
 BUILD = ROOT / "build"
 TIMEOUT, WORSE = 900, 0.1
+LESS_IS_BETTER = ("s", "ms", "MB", "GB", "GiB")
 
 
 @dataclass(frozen=True)
@@ -148,31 +150,28 @@ def processor() -> str:
 
 def change_for_worse(before: Figure, now: Figure) -> float | None:
     """The share by which a figure is worse than before, below 0 if it is better; ``None`` if unknown."""
-    if not before.value:
-        return None
-    change = now.value / before.value - 1
+    change = now.value / before.value - 1 if before.value else math.inf if now.value else 0.0
     if now.at_least is not None or now.unit.endswith("/s"):
         return -change
-    return change if now.at_most is not None or now.unit in ("s", "ms", "MB") else None
+    return change if now.at_most is not None or now.unit in LESS_IS_BETTER else None
 
 
 def compare(old: Path, outcomes: dict[str, Outcome]) -> None:
     earlier = json.loads(old.read_text())
-    known = {
-        (name, figure["name"]): Figure(**figure)
-        for name, outcome in earlier["benchmarks"].items()
-        for figure in outcome["figures"]
-    }
     rows = [("figure", "before", "now", "worse by")]
     for name, outcome in outcomes.items():
-        for figure in outcome.figures:
-            before = known.get((name, figure.name))
-            worse = None if before is None else change_for_worse(before, figure)
-            if before is not None and worse is not None and worse > WORSE:
-                values = (f"{one.value:.3g} {one.unit}" for one in (before, figure))
-                rows.append((figure.name, *values, f"{worse:.0%}"))
+        found = {figure.name: figure for figure in outcome.figures}
+        for figure in earlier["benchmarks"].get(name, {"figures": []})["figures"]:
+            before, now = Figure(**figure), found.get(figure["name"])
+            value = f"{before.value:.3g} {before.unit}"
+            if now is None:
+                rows.append((before.name, value, "-", "missing"))
+                continue
+            worse = change_for_worse(before, now)
+            if worse is not None and not worse <= WORSE:  # NaN, too
+                rows.append((before.name, value, f"{now.value:.3g} {now.unit}", f"{worse:.0%}"))
     print(f"\n{old}: {earlier['commit']}, torch {earlier['torch']}, {earlier['machine']}")
-    print_table(rows) if len(rows) > 1 else print("nothing is more than 10 % worse")
+    print_table(rows) if len(rows) > 1 else print("nothing is missing or more than 10 % worse")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -48,8 +48,8 @@ class FANoise(Callback):
         alpha: the noise level, at least 0, or a function from the number of optimiser steps done to it, such
             as :class:`~fanoise_lightning.RepeatAlpha`; the paper trains with 0.1. It assumes rows of unit
             length: under ``energy="constant"`` the root mean square norm of a noise row is alpha, under
-            ``"paper"`` alpha * sqrt(R / D * mean(S_i^2)), where S_i is the noise's scale in direction i of
-            R = min(B, D). With 0 the callback does nothing.
+            ``"paper"`` alpha for uniform noise, else alpha * sqrt(R / D * mean(S_i^2)), where S_i is the
+            noise's scale in direction i of R = min(B, D). With 0 the callback does nothing.
         scaling: how the noise in a direction follows its singular value s: ``"uniform"`` is the same in every
             direction, ``"linear"`` is proportional to s, ``"sublinear"`` to sqrt(s). Or a function from the
             singular values (R,), largest first, to a weight for each, at least 0.

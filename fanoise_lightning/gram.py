@@ -20,7 +20,6 @@ _ONE_STRIPE = 128  # rows up to which stripes cost more than they save
 # the largest that are rounding errors.
 _WEAK = 1e-4
 _RESOLUTION = 8
-_NO_UNDERFLOW = 1e-20  # for the sum of the eigenvalues
 _FEW = 96  # float32 saves nothing for up to this many
 
 
@@ -28,7 +27,7 @@ def spectrum_of(x: Tensor) -> tuple[Tensor, Tensor]:
     """Squared singular values and vectors of x (B, D): eigenvalues of its smaller Gram matrix.
 
     Args:
-        x: float32 or float64.
+        x: float32 or float64, of a scale whose squares neither overflow nor vanish.
 
     Returns:
         Squares (R,) in float64, in no order, with rounding errors set to 0; and the eigenvectors, the columns
@@ -39,9 +38,7 @@ def spectrum_of(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     if x.dtype == torch.float32 and min(x.shape) > _FEW:
         rows = x if x.shape[0] <= x.shape[1] else x.T
-        gram = _lower_gram(rows)
-        if _NO_UNDERFLOW < gram.diagonal().sum() < torch.inf:
-            return _with_weak_directions(rows, *torch.linalg.eigh(gram))
+        return _with_weak_directions(rows, *torch.linalg.eigh(_finite(_lower_gram(rows))))
     squares, vectors = eigen(smaller_gram(x))
     return squares, vectors.to(x)
 

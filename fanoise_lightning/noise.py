@@ -112,11 +112,12 @@ def noise_shape(features: Tensor, scaling: Scaling = "sublinear", energy: Energy
     if scaling == "uniform":
         return NoiseShape(dim)
     with full_precision(x):
-        if scaling == "linear":
-            total = dim if energy == "constant" else law_total(x, scaling)
-            return _scaled((x,), frobenius_norm(x), total)
         if not isinstance(scaling, str):
             return _law_shape(scaling, *exact_svd(x), None if energy == "paper" else dim, x)
+        x = x / largest(x)  # whose squares neither overflow nor vanish; the noise ignores the scale
+        if scaling == "linear":
+            total = dim if energy == "constant" else law_total(x, scaling)
+            return _scaled((x,), x.norm(), total)
         factors, root_sum, nuclear_norm = half_power(x)
         total = dim if energy == "constant" else _total(min(rows, dim), root_sum, nuclear_norm)
         return _scaled(factors, nuclear_norm.sqrt(), total)
@@ -152,7 +153,7 @@ def moment_shape(
         if not isinstance(scaling, str):
             values, vectors = (part[: rank or dim] for part in moment_spectrum(moment))
             return _law_shape(scaling, vectors.T, values, vectors, total, moment.to(dtype or moment.dtype))
-        factor, power_sum, square = moment_root(moment, _POWER[scaling])
+        factor, power_sum, square = moment_root(moment / largest(moment), _POWER[scaling])
         if total is None:
             total = _total(rank or dim, power_sum, square)
         return _scaled((factor.to(dtype or moment.dtype),), square.sqrt(), total)
@@ -177,7 +178,7 @@ def law_total(features: Tensor, scaling: Scaling) -> Tensor:
         if not isinstance(scaling, str):
             weights = law_weights(scaling, exact_svd(x)[1])
             return _total(min(x.shape), weights.sum(), weights.square().sum()).to(x.dtype)
-        return _total(min(x.shape), *power_sums(x, _POWER[scaling])).to(x.dtype)
+        return _total(min(x.shape), *power_sums(x / largest(x), _POWER[scaling])).to(x.dtype)
 
 
 def moment_total(moment: Tensor, rank: int, scaling: Scaling) -> Tensor:
@@ -190,7 +191,7 @@ def moment_total(moment: Tensor, rank: int, scaling: Scaling) -> Tensor:
             "a scaling law that is a function needs the singular values of a batch, not of an average"
         )
     with full_precision(moment):
-        return _total(rank, *moment_sums(moment, _POWER[scaling])).to(moment.dtype)
+        return _total(rank, *moment_sums(moment / largest(moment), _POWER[scaling])).to(moment.dtype)
 
 
 def row_norm(features: Tensor) -> Tensor:

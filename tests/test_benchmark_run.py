@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from benchmarks.figures import Figure
+from benchmarks.run import Outcome, compare
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 MEASURES = """
@@ -88,4 +93,25 @@ def test_compare_lists_what_is_a_tenth_worse(tmp_path: Path) -> None:
         ["speed", "1", "x", "0.8", "x", "20%"],
         ["memory", "1", "MB", "1.4", "MB", "40%"],
         ["rate", "10", "rows/s", "8", "rows/s", "20%"],
+    ]
+
+
+def test_compare_hides_no_figure_that_is_gone_not_a_number_or_was_zero(tmp_path, capsys) -> None:
+    now = [Figure("nan", math.nan, "s"), Figure("zero", 5.0, "%", at_most=1.0), Figure("big", 3.0, "GB")]
+    before = [
+        Figure("nan", 1.0, "s"),
+        Figure("zero", 0.0, "%"),
+        Figure("big", 1.0, "GB"),
+        Figure("gone", 1.0),
+    ]
+    benchmarks = {"first": {"figures": [*map(asdict, before)]}, "unasked": {"figures": [asdict(before[0])]}}
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps({"commit": "", "torch": "", "machine": "", "benchmarks": benchmarks}))
+    compare(old, {"first": Outcome(1.0, "", now)})
+    listed = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
+    assert [(line[0], line[-1]) for line in listed] == [
+        ("nan", "nan%"),
+        ("zero", "inf%"),
+        ("big", "200%"),
+        ("gone", "missing"),
     ]

@@ -145,23 +145,51 @@ def test_the_scale_of_the_features_does_not_matter(scale, rows, dim, energy, rou
         assert total.item() == pytest.approx(exact(x, scaling).trace().item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("scale", [1e-36, 1e-25, 1e-18, 1e18, 1e25, 1e36])
+@pytest.mark.parametrize("scale", [1e-36, 1e-25, 1e-22, 1e-21, 1e18, 1e25, 1e36])
 @pytest.mark.parametrize("energy", ["paper", "constant"])
-@pytest.mark.parametrize(("rows", "dim"), [(64, 96), (128, 160)])
-def test_features_whose_squares_overflow_or_vanish_get_the_right_noise_or_none(
-    scale, energy, rows, dim, route
-):
+@pytest.mark.parametrize(("rows", "dim"), [(64, 96), (128, 160), (160, 128)])
+def test_features_whose_squares_overflow_or_vanish_get_the_right_noise(scale, energy, rows, dim, route):
     x = features("i^-1", rows, dim)
     for scaling in LAWS:
-        actual = covariance(noise_shape(scale * x, scaling, energy))
-        if actual.isfinite().all():
-            assert_close(actual, covariance(noise_shape(x, scaling, energy)), 1e-3)
+        expected = exact(x, scaling)
+        total = expected.trace().item() if energy == "paper" else dim
+        assert_close(
+            covariance(noise_shape(scale * x, scaling, energy)), expected * (total / expected.trace()), 1e-3
+        )
+        assert law_total(scale * x, scaling).item() == pytest.approx(expected.trace().item(), rel=1e-3)
+        moment = second_moment(scale * x)
+        constant = expected * (dim / expected.trace())
+        assert_close(covariance(moment_shape(moment, scaling, dim)), constant, 1e-3)
+        assert moment_total(moment, min(rows, dim), scaling).item() == pytest.approx(
+            expected.trace().item(), rel=1e-3
+        )
 
 
-@pytest.mark.parametrize("scale", [1e-21, 1e25])
-def test_features_whose_squares_are_not_float32_get_the_right_noise(scale):
-    x = features("i^-1", 128, 160)
-    assert_close(covariance(noise_shape(scale * x)), covariance(noise_shape(x)), 1e-3)
+@pytest.mark.parametrize("scale", [1e-250, 1e250])
+def test_the_scale_of_float64_features_does_not_matter(scale, route):
+    x = features("i^-1", 64, 96, torch.float64)
+    for scaling in LAWS:
+        assert_close(covariance(noise_shape(scale * x, scaling)), exact(x, scaling), 1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("rows", "dim"), [(512, 32), (1000, 100), (64, 600)])
+@pytest.mark.parametrize("kind", ["rows", "columns", "two rows"])
+def test_features_that_are_all_alike_get_the_right_noise(kind, rows, dim, dtype, route):
+    """Their products are long sums of equal terms, whose rounding errors add up."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, dim, generator=generator, dtype=torch.float64)
+    x = (
+        x[:, :1].expand(rows, dim)
+        if kind == "columns"
+        else x[: len(kind.split())].repeat_interleave(rows // len(kind.split()), 0)
+    )
+    x = (x / x.norm(dim=1, keepdim=True)).to(dtype)
+    for scaling in LAWS:
+        expected = exact(x, scaling)
+        assert_close(covariance(noise_shape(x, scaling)), expected, 2e-3)
+        shape = moment_shape(second_moment(x), scaling, rank=min(x.shape))
+        assert_close(covariance(shape), expected, 2e-3)
 
 
 @pytest.mark.parametrize(("rows", "dim"), [(64, 96), (96, 64)])

@@ -41,7 +41,10 @@ class Careful(PlainModule):
         return torch.optim.SGD(self.parameters(), lr=1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"every_n_steps": 2}, {"scaling": "uniform"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"momentum": 0.9}, {"every_n_steps": 2}, {"scaling": "uniform"}, {"scaling": torch.sqrt}],
+)
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
 def test_a_broken_batch_passes_unchanged_and_is_counted(value, options):
     module = Careful(Recorder())

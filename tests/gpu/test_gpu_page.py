@@ -30,7 +30,7 @@ def test_the_page_has_every_part(tmp_path):
     files[2].write_text("raise RuntimeError('no memory')")
     parts = ["accuracy", "draw", "recipes", "benchmarks"]
     arguments = [*TRIES, f"--out={out}", f"--json={figures}", "--only", *parts]
-    assert gpu.main([*arguments, "--benchmarks", *map(str, files[:2]), "absent"]) == 0
+    assert gpu.main([*arguments, "--benchmarks", *map(str, files[:2])]) == 0
     page = out.read_text()
     assert page.startswith("# On a GPU\n")
     assert page.count("\n## ") == len(parts)
@@ -38,7 +38,6 @@ def test_the_page_has_every_part(tmp_path):
         torch.__version__,
         "12 ms",
         "runs on the CPU only",
-        "no such benchmark",
         "`qwen2_vl_2b`",
     ):
         assert expected in page
@@ -48,10 +47,28 @@ def test_the_page_has_every_part(tmp_path):
     assert {"one draw, 16 x 24, of svd", "one draw, 32 x 16, of eigh"} <= set(found)
     assert gpu.main([*TRIES, f"--out={out}", "--only", "benchmarks", "--benchmarks", str(files[2])]) == 1
     assert "no memory" in out.read_text()
+    assert gpu.main([*TRIES, f"--out={out}", "--only", "benchmarks", "--benchmarks", "absent"]) == 1
+    assert "no such benchmark" in out.read_text()
     files[2].write_text("import time; time.sleep(60)")
     arguments = [*TRIES, f"--out={out}", "--only", "benchmarks", "--benchmarks", str(files[2])]
     assert gpu.main([*arguments, "--timeout", "1"]) == 1
     assert "Not done after 1 s" in out.read_text()
+
+
+def test_a_part_that_fails_is_on_the_page_beside_the_others(tmp_path, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("no memory left")
+
+    out, figures = tmp_path / "gpu.md", tmp_path / "gpu.json"
+    monkeypatch.setattr(gpu, "train", fail)
+    monkeypatch.setitem(gpu.PARTS, "accuracy", fail)
+    parts = ["accuracy", "recipes", "draw"]
+    assert gpu.main([*TRIES, f"--out={out}", f"--json={figures}", "--only", *parts]) == 1
+    page = out.read_text()
+    assert page.count("\n## ") == len(parts)
+    assert "Failed: OutOfMemoryError: no memory left" in page
+    assert "`qwen2_vl_2b` failed: OutOfMemoryError: no memory left" in page
+    assert "one draw, 16 x 24, of svd" in figures.read_text()
 
 
 def test_the_outcome_of_tests_is_counted_file_by_file():
