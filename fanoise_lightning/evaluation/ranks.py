@@ -170,7 +170,7 @@ def _of_ties(scores: Tensor, right: Tensor, atol: float) -> tuple[Tensor, Tensor
     for column, own in enumerate(right.unbind(dim=1)):
         before = scores > (own + atol)[:, None]
         better[:, column] = before.sum(dim=1)
-        # As in `share_won`, a tie reaches down from its best score: the best that is not before the right answer.
+        # As in `share_won`, a tie reaches down from its best score, the best that is not before the right one
         lowest[:, column] = scores.masked_fill(before, -torch.inf).amax(dim=1) - atol
         tied[:, column] = (scores >= lowest[:, column, None]).sum(dim=1) - better[:, column]
     return better, tied, lowest

@@ -206,8 +206,8 @@ def _blocks(
     """Blocks of queries, the number of their first, and the items that each block is compared with.
 
     With few items, all blocks are compared with all of them. With many, each block is small and is compared
-    with its own alone: most time then goes into turning these into float64, or for few candidates a query into
-    finding them among all items, whose number no block's scores exceed by much.
+    with its own alone: most time then goes into turning these into float64. With few candidates a query, it
+    goes into finding them among all items, and a block has about as many scores as there are items.
     """
     pool = _Pool.of(wanted, arrived)
     num_candidates = queries.candidates.shape[1] + (0 if catalogue is None else len(catalogue))
