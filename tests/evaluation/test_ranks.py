@@ -141,6 +141,21 @@ def test_counting_and_sorting_agree(monkeypatch: pytest.MonkeyPatch, num_right: 
     assert found[0].tied.max() > 1
 
 
+@pytest.mark.parametrize("sorting_from", [0, 100])
+@pytest.mark.parametrize("atol", [0.0, 0.25])
+def test_scores_that_are_the_tolerance_apart_tie(
+    monkeypatch: pytest.MonkeyPatch, atol: float, sorting_from: int
+) -> None:
+    monkeypatch.setattr("fanoise_lightning.evaluation.ranks._SORTING", sorting_from)
+    scores = torch.randint(6, (20, 8), generator=torch.Generator().manual_seed(0)) / 4
+    ranks = rank(scores, right_first([3] * 20), atol=atol)
+    for row, better, tied in zip(scores.tolist(), ranks.better.tolist(), ranks.tied.tolist()):
+        for own, before, within in zip(row, better, tied):
+            others = [score for score in row if score <= own + atol]
+            assert before == len(row) - len(others)
+            assert within == sum(score >= max(others) - atol for score in others)
+
+
 def test_right_answers_may_be_in_any_column() -> None:
     generator = torch.Generator().manual_seed(4)
     scores, mask = torch.rand(9, 12, generator=generator), torch.rand(9, 12, generator=generator) < 0.7
