@@ -149,11 +149,17 @@ def test_scores_that_are_the_tolerance_apart_tie(
     monkeypatch.setattr("fanoise_lightning.evaluation.ranks._SORTING", sorting_from)
     scores = torch.randint(6, (20, 8), generator=torch.Generator().manual_seed(0)) / 4
     ranks = rank(scores, right_first([3] * 20), atol=atol)
+
+    def tied_with(own: float, row: list[float]) -> float:
+        """The lowest score of those that tie with it: a tie reaches down from its best score."""
+        return max(score for score in row if score <= own + atol) - atol
+
     for row, better, tied in zip(scores.tolist(), ranks.better.tolist(), ranks.tied.tolist()):
         for own, before, within in zip(row, better, tied):
-            others = [score for score in row if score <= own + atol]
-            assert before == len(row) - len(others)
-            assert within == sum(score >= max(others) - atol for score in others)
+            assert before == sum(score > own + atol for score in row)
+            assert before + within == sum(score >= tied_with(own, row) for score in row)
+    lowest = [tied_with(max(row[:3]), row) for row in scores.tolist()]
+    assert ranks.first_tied.tolist() == [sum(x >= low for x in row[:3]) for row, low in zip(scores, lowest)]
 
 
 def test_right_answers_may_be_in_any_column() -> None:
