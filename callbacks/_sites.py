@@ -200,7 +200,7 @@ class InnerSite:
             raise self._error(found, beside, container)
         (entry,) = found
         rows = entry.value.flatten(0, -2)
-        drawn = self.noise.draw({self.where: rows.detach()}, number, 0)
+        drawn = self.noise.draw({self.where: rows.detach()}, number)
         clean = [
             other.name
             for other in beside

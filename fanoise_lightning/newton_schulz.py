@@ -69,5 +69,5 @@ def _steps(low: float, tolerance: float) -> tuple[tuple[float, float], ...]:
         scale = min(math.sqrt(3 / (1 + low + low * low)), 1.6977)
         linear, cubic = 1.5 * scale, 0.5 * scale**3
         steps.append((linear, cubic))
-        low = min(linear * low - cubic * low**3, linear - cubic)
+        low = linear * low - cubic * low**3
     return tuple(steps)

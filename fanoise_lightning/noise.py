@@ -196,9 +196,8 @@ def moment_total(moment: Tensor, rank: int, scaling: Scaling) -> Tensor:
 
 def row_norm(features: Tensor) -> Tensor:
     """The root mean square norm of the rows of features (B, D), 0-d, in float32 or float64."""
-    with full_precision(features):
-        x = as_matrix(features)
-        return frobenius_norm(x) / math.sqrt(len(x))
+    x = as_matrix(features)
+    return frobenius_norm(x) / math.sqrt(len(x))
 
 
 def _law_shape(

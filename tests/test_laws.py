@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fanoise_lightning import feature_noise
+from fanoise_lightning.laws import law_name
 from fanoise_lightning.noise import NoiseShape, law_total, moment_shape, noise_shape
 
 NAMED: dict[str, Callable[[Tensor], Tensor]] = {
@@ -105,6 +106,10 @@ def test_a_change_in_the_last_bit_of_the_features_does_not_change_the_noise():
 def test_what_is_not_a_weight_for_each_value_is_refused(law, message):
     with pytest.raises(ValueError, match=r"the scaling law .*<lambda>.*" + message):
         feature_noise(features(8, 20), 0.5, law)
+
+
+def test_an_object_that_is_a_law_is_called_by_its_class():
+    assert law_name(torch.nn.Softplus()) == "torch.nn.modules.activation.Softplus"
 
 
 @pytest.mark.parametrize("scaling", ["cubic", None, 0.5])

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from fanoise_lightning import feature_noise
+from fanoise_lightning import feature_noise, spectrum
 from fanoise_lightning import noise as noise_module
-from fanoise_lightning.noise import noise_shape
+from fanoise_lightning.noise import law_total, moment_shape, moment_total, noise_shape, row_norm
+from fanoise_lightning.spectrum import second_moment
 
 SCALINGS = ["uniform", "linear", "sublinear"]
 
@@ -134,6 +135,24 @@ def test_noise_has_the_dtype_of_the_features_and_no_gradient(dtype):
     assert noise.dtype == dtype
     assert noise.shape == x.shape
     assert not noise.requires_grad
+
+
+@pytest.mark.parametrize("by_products", [False, True])
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_autocast_does_not_reach_the_noise(scaling, by_products, monkeypatch):
+    monkeypatch.setattr(spectrum, "_by_products", lambda x: by_products)
+    x = features(128, 160)
+
+    def computed() -> list[torch.Tensor]:
+        shape, moment = noise_shape(x, scaling), second_moment(x)
+        noise = shape.sample(x, 0.5, torch.Generator().manual_seed(0))
+        totals = [law_total(x, scaling), moment_total(moment, 128, scaling), row_norm(x)]
+        shapes = [shape, shape.folded(), moment_shape(moment, scaling)]
+        return [noise, *totals, *(factor for shape in shapes for factor in shape.factors)]
+
+    expected = computed()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(map(torch.equal, computed(), expected))
 
 
 def test_a_generator_makes_the_noise_repeatable():

@@ -21,7 +21,7 @@ from fanoise_lightning.noise import (
 from fanoise_lightning.spectrum import second_moment
 
 LAWS = ["linear", "sublinear"]
-SHAPES = [(64, 96), (96, 64), (64, 64), (160, 128), (256, 384)]
+SHAPES = [(64, 96), (96, 64), (64, 64), (128, 128), (160, 128), (256, 384)]
 
 
 def power_law(exponent: float) -> Callable[[int], Tensor]:

@@ -85,6 +85,16 @@ def test_the_orthogonal_factor_is_that_of_the_svd(dtype):
     assert (newton_schulz.orthogonal_factor(x).double() - u @ v).abs().max() < tolerance
 
 
+@pytest.mark.parametrize("low", [1e-15, 1e-6, 1e-3, 0.5])
+@pytest.mark.parametrize("tolerance", [1e-12, 1e-6, 1e-3])
+def test_the_steps_carry_all_values_to_one_and_none_is_left_out_or_too_many(low, tolerance):
+    values = torch.logspace(math.log10(low), 0, 10_000, dtype=torch.float64)
+    for linear, cubic in newton_schulz._steps(low, tolerance):
+        before, values = values, linear * values - cubic * values**3
+    assert (values - 1).abs().max() < 1.01 * tolerance
+    assert (before - 1).abs().max() > tolerance
+
+
 @pytest.mark.parametrize("repeated", [False, True])
 def test_the_square_root_of_a_matrix_squares_to_it(repeated):
     x = features(24, 48)

@@ -12,13 +12,12 @@ __all__ = ["TIE", "score_dtype", "share_won"]
 TIE = 1e-6
 
 
-def share_won(scores: Tensor, own: Tensor, atol: float = TIE) -> Tensor:
+def share_won(scores: Tensor, own: Tensor) -> Tensor:
     """How much of the first place each query's own target wins: 1, 0, or 1 / (number tied).
 
     Args:
         scores: (Q, C), higher is better; minus infinity where there is no candidate.
         own: (Q,), the column of each query's own target.
-        atol: scores this close to the best tie with it.
 
     Returns:
         (Q,) float32; NaN for a query with a NaN score.
@@ -27,7 +26,7 @@ def share_won(scores: Tensor, own: Tensor, atol: float = TIE) -> Tensor:
         >>> share_won(torch.tensor([[0.2, 0.9], [0.5, 0.5]]), own=torch.tensor([1, 0]))
         tensor([1.0000, 0.5000])
     """
-    best = scores >= scores.amax(dim=1, keepdim=True) - atol
+    best = scores >= scores.amax(dim=1, keepdim=True) - TIE
     return best.gather(1, own[:, None])[:, 0] / best.sum(dim=1)
 
 

@@ -178,6 +178,25 @@ def test_every_evaluation_of_a_closure_sees_the_noise_of_the_first(manual, calls
     assert moved.abs().max() > 1e-4  # the features changed, the noise did not
 
 
+def test_a_closure_given_by_position_to_a_plain_optimiser_is_watched_too():
+    class Evaluating(torch.optim.SGD):
+        def step(self, closure, times):
+            return [closure() for _ in range(times)][-1]
+
+    class Plain(Closure):
+        def training_step(self, batch, batch_idx):
+            self.optimizers(use_pl_optimizer=False).step(lambda: self.compute_loss(batch), 3)
+
+        def configure_optimizers(self):
+            return Evaluating(self.parameters())
+
+    module = Plain(manual=True)
+    fit(module, [FANoise(alpha=1.0, seed=0)], max_epochs=1, limit_train_batches=1)
+    first, *others = module.noise()
+    assert len(others) == 2
+    assert all(torch.equal(first, other) for other in others)
+
+
 def test_a_closure_with_two_backward_passes_draws_for_each_loss():
     class TwoLosses(Closure):
         def training_step(self, batch, batch_idx):

@@ -10,9 +10,12 @@ import torch
 from lightning.pytorch import Trainer
 from processes import run_on_ranks
 from torch import nn
+from torch.nn.functional import normalize
 
 from fanoise_lightning import ContrastiveModule, Encoder, InfoNCE, PairDataModule
+from fanoise_lightning.evaluation.batch_accuracy import batch_accuracy
 from fanoise_lightning.losses import SigmoidLoss
+from fanoise_lightning.losses.known_right import Identities
 from fanoise_lightning.training.identities import loss_options
 
 
@@ -62,6 +65,21 @@ def logged(path: Path, loss: nn.Module, **options) -> dict[str, float]:
     trainer = quiet_trainer(max_steps=1)
     trainer.fit(ContrastiveModule(Perfect(), loss), data)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+@pytest.mark.parametrize("max_logits", [2**21, 70])  # in one block, and in blocks of 2 queries
+def test_the_accuracy_is_that_of_a_loop_over_queries(max_logits, monkeypatch):
+    monkeypatch.setattr("fanoise_lightning.evaluation.batch_accuracy.MAX_LOGITS", max_logits)
+    generator = torch.Generator().manual_seed(0)
+    target, hard, error = (normalize(torch.randn(n, 8, generator=generator)) for n in (25, 5, 25))
+    query, ids = normalize(target + error), torch.arange(25) // 2
+    won = []
+    for q, own, number in zip(query.double(), target.double(), ids):
+        rivals = torch.cat([target[ids != number], hard]).double()
+        won.append(bool((rivals @ q < own @ q).all()))
+    found = batch_accuracy(query, target, hard, ids=Identities(target_ids=ids))
+    assert found.item() == pytest.approx(sum(won) / 25)
+    assert 0.2 < found < 0.8
 
 
 @pytest.mark.parametrize("hard", [False, True])

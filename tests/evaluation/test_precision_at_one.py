@@ -160,7 +160,7 @@ def test_an_item_that_the_subset_does_not_have_is_an_error() -> None:
         (torch.tensor([0, 1]), torch.tensor([[1]]), r"\(2,\) and \(1, 1\)"),
         (torch.zeros(0, dtype=torch.long), torch.zeros(0, 4, dtype=torch.long), "no queries"),
         (torch.tensor([0, 0]), torch.tensor([[1], [-1]]), "row 1 has no query or no ground truth"),
-        (torch.tensor([0]), torch.tensor([[1, -100]]), "`candidates` has the item -100; padding must be -1"),
+        (torch.tensor([0]), torch.tensor([[1, -2]]), "`candidates` has the item -2; padding must be -1"),
     ],
 )
 def test_bad_subsets_are_refused(queries: Tensor, candidates: Tensor, message: str) -> None:

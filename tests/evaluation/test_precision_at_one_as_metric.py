@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from processes import run_on_ranks
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from torchmetrics import MetricCollection
+from torchmetrics import MetricCollection, MetricTracker
 
 from fanoise_lightning import PrecisionAtOne
 from fanoise_lightning.evaluation.precision_at_one import SubsetResult
@@ -45,6 +45,14 @@ def test_compute_returns_a_scalar_tensor_and_keeps_the_counts() -> None:
     assert metric.result is not None
     assert float(value) == pytest.approx(metric.result.precision) == pytest.approx(EXPECTED)
     assert metric.result.num_queries == len(QUERIES)
+
+
+def test_the_best_of_several_epochs_is_the_highest() -> None:
+    tracker = MetricTracker(PrecisionAtOne(torch.tensor([0]), torch.tensor([[1, 2]])), maximize=None)
+    for target in (2, 1, 2):  # what the query is closest to
+        tracker.increment()
+        tracker.update(torch.eye(3)[[target, 1, 2]], torch.arange(3))
+    assert tracker.best_metric(return_step=True) == (1.0, 1)
 
 
 def test_forward_scores_its_batch_alone_and_adds_it() -> None:

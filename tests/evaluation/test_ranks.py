@@ -141,6 +141,27 @@ def test_counting_and_sorting_agree(monkeypatch: pytest.MonkeyPatch, num_right: 
     assert found[0].tied.max() > 1
 
 
+@pytest.mark.parametrize("sorting_from", [0, 100])
+@pytest.mark.parametrize("atol", [0.0, 0.25])
+def test_scores_that_are_the_tolerance_apart_tie(
+    monkeypatch: pytest.MonkeyPatch, atol: float, sorting_from: int
+) -> None:
+    monkeypatch.setattr("fanoise_lightning.evaluation.ranks._SORTING", sorting_from)
+    scores = torch.randint(6, (20, 8), generator=torch.Generator().manual_seed(0)) / 4
+    ranks = rank(scores, right_first([3] * 20), atol=atol)
+
+    def tied_with(own: float, row: list[float]) -> float:
+        """The lowest score of those that tie with it: a tie reaches down from its best score."""
+        return max(score for score in row if score <= own + atol) - atol
+
+    for row, better, tied in zip(scores.tolist(), ranks.better.tolist(), ranks.tied.tolist()):
+        for own, before, within in zip(row, better, tied):
+            assert before == sum(score > own + atol for score in row)
+            assert before + within == sum(score >= tied_with(own, row) for score in row)
+    lowest = [tied_with(max(row[:3]), row) for row in scores.tolist()]
+    assert ranks.first_tied.tolist() == [sum(x >= low for x in row[:3]) for row, low in zip(scores, lowest)]
+
+
 def test_right_answers_may_be_in_any_column() -> None:
     generator = torch.Generator().manual_seed(4)
     scores, mask = torch.rand(9, 12, generator=generator), torch.rand(9, 12, generator=generator) < 0.7

@@ -153,11 +153,12 @@ def test_unequal_batches_are_an_error_on_every_rank_and_no_hang(loss):
 
 
 def test_without_gather_each_rank_is_on_its_own():
-    def run(rank):
-        return InfoNCE(gather=False)(unit(4 - rank, 0), unit(4 - rank, 1))
+    def value(rank, gather):
+        sides, ids = [unit(4 - rank, 0), unit(4 - rank, 1), unit(3 + rank, 2)], torch.arange(4 - rank) // 2
+        return InfoNCE(0.1, symmetric=True, gather=gather)(*sides, target_ids=ids)
 
-    expected = [InfoNCE()(unit(4 - rank, 0), unit(4 - rank, 1)) for rank in range(2)]
-    assert run_on_ranks(run, 2) == expected
+    expected = [value(rank, gather=True) for rank in range(2)]  # in one process
+    assert run_on_ranks(lambda rank: value(rank, gather=False), 2) == expected
 
 
 def test_one_pair_a_rank_is_enough():

@@ -86,6 +86,25 @@ def test_what_the_encoder_refuses_is_skipped_and_named(
     assert all("the encoder refuses it" in line for line in skipped)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_other_pairs_of_a_batch_stay_in_their_places(root: Path, streaming: bool) -> None:
+    def numbers(encoder: Callable[..., Any]) -> list[int]:
+        data = MMEBDataModule(
+            root, batch_size=12, num_workers=0, collate=encoder, max_skipped=0.5, streaming=streaming, seed=0
+        )
+        data.setup()
+        return [n for batch in data.train_dataloader() for n in batch["query"]["number"].tolist()]
+
+    taken = [
+        (picked, given)
+        for picked, given in zip(numbers(Picky()), numbers(collate), strict=True)
+        if given >= 2000 or (given - 1000) % 6 not in (3, 5)
+    ]
+    assert len(taken) > 40
+    assert all(picked == given for picked, given in taken)
+
+
 def test_the_check_is_asked_only_after_a_failure(root: Path) -> None:
     picky = Picky()
     data = MMEBDataModule(root, batch_size=12, num_workers=0, collate=picky, train_subsets=["b"], seed=0)
