@@ -23,7 +23,6 @@ from fanoise_lightning.data.rows.columns import (
     Columns,
     Kind,
     as_lists,
-    nothing,
     place,
     with_origin,
 )
@@ -113,8 +112,7 @@ def _parse_lines(lines: Sequence[tuple[int, bytes]], file: Path, columns: Column
 def _parse_fast(lines: Sequence[bytes], columns: Columns) -> pa.Table | None:
     """The rows by Arrow, ``None`` if it cannot read them, or might take a wrong row for a right one."""
     data = join_lines(lines)
-    present = {name: kind for name, kind in columns.items() if json.dumps(name).encode() in data}
-    types = {name: TEXT if kind in SINGLE else LIST for name, kind in present.items()}
+    types = {name: TEXT if kind in SINGLE else LIST for name, kind in columns.items()}
     parse = arrow_json.ParseOptions(explicit_schema=pa.schema(types), unexpected_field_behavior="ignore")
     read = arrow_json.ReadOptions(use_threads=False, block_size=len(data) + 1)
     try:
@@ -126,15 +124,10 @@ def _parse_fast(lines: Sequence[bytes], columns: Columns) -> pa.Table | None:
         return None
     arrays: dict[str, pa.Array] = {}
     for name, kind in columns.items():
-        strict = not kind.startswith("optional")
-        if name not in present:
-            if strict:
-                return None
-            arrays[name] = nothing(kind, len(lines))
-            continue
         column = table[name].combine_chunks()
         # Arrow takes a missing column for a null
-        if strict and column.null_count and data.count(json.dumps(name).encode()) < len(lines):
+        strict = column.null_count and not kind.startswith("optional")
+        if strict and data.count(json.dumps(name).encode()) < len(lines):
             return None
         if kind not in SINGLE:
             if pc.list_flatten(column).null_count:
