@@ -110,11 +110,17 @@ def as_sample(item: Any, index: int) -> Sample:
         )
     try:
         if isinstance(item, Mapping):
-            return Sample(item.get("text") or "", item.get("image") or None)
+            return Sample(item.get("text") or "", _image_of(item))
         return Sample(item) if isinstance(item, str) else Sample(image=item)
     except (TypeError, ValueError, FileNotFoundError) as error:
         kind = next(kind for kind in (TypeError, FileNotFoundError, ValueError) if isinstance(error, kind))
         raise kind(f"item {index} of `encode`: {error}") from error
+
+
+def _image_of(item: Mapping[str, Any]) -> Any:
+    """The image of a dictionary; ``""`` and ``[]``, which tables have for none, are ``None``."""
+    image = item.get("image")
+    return None if isinstance(image, str | list | tuple) and not image else image
 
 
 def encode_items(
@@ -193,7 +199,7 @@ def _cost(item: Any) -> int:
     if isinstance(item, Sample):
         return image * (item.image is not None) + len(item.text)
     if isinstance(item, Mapping):
-        return image * bool(item.get("image")) + len(item.get("text") or "")
+        return image * (_image_of(item) is not None) + len(item.get("text") or "")
     return image
 
 
