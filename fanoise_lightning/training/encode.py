@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from fanoise_lightning.encoders.base import Encoder
 from fanoise_lightning.sample import Collate, Sample
-from fanoise_lightning.training.embedding import embed_batch, eval_mode
+from fanoise_lightning.training.embedding import embed_batch, eval_mode, on_cpu
 from fanoise_lightning.training.lockstep import embed_own_rows, is_sharded, largest
 
 __all__ = ["as_sample", "check_device", "check_truncation", "encode"]
@@ -244,10 +244,9 @@ def encode_on_devices(
     for device in devices:
         free.put(str(device))
     threads = max(1, torch.get_num_threads() // len(devices))
-    home = next((parameter.device for parameter in encoder.parameters()), torch.device("cpu"))
     embeddings = torch.empty(len(items), encoder.embedding_dim)
-    try:
-        arguments = (encoder.cpu(), free, threads, batch_size, num_workers)
+    with on_cpu(encoder):
+        arguments = (encoder, free, threads, batch_size, num_workers)
         with ProcessPoolExecutor(len(devices), context, _start, arguments) as pool:
             futures = [pool.submit(_encode_part, [items[place] for place in part], part) for part in parts]
             try:
@@ -258,8 +257,6 @@ def encode_on_devices(
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-    finally:
-        encoder.to(home)
     return embeddings
 
 
