@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,11 +18,11 @@ from fanoise_lightning.study.report import as_dict, forest_rows, markdown, notes
 __all__ = ["main"]
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str]) -> None:
     """The ``fanoise compare`` command.
 
     Args:
-        args: the command line; by default ``sys.argv[2:]``.
+        args: the command line after the command's name.
 
     Raises:
         ValueError: if the runs cannot be compared.
@@ -42,7 +41,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output", type=str | None, default=None, help="A folder for Markdown, JSON, figure."
     )
-    given = parser.parse_args(sys.argv[2:] if args is None else args)
+    given = parser.parse_args(args)
     comparison = compare(
         given.runs,
         given.baseline,

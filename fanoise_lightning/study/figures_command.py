@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ __all__ = ["draw", "main"]
 SPECTRUM = "spectrum.json"
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str]) -> None:
     """The ``fanoise figures`` command.
 
     Args:
-        args: the command line; by default ``sys.argv[2:]``.
+        args: the command line after the command's name.
 
     Raises:
         ValueError: if the source gives none of the figures.
@@ -44,7 +43,7 @@ def main(args: Sequence[str] | None = None) -> None:
         "--baseline", type=str | None, default=None, help="Of a study: the arm to compare laws with."
     )
     parser.add_argument("--any_version", type=bool, default=False, help="Compare runs of any versions.")
-    given = parser.parse_args(sys.argv[2:] if args is None else args)
+    given = parser.parse_args(args)
     options = {name: getattr(given, name) for name in ("config", "alpha", "baseline", "any_version")}
     gallery = draw(Path(given.source), **options)
     folder = Path(given.output)
