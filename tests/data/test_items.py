@@ -229,6 +229,19 @@ def test_the_texts_of_a_folder_are_in_files_beside_the_pictures(tmp_path: Path) 
         read_items(tmp_path)
 
 
+def test_a_link_to_a_folder_is_reported_and_its_pictures_can_be_named(tmp_path: Path) -> None:
+    for name in ("labels/cups/1.png", "disk/2.png"):
+        write_image(tmp_path / name)
+    folder, linked = tmp_path / "labels", tmp_path / "disk" / "2.png"
+    (folder / "mugs").symlink_to(tmp_path / "disk")
+    with pytest.warns(UserWarning, match="labels/mugs` is a link to a folder, which is not followed"):
+        items = read_items(folder, text="text", image="image")
+    assert items.ids.to_pylist() == ["cups/1.png"]
+    (folder / "metadata.csv").write_text(f"file_name,text\ncups/1.png,cups\n{linked},mugs\n")
+    items = read_items(folder, text="text", image="file_name")
+    assert [items[number].image.size for number in range(2)] == [(4, 4)] * 2
+
+
 def test_splits_are_not_labels(tmp_path: Path) -> None:
     for name in ("train/mug/1.jpg", "val/mug/2.jpg"):
         write_image(tmp_path / name)
