@@ -54,7 +54,7 @@ def main(args: Sequence[str]) -> None:
     console = Console()
     console.print(table(comparison), *notes(comparison), sep="\n")
     if given.output is not None:
-        folder = Path(given.output)
+        folder = Path(given.output).expanduser()
         write_json(folder / "comparison.json", as_dict(comparison), indent=1)
         with whole_file(folder / "comparison.md") as file:
             file.write_text(markdown(comparison), encoding="utf-8")

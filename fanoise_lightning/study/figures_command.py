@@ -45,8 +45,8 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--any_version", type=bool, default=False, help="Compare runs of any versions.")
     given = parser.parse_args(args)
     options = {name: getattr(given, name) for name in ("config", "alpha", "baseline", "any_version")}
-    gallery = draw(Path(given.source), **options)
-    folder = Path(given.output)
+    gallery = draw(Path(given.source).expanduser(), **options)
+    folder = Path(given.output).expanduser()
     gallery.write(folder)
     for name in gallery.figures:
         print(f"{folder / f'{name}.png'}")
@@ -99,7 +99,7 @@ def draw(
     else:
         from fanoise_lightning.study.checkpoint_figures import draw_checkpoint  # imports encoders
 
-        draw_checkpoint(gallery, source, Path(config), alpha)
+        draw_checkpoint(gallery, source, Path(config).expanduser(), alpha)
     return gallery
 
 

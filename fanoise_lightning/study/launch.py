@@ -51,7 +51,7 @@ def run_study(
             that are not a study's.
         ImportError: if ``cluster`` is given and submitit is not installed.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if workers is not None:
         check_at_least("workers", workers, 1)
     configs = fingerprints(study)
