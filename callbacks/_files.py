@@ -16,7 +16,7 @@ from fanoise_lightning._disk import naming_a_full_disk
 
 def output_folder(trainer: Trainer, path: str | Path | None) -> Path:
     """``path``, or else the logger's folder, or else ``default_root_dir``. Call it on all ranks."""
-    return Path(path if path is not None else trainer.log_dir or trainer.default_root_dir)
+    return Path(path if path is not None else trainer.log_dir or trainer.default_root_dir).expanduser()
 
 
 def refuse_a_used_folder(trainer: Trainer, folder: Path) -> None:

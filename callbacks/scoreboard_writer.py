@@ -69,7 +69,8 @@ class ScoreboardWriter(Callback):
         published: str | None = None,
         leaderboard: str | Path | None = None,
     ) -> None:
-        if leaderboard is not None and Path(leaderboard).is_dir():
+        leaderboard = None if leaderboard is None else Path(leaderboard).expanduser()
+        if leaderboard is not None and leaderboard.is_dir():
             raise ValueError(f"`leaderboard={leaderboard}` is a folder: name a file in it, <model>.json")
         self.path, self.leaderboard = path, leaderboard
         self.published = published
@@ -135,7 +136,7 @@ class ScoreboardWriter(Callback):
                 write_json(file, {"step": trainer.global_step, "outcomes": lists})
             write_json(folder / name, {**values, **extra}, indent=1)
             if self.leaderboard is not None:
-                _write_leaderboard(Path(self.leaderboard), board, pl_module)
+                _write_leaderboard(self.leaderboard, board, pl_module)
 
 
 def _history_of_metrics(board: Scoreboard) -> dict[str, Any]:

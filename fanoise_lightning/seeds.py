@@ -21,7 +21,7 @@ def run_seed(default: int | None = None) -> int:
     if known := os.environ.get("PL_GLOBAL_SEED"):
         return int(known)
     # an own generator: torch.seed() would seed the global one
-    return torch.Generator().seed() if default is None else default
+    return torch.Generator().seed() % 2**63 if default is None else default
 
 
 def derive_seed(*key: int) -> int:

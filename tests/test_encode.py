@@ -80,12 +80,13 @@ def test_it_takes_texts_and_images_as_they_are(module: ContrastiveModule, tmp_pa
     given = [
         *("a red apple", {"text": "a red apple"}),
         *(image, np.asarray(image), path, {"image": image}, {"image": str(path), "text": ""}),
-        *(Sample("red", image), {"text": "red", "image": path}),
+        {"image": np.asarray(image)},
+        *(Sample("red", image), {"text": "red", "image": path}, {"text": "red", "image": np.asarray(image)}),
     ]
     found = module.encode(given)
-    for first, rows in ((0, range(2)), (2, range(2, 7)), (7, range(7, 9))):
+    for first, rows in ((0, range(2)), (2, range(2, 8)), (8, range(8, 11))):
         assert all(torch.allclose(found[first], found[row], atol=1e-6) for row in rows)
-    assert len({tuple(found[row].tolist()) for row in (0, 2, 7)}) == 3
+    assert len({tuple(found[row].tolist()) for row in (0, 2, 8)}) == 3
     for single in given:  # one alone is a vector
         vector = module.encode(single)
         assert vector.shape == (module.encoder.embedding_dim,)

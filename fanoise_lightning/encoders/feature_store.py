@@ -49,7 +49,7 @@ class FeatureStore:
 
     def _forget(self) -> None:
         self._sizes: dict[str, int] = {}  # of the key files, when they were read
-        self._rows: list[NDArray[np.float32]] = []
+        self._rows: dict[str, NDArray[np.float32]] = {}  # the parts, by their key files
         self._index = np.empty(0, _KEY)  # sorted
         self._place = np.empty((0, 2), np.int64)  # part and row of each key
         self._writer: tuple[int, Any, Any] | None = None
@@ -76,9 +76,9 @@ class FeatureStore:
             found = self._find(wanted)
         rows = np.zeros((len(wanted), self.dim), np.float32)
         at = self._place[np.searchsorted(self._index, wanted[found])]
-        for part in np.unique(at[:, 0]):
+        for part, data in enumerate(self._rows.values()):
             own = at[:, 0] == part
-            rows[np.flatnonzero(found)[own]] = self._rows[part][at[own, 1]]
+            rows[np.flatnonzero(found)[own]] = data[at[own, 1]]
         return rows, found
 
     def add(self, keys: Sequence[str], rows: NDArray[np.float32]) -> None:
@@ -110,25 +110,32 @@ class FeatureStore:
         return self._index[at] == wanted
 
     def _read(self) -> bool:
-        """Read the keys again if there are more; whether there are."""
+        """Read the keys that were added since the last time; whether there are any."""
         files = sorted(self.folder.glob(f"*{_KEYS}"))
         sizes = {file.name: file.stat().st_size // KEY_BYTES for file in files}
         if sizes == self._sizes:
             return False
-        self._sizes, self._rows, keys, places = sizes, [], [], []
-        for part, file in enumerate(files):
+        if any(sizes.get(name, 0) < size for name, size in self._sizes.items()):  # somebody removed files
+            self._forget()
+        for file in files:
             data = file.with_suffix(_ROWS)
+            known = self._rows.get(file.name, ())
             count = min(sizes[file.name], data.stat().st_size // (4 * self.dim) if data.exists() else 0)
-            shape = (count, self.dim)
-            self._rows.append(
-                np.memmap(data, np.float32, "r", shape=shape) if count else np.empty(shape, np.float32)
-            )
-            keys.append(np.fromfile(file, _KEY, count))
-            places.append(np.stack([np.full(count, part), np.arange(count)], axis=1))
-        together = np.concatenate(keys) if keys else np.empty(0, _KEY)
-        self._index, first = np.unique(together, return_index=True)
-        self._place = np.concatenate(places)[first] if places else np.empty((0, 2), np.int64)
+            if count > len(known):
+                self._rows[file.name] = np.memmap(data, np.float32, "r", shape=(count, self.dim))
+                keys = np.fromfile(file, _KEY, count - len(known), offset=len(known) * KEY_BYTES)
+                self._insert(keys, list(self._rows).index(file.name), len(known))
+        self._sizes = sizes
         return True
+
+    def _insert(self, keys: NDArray[np.bytes_], part: int, first: int) -> None:
+        """Note where new keys are: from row `first` of a part."""
+        keys, rows = np.unique(keys, return_index=True)
+        new = ~self._find(keys)
+        slots = np.searchsorted(self._index, keys[new])
+        self._index = np.insert(self._index, slots, keys[new])
+        places = np.stack([np.full(new.sum(), part), first + rows[new]], axis=1)
+        self._place = np.insert(self._place, slots, places, axis=0)
 
     def _files(self) -> tuple[Any, Any]:
         if self._writer is None or self._writer[0] != os.getpid():  # a fork must not write into our files

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import queue
 from pathlib import Path
-from threading import Thread
+
+from fanoise_lightning._hub import WAIT, failure_of
 
 __all__ = ["check_available"]
-
-WAIT = 8.0
-"""Seconds that the hub has for an answer; with retries, `huggingface_hub` takes a minute or more."""
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
@@ -27,7 +24,7 @@ def check_available(model: str, what: str = "model") -> None:
 
     Raises:
         FileNotFoundError: if a path leads to no folder.
-        ConnectionError: if the hub is needed and does not answer within `WAIT` seconds.
+        ConnectionError: if the hub is needed and does not answer within 8 seconds.
     """
     if Path(model).is_dir():
         return
@@ -37,9 +34,10 @@ def check_available(model: str, what: str = "model") -> None:
         raise FileNotFoundError(f"there is no folder {model!r} with a {what}: {hint}")
     if _is_cached(model):
         return
-    from huggingface_hub import constants
+    from huggingface_hub import constants, get_session, hf_hub_url
 
-    if (error := _ask(model)) is not None:
+    error = failure_of(lambda: get_session().head(hf_hub_url(model, "config.json"), timeout=WAIT))
+    if error is not None:
         raise ConnectionError(
             f"the {what} {model!r} is neither a folder in {Path.cwd()} nor in the cache "
             f"({constants.HF_HUB_CACHE}), and the hub at {constants.ENDPOINT} cannot be reached "
@@ -62,25 +60,3 @@ def _is_cached(model: str) -> bool:
     except (LocalEntryNotFoundError, HFValidationError):
         return False
     return any(next(folder.glob(pattern), None) for pattern in _WEIGHTS)
-
-
-def _ask(model: str) -> Exception | None:
-    """Why the hub does not answer; ``None`` if it does."""
-    from huggingface_hub import get_session, hf_hub_url
-
-    answers: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            get_session().head(hf_hub_url(model, "config.json"), timeout=WAIT)
-        except Exception as error:  # of whichever HTTP library, or offline mode
-            answers.put(error)
-        else:
-            answers.put(None)
-
-    # the timeout of a request does not cover the name's look-up, and counts anew for each address
-    Thread(target=ask, daemon=True).start()
-    try:
-        return answers.get(timeout=WAIT)
-    except queue.Empty:
-        return TimeoutError(f"no answer within {WAIT:g} s")

@@ -16,7 +16,7 @@ from fanoise_lightning.encoders.adapters import LoraOptions, add_lora
 from fanoise_lightning.encoders.eight_bit import of_steps
 from fanoise_lightning.encoders.hub import check_available
 from fanoise_lightning.encoders.linear_attention import use_linear_attention
-from fanoise_lightning.encoders.open_clip_tags import Interpolation, ResizeMode, create_model
+from fanoise_lightning.encoders.open_clip_tags import Interpolation, ResizeMode, create_model, repository_of
 from fanoise_lightning.encoders.plain_text import PlainTexts
 from fanoise_lightning.encoders.remote_code import refuse_code
 from fanoise_lightning.encoders.source_weights import digests
@@ -217,13 +217,12 @@ def _check_weights(name: str, pretrained: str | None) -> None:
         check_available(name.removeprefix(_HUB))
     elif pretrained and not Path(pretrained).is_file():
         tags = open_clip.list_pretrained_tags_by_model(name)
-        tag = open_clip.get_pretrained_cfg(name, pretrained)
-        if not tag and not name.startswith(_SCHEMES):
+        if not open_clip.get_pretrained_cfg(name, pretrained) and not name.startswith(_SCHEMES):
             raise ValueError(
                 f"`pretrained` {pretrained!r} is neither a file nor one of the tags of {name}: "
                 f"{', '.join(tags) or 'it has none'}"
             )
-        if repository := tag.get("hf_hub", "").rpartition("/")[0]:  # "owner/name/" or "owner/name/file"
+        if repository := repository_of(name, pretrained):
             check_available(repository)
 
 

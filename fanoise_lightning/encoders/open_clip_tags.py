@@ -12,7 +12,7 @@ from fanoise_lightning._checks import check_choice
 from fanoise_lightning._log import report
 from fanoise_lightning.encoders.loading import listed
 
-__all__ = ["Interpolation", "ResizeMode", "create_model", "settle"]
+__all__ = ["Interpolation", "ResizeMode", "create_model", "repository_of", "settle"]
 
 Interpolation = Literal["bicubic", "bilinear"]
 ResizeMode = Literal["shortest", "longest", "squash"]
@@ -110,6 +110,19 @@ def settle(model: str, pretrained: str | None, options: dict[str, Any]) -> dict[
             f"does not say how its own were: pass {', and '.join(differing)}"
         )
     return settled
+
+
+def repository_of(model: str, tag: str) -> str:
+    """The repository on the hub with the weights of a tag; ``""`` if they are elsewhere.
+
+    Example:
+        >>> repository_of("ViTamin-S", "datacomp1b"), repository_of("ViT-B-32", "openai")
+        ('jienengchen/ViTamin-S', 'timm/vit_base_patch32_clip_224.openai')
+    """
+    import open_clip
+
+    place = open_clip.get_pretrained_cfg(model, tag).get("hf_hub", "")
+    return place.rpartition("/")[0]  # of "owner/name/" or "owner/name/file"
 
 
 def _check(options: dict[str, Any]) -> None:

@@ -18,13 +18,11 @@ Tower = Callable[..., Tensor]
 
 
 def _text_features(network: Any, **inputs: Tensor) -> Tensor:
-    features = network.get_text_features(**inputs)
-    return getattr(features, "pooler_output", features)  # a plain tensor before transformers 5
+    return network.get_text_features(**inputs).pooler_output
 
 
 def _image_features(network: Any, **inputs: Tensor) -> Tensor:
-    features = network.get_image_features(**inputs)
-    return getattr(features, "pooler_output", features)
+    return network.get_image_features(**inputs).pooler_output
 
 
 def _blip_text(network: Any, **inputs: Tensor) -> Tensor:

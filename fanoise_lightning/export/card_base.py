@@ -12,6 +12,7 @@ import yaml
 
 from fanoise_lightning.data.sources.hub_repository import HUB
 from fanoise_lightning.encoders.open_clip_encoder import OpenClipEncoder
+from fanoise_lightning.encoders.open_clip_tags import repository_of
 
 __all__ = ["Origin", "base_of", "data_of"]
 
@@ -59,10 +60,8 @@ def data_of(source: str) -> Origin:
 
 
 def _of_open_clip(model: str, pretrained: str) -> Origin:
-    import open_clip
-
     name = f"{Path(model).stem} ({Path(pretrained).name})"
-    hub_id = (open_clip.get_pretrained_cfg(model, pretrained) or {}).get("hf_hub", "").rstrip("/")
+    hub_id = repository_of(model, pretrained)
     return Origin(name, hub_id or None, _licences([_cached(hub_id)]) if hub_id else ())
 
 

@@ -115,10 +115,10 @@ def _train_name(name: str) -> str | None:
 
 
 def _counted(subsets: Mapping[str, Any]) -> Iterator[str]:
-    for key, what in (("num_ties", "a tie for the best score"), ("num_skipped", "not scored")):
+    for key, what in (("num_ties", "with a tie for the best score"), ("num_skipped", "not scored")):
         if counts := {name: part[key] for name, part in subsets.items() if part.get(key)}:
             listed = ", ".join(f"{escape(name)} {count}" for name, count in counts.items())
-            yield f"Queries with {what}: {listed}." if key == "num_ties" else f"Queries {what}: {listed}."
+            yield f"Queries {what}: {listed}."
 
 
 def _label(mean: str) -> str:

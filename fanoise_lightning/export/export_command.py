@@ -26,11 +26,11 @@ __all__ = ["main"]
 _ROWS = 50_000  # at most, that a rotation is taken from
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str]) -> None:
     """The ``fanoise export`` command.
 
     Args:
-        args: the command line; by default ``sys.argv[2:]``.
+        args: the command line after the command's name.
 
     Raises:
         FileNotFoundError: if there is no such checkpoint.
@@ -38,7 +38,7 @@ def main(args: Sequence[str] | None = None) -> None:
         ValueError: as :func:`export_encoder` and :func:`push_folder`.
         OSError: if the folder cannot be written, or pushed.
     """
-    given = _parser().parse_args(sys.argv[2:] if args is None else args)
+    given = _parser().parse_args(args)
     repo_id = given.push_to_hub
     if repo_id is not None:
         check_push(repo_id)

@@ -5,30 +5,16 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 from fanoise_lightning.encoders.base import Encoder
 
-__all__ = ["has_adapter", "merge_adapter", "name_the_base", "on_cpu", "plain_copy"]
+__all__ = ["has_adapter", "merge_adapter", "name_the_base", "plain_copy"]
 
 E = TypeVar("E", bound=Encoder)
-
-
-@contextmanager
-def on_cpu(encoder: nn.Module) -> Iterator[None]:
-    """Move a module to the CPU, and back afterwards."""
-    home = next((parameter.device for parameter in encoder.parameters()), torch.device("cpu"))
-    encoder.cpu()
-    try:
-        yield
-    finally:
-        encoder.to(home)
 
 
 def has_adapter(network: nn.Module) -> bool:

@@ -18,8 +18,9 @@ from fanoise_lightning.export.rotation import check_rotation
 from fanoise_lightning.export.sentence_transformers import add_rotation
 from fanoise_lightning.export.two_towers import write_two_tower
 from fanoise_lightning.export.verify import BAR, Check, embed_rows, rows_of
-from fanoise_lightning.export.weights import merge_adapter, name_the_base, on_cpu, plain_copy
+from fanoise_lightning.export.weights import merge_adapter, name_the_base, plain_copy
 from fanoise_lightning.export.written import Written
+from fanoise_lightning.training.embedding import on_cpu
 from fanoise_lightning.training.lockstep import is_sharded
 
 __all__ = ["check_exportable", "write"]

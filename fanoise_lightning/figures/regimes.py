@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from fanoise_lightning.figures.style import tidy
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["draw_regimes"]
 
@@ -39,8 +38,6 @@ def draw_regimes(
         >>> numbers[1]["difference"]
         3.0
     """
-    from matplotlib.figure import Figure
-
     known = [list(effects) for arms in panels.values() for effects in arms.values()]
     if not known or not known[0]:
         raise ValueError("there are no arms to draw")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from torch import Tensor
 
+from fanoise_lightning.figures.style import tidy
 from fanoise_lightning.spectrum import singular_values
 from fanoise_lightning.theory import predicted_singular_values
 
@@ -170,9 +171,7 @@ def _draw_side(ax: Axes, spectrum: SideSpectrum) -> None:
                     textcoords="offset points", ha="right", fontsize=8)  # fmt: skip
     ax.set_yscale("log")
     ax.set_xlabel("index")
-    ax.grid(which="major", color="#dddddd", lw=0.6)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    tidy(ax)
 
 
 def _visible(spectrum: SideSpectrum) -> list[float]:

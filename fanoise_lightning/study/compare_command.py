@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,11 +18,11 @@ from fanoise_lightning.study.report import as_dict, forest_rows, markdown, notes
 __all__ = ["main"]
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str]) -> None:
     """The ``fanoise compare`` command.
 
     Args:
-        args: the command line; by default ``sys.argv[2:]``.
+        args: the command line after the command's name.
 
     Raises:
         ValueError: if the runs cannot be compared.
@@ -42,7 +41,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output", type=str | None, default=None, help="A folder for Markdown, JSON, figure."
     )
-    given = parser.parse_args(sys.argv[2:] if args is None else args)
+    given = parser.parse_args(args)
     comparison = compare(
         given.runs,
         given.baseline,
@@ -55,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> None:
     console = Console()
     console.print(table(comparison), *notes(comparison), sep="\n")
     if given.output is not None:
-        folder = Path(given.output)
+        folder = Path(given.output).expanduser()
         write_json(folder / "comparison.json", as_dict(comparison), indent=1)
         with whole_file(folder / "comparison.md") as file:
             file.write_text(markdown(comparison), encoding="utf-8")

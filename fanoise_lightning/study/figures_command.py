@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ __all__ = ["draw", "main"]
 SPECTRUM = "spectrum.json"
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str]) -> None:
     """The ``fanoise figures`` command.
 
     Args:
-        args: the command line; by default ``sys.argv[2:]``.
+        args: the command line after the command's name.
 
     Raises:
         ValueError: if the source gives none of the figures.
@@ -44,10 +43,10 @@ def main(args: Sequence[str] | None = None) -> None:
         "--baseline", type=str | None, default=None, help="Of a study: the arm to compare laws with."
     )
     parser.add_argument("--any_version", type=bool, default=False, help="Compare runs of any versions.")
-    given = parser.parse_args(sys.argv[2:] if args is None else args)
+    given = parser.parse_args(args)
     options = {name: getattr(given, name) for name in ("config", "alpha", "baseline", "any_version")}
-    gallery = draw(Path(given.source), **options)
-    folder = Path(given.output)
+    gallery = draw(Path(given.source).expanduser(), **options)
+    folder = Path(given.output).expanduser()
     gallery.write(folder)
     for name in gallery.figures:
         print(f"{folder / f'{name}.png'}")
@@ -100,7 +99,7 @@ def draw(
     else:
         from fanoise_lightning.study.checkpoint_figures import draw_checkpoint  # imports encoders
 
-        draw_checkpoint(gallery, source, Path(config), alpha)
+        draw_checkpoint(gallery, source, Path(config).expanduser(), alpha)
     return gallery
 
 

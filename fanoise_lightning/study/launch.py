@@ -17,8 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fanoise_lightning._checks import check_at_least
 from fanoise_lightning.callbacks._files import write_json
 from fanoise_lightning.study.plan import Run, Study
+from fanoise_lightning.study.records import FAILED, FINISHED, PLAN
 from fanoise_lightning.study.resolve import fingerprints
-from fanoise_lightning.study.run import FAILED, FINISHED, LOG, PLAN, is_finished
+from fanoise_lightning.study.run import LOG, is_finished
 from fanoise_lightning.study.worker import Worker
 
 __all__ = ["run_study"]
@@ -50,7 +51,7 @@ def run_study(
             that are not a study's.
         ImportError: if ``cluster`` is given and submitit is not installed.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if workers is not None:
         check_at_least("workers", workers, 1)
     configs = fingerprints(study)

@@ -133,7 +133,7 @@ class Study:
             ValueError: if the file is not a study; the message names the file.
             FileNotFoundError: if the file or a config is missing.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         try:
             given = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
             if not isinstance(given, dict):

@@ -62,7 +62,7 @@ def read_runs(paths: Iterable[str | Path]) -> tuple[list[Record], list[Failure]]
         FileNotFoundError: if a path is not a folder, or contains no run.
         ValueError: if a file is not what a run writes; the message names it.
     """
-    found = [folder for path in paths for folder in _run_folders(Path(path))]
+    found = [folder for path in paths for folder in _run_folders(Path(path).expanduser())]
     folders = list(dict.fromkeys(folder.resolve() for folder in found))
     if not folders:
         raise FileNotFoundError("no runs were given")

@@ -25,10 +25,11 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from fanoise_lightning.callbacks._files import write_json
 from fanoise_lightning.cli import FANoiseCLI
+from fanoise_lightning.study.records import FAILED, FINISHED, PLAN, SCORES
 
 __all__ = ["is_finished", "main", "serve"]
 
-PLAN, FINISHED, FAILED, LOG, LOCK = "run.json", "finished.json", "failed.json", "log.txt", "run.lock"
+LOG, LOCK = "log.txt", "run.lock"
 
 
 def is_finished(folder: Path) -> bool:
@@ -56,7 +57,7 @@ def main(folder: Path) -> None:
         start = time.monotonic()
         try:
             FANoiseCLI(options)
-            if not (folder / "scores.json").exists():
+            if not (folder / SCORES).exists():
                 raise RuntimeError(
                     "the run ended without a validation, and so without scores: see `val_check_interval`"
                 )

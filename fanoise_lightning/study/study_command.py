@@ -14,11 +14,11 @@ from fanoise_lightning.study.plan import Study
 __all__ = ["main"]
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str]) -> None:
     """The ``fanoise study`` command.
 
     Args:
-        args: the command line; by default ``sys.argv[2:]``.
+        args: the command line after the command's name.
 
     Raises:
         SystemExit: if a run failed, with how many.
@@ -35,7 +35,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--cluster", type=dict | None, default=None, help="Parameters of submitit, to run each run as a job."
     )
-    given = parser.parse_args(args if args is not None else sys.argv[2:])
+    given = parser.parse_args(args)
     try:
         study = Study.load(given.study)
         failed = run_study(study, given.folder, given.workers, given.cluster)

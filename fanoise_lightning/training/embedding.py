@@ -16,7 +16,7 @@ from fanoise_lightning.sides import embedding_side
 from fanoise_lightning.training.grad_cache import embed_in_chunks
 from fanoise_lightning.training.lockstep import is_sharded, same_calls, same_parts
 
-__all__ = ["embed_batch", "embed_sides", "eval_mode", "warn_of_batch_norm"]
+__all__ = ["embed_batch", "embed_sides", "eval_mode", "on_cpu", "warn_of_batch_norm"]
 
 Embed = Callable[[dict[str, Tensor]], Tensor]
 ChunkSize = int | tuple[int, int] | None
@@ -103,3 +103,14 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes.items():
             part.training = training
+
+
+@contextmanager
+def on_cpu(module: nn.Module) -> Iterator[None]:
+    """Move a module to the CPU, and back afterwards."""
+    home = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    module.cpu()
+    try:
+        yield
+    finally:
+        module.to(home)

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from fanoise_lightning.encoders.base import Encoder
 from fanoise_lightning.sample import Collate, Sample
-from fanoise_lightning.training.embedding import embed_batch, eval_mode
+from fanoise_lightning.training.embedding import embed_batch, eval_mode, on_cpu
 from fanoise_lightning.training.lockstep import embed_own_rows, is_sharded, largest
 
 __all__ = ["as_sample", "check_device", "check_truncation", "encode"]
@@ -110,11 +110,17 @@ def as_sample(item: Any, index: int) -> Sample:
         )
     try:
         if isinstance(item, Mapping):
-            return Sample(item.get("text") or "", item.get("image") or None)
+            return Sample(item.get("text") or "", _image_of(item))
         return Sample(item) if isinstance(item, str) else Sample(image=item)
     except (TypeError, ValueError, FileNotFoundError) as error:
         kind = next(kind for kind in (TypeError, FileNotFoundError, ValueError) if isinstance(error, kind))
         raise kind(f"item {index} of `encode`: {error}") from error
+
+
+def _image_of(item: Mapping[str, Any]) -> Any:
+    """The image of a dictionary; ``""`` and ``[]``, which tables have for none, are ``None``."""
+    image = item.get("image")
+    return None if isinstance(image, str | list | tuple) and not image else image
 
 
 def encode_items(
@@ -193,7 +199,7 @@ def _cost(item: Any) -> int:
     if isinstance(item, Sample):
         return image * (item.image is not None) + len(item.text)
     if isinstance(item, Mapping):
-        return image * bool(item.get("image")) + len(item.get("text") or "")
+        return image * (_image_of(item) is not None) + len(item.get("text") or "")
     return image
 
 
@@ -238,10 +244,9 @@ def encode_on_devices(
     for device in devices:
         free.put(str(device))
     threads = max(1, torch.get_num_threads() // len(devices))
-    home = next((parameter.device for parameter in encoder.parameters()), torch.device("cpu"))
     embeddings = torch.empty(len(items), encoder.embedding_dim)
-    try:
-        arguments = (encoder.cpu(), free, threads, batch_size, num_workers)
+    with on_cpu(encoder):
+        arguments = (encoder, free, threads, batch_size, num_workers)
         with ProcessPoolExecutor(len(devices), context, _start, arguments) as pool:
             futures = [pool.submit(_encode_part, [items[place] for place in part], part) for part in parts]
             try:
@@ -252,8 +257,6 @@ def encode_on_devices(
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-    finally:
-        encoder.to(home)
     return embeddings
 
 

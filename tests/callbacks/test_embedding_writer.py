@@ -61,6 +61,12 @@ def test_each_subset_has_a_file_with_rows_in_order(tmp_path: Path) -> None:
         assert written["embeddings"].tolist() == [[i, i] for i in range(size)]
 
 
+def test_the_home_of_the_user_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    predict(tmp_path, References("CIRR", 7), writer=EmbeddingWriter("~/mine"))
+    assert (tmp_path / "mine" / "CIRR.safetensors").is_file()
+
+
 def test_a_single_loader_is_enough(tmp_path: Path) -> None:
     writer = EmbeddingWriter()
     trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, callbacks=[writer], logger=False)

@@ -337,6 +337,13 @@ def test_scores_are_written_even_if_the_leaderboard_cannot_take_them(tmp_path: P
     assert not (tmp_path / "Ours.json").exists()
 
 
+def test_the_leaderboards_file_may_be_in_the_home_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ScoreboardWriter(leaderboard="~/Ours.json").leaderboard == tmp_path / "Ours.json"
+
+
 def test_a_folder_for_the_leaderboard_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is a folder: name a file in it, <model>\.json"):
         ScoreboardWriter(leaderboard=tmp_path)

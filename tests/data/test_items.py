@@ -85,9 +85,17 @@ def write_packed(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def pack(path: Path, name: str) -> Path:
+    packed = path.with_name(name)
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    return packed
+
+
+CSV_FORMS = ("csv", "tsv", "csv.gz")
 FORMS: dict[str, Callable[[Path, list[dict[str, Any]]], Any]] = {
     "csv": lambda folder, rows: write_csv(folder / "x.csv", rows),
     "tsv": lambda folder, rows: write_csv(folder / "x.TSV", rows, "\t"),
+    "csv.gz": lambda folder, rows: pack(write_csv(folder / "x.csv", rows), "y.CSV.GZ"),
     "jsonl": lambda folder, rows: str(write_lines(folder / "x.jsonl", rows)),
     "jsonl.gz": lambda folder, rows: write_packed(folder / "x.jsonl.gz", rows),
     "json": lambda folder, rows: write_json(folder / "x.json", rows),
@@ -123,7 +131,7 @@ def test_a_duplicate_id_is_refused_with_both_rows(
 ) -> None:
     rows[3]["id"] = rows[1]["id"]
     # lines count from 1; a spreadsheet counts the header, too
-    first, again = {"jsonl": (2, 4), "jsonl.gz": (2, 4), "csv": (3, 5), "tsv": (3, 5)}.get(form, (1, 3))
+    first, again = (2, 4) if "jsonl" in form else (3, 5) if form in CSV_FORMS else (1, 3)
     with pytest.raises(ValueError, match=rf"id 'p1' is given twice, in .* {first} and in .* {again};"):
         read_items(FORMS[form](tmp_path, rows), text="caption")
 
@@ -136,7 +144,7 @@ def test_a_misspelled_column_names_the_nearest(tmp_path: Path, rows: list[dict[s
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_column_of_numbers_is_no_text(tmp_path: Path, rows: list[dict[str, Any]], form: str) -> None:
-    if form in ("csv", "tsv"):
+    if form in CSV_FORMS:
         assert read_items(FORMS[form](tmp_path, rows), text="price")[0].text == "1.5"
         return
     with pytest.raises(ValueError, match="column `price` holds neither texts nor pictures"):
@@ -219,6 +227,19 @@ def test_the_texts_of_a_folder_are_in_files_beside_the_pictures(tmp_path: Path) 
     (tmp_path / "a" / "2.txt").unlink()
     with pytest.raises(ValueError, match=r"have a text beside them, but `a/2\.txt` does not exist"):
         read_items(tmp_path)
+
+
+def test_a_link_to_a_folder_is_reported_and_its_pictures_can_be_named(tmp_path: Path) -> None:
+    for name in ("labels/cups/1.png", "disk/2.png"):
+        write_image(tmp_path / name)
+    folder, linked = tmp_path / "labels", tmp_path / "disk" / "2.png"
+    (folder / "mugs").symlink_to(tmp_path / "disk")
+    with pytest.warns(UserWarning, match="labels/mugs` is a link to a folder, which is not followed"):
+        items = read_items(folder, text="text", image="image")
+    assert items.ids.to_pylist() == ["cups/1.png"]
+    (folder / "metadata.csv").write_text(f"file_name,text\ncups/1.png,cups\n{linked},mugs\n")
+    items = read_items(folder, text="text", image="file_name")
+    assert [items[number].image.size for number in range(2)] == [(4, 4)] * 2
 
 
 def test_splits_are_not_labels(tmp_path: Path) -> None:
@@ -382,7 +403,7 @@ def test_a_column_is_known_by_its_first_value_wherever_that_is(
     for module in (files, memory):
         monkeypatch.setattr(module, "SAMPLE", 4)
     late: Any = "b.png" if empty != [] else ["b.png"]
-    if form in ("csv", "tsv") and empty == []:
+    if form in CSV_FORMS and empty == []:
         pytest.skip("a CSV file has no lists")
     rows = [{"text": "x", "thumb": empty} for _ in range(14)]
     rows[11]["thumb"] = late

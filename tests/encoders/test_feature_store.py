@@ -57,6 +57,36 @@ def test_the_same_key_twice_is_one_row(tmp_path):
     assert len(store) == 1
 
 
+def test_a_reader_that_follows_writers_reads_each_key_once(tmp_path, monkeypatch):
+    writers, reader = [FeatureStore(tmp_path, DIM) for _ in range(3)], FeatureStore(tmp_path, DIM)
+    read, fromfile = [], np.fromfile
+
+    def count(*args, **kwargs):
+        found = fromfile(*args, **kwargs)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(np, "fromfile", count)
+    present: set[int] = set()
+    random = np.random.default_rng(0)
+    for writer in random.integers(0, 3, 40):
+        numbers = random.integers(0, 100, 5).tolist()
+        writers[writer].add(list(map(key, numbers)), np.concatenate(list(map(row, numbers))))
+        present |= set(numbers)
+        check(reader, sorted(present), range(101))
+    assert sum(read) == 40 * 5
+
+
+def test_a_folder_that_was_emptied_is_filled_again(tmp_path):
+    store, reader = FeatureStore(tmp_path, DIM), FeatureStore(tmp_path, DIM)
+    store.add([key(0), key(1)], np.concatenate([row(0), row(1)]))
+    check(reader, [0, 1], range(3))
+    for file in tmp_path.iterdir():
+        file.unlink()
+    fill(tmp_path, range(2, 3))
+    check(reader, [2], range(3))
+
+
 @pytest.mark.parametrize("suffix", [".rows", ".keys"])
 def test_a_file_that_was_cut_off_anywhere_loses_its_last_rows_and_nothing_else(tmp_path, suffix):
     fill(tmp_path / "whole", range(4))

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from fanoise_lightning import OpenClipEncoder, TwoTowerEncoder, VisionLanguageEncoder
-from fanoise_lightning.encoders import hub
 from fanoise_lightning.encoders.hub import check_available
 
 
@@ -78,7 +77,7 @@ def test_a_hub_out_of_reach_is_said_once_with_the_models_name(build, name: str) 
 
 
 def test_a_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "WAIT", 0.2)
+    monkeypatch.setattr("fanoise_lightning._hub.WAIT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         point_to(silent.getsockname()[1], monkeypatch)
         start = time.monotonic()
@@ -88,7 +87,7 @@ def test_a_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_name_that_is_looked_up_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "WAIT", 0.2)
+    monkeypatch.setattr("fanoise_lightning._hub.WAIT", 0.2)
     found = threading.Event()
     monkeypatch.setattr("socket.getaddrinfo", lambda *args, **options: found.wait(5) and [])
     try:

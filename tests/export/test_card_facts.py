@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer
+from torch import nn
 
 from fanoise_lightning import (
     ContrastiveModule,
@@ -227,6 +228,26 @@ def test_licences_are_those_of_the_cards_that_are_here(tmp_path: Path) -> None:
         base = base_of(Encoder())
         assert base is not None
         assert base.licences == licences
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "hub_id"),
+    [
+        ("ViT-B-32", "openai", "timm/vit_base_patch32_clip_224.openai"),
+        ("ViTamin-S", "datacomp1b", "jienengchen/ViTamin-S"),  # open_clip names a file there
+        ("ViT-B-32", "weights.pt", None),
+    ],
+)
+def test_the_base_of_a_tag_is_its_repository(name: str, tag: str, hub_id: str | None) -> None:
+    class Encoder(OpenClipEncoder):
+        model, pretrained = name, tag
+
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+
+    base = base_of(Encoder())
+    assert base is not None
+    assert base.hub_id == hub_id
 
 
 def test_data_are_named_without_the_paths_of_this_machine() -> None:

@@ -282,8 +282,10 @@ def test_folders_without_runs_are_refused(tmp_path):
         compare([tmp_path / "absent"], "none")
 
 
-def test_the_command_prints_and_writes(study, tmp_path, capsys):
-    main(["compare", str(study), "--baseline", "none", "--by", "OOD", "--output", str(tmp_path / "out")])
+def test_the_command_prints_and_writes(study, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "runs").symlink_to(study)
+    main(["compare", "~/runs", "--baseline", "none", "--by", "OOD", "--output=~/out"])
     assert "helps" in capsys.readouterr().out
     written = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert written["by"] == "OOD"

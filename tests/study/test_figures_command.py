@@ -49,6 +49,15 @@ def score(root: Path, arm: str, seed: int, mean: str) -> float:
     return float(np.mean([np.mean(won[name]) for name in SUBSETS if mean in means[name]]))
 
 
+def test_folders_may_be_in_the_home_of_the_user(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "runs").symlink_to(study)
+    main(["figures", "~/runs", "--output=~/drawn"])
+    assert (tmp_path / "drawn" / "law_bars.png").is_file()
+
+
 def test_a_study_gives_curves_and_bars(study: Path, tmp_path: Path, capsys: Any) -> None:
     written = figures(study, tmp_path)
     assert set(written["figures"]) == {"alpha_curves", "law_bars"}

@@ -124,14 +124,15 @@ def test_the_command_ends_with_an_error_if_a_run_failed(study, tmp_path, monkeyp
     assert "fanoise compare 'runs/short' --baseline 'none'" in capsys.readouterr().out
 
 
-def test_files_that_are_not_a_studys_are_not_removed(study, tmp_path):
+def test_files_that_are_not_a_studys_are_not_removed(study, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     mine = tmp_path / "runs" / "short" / "none" / "seed-3" / "thesis.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("years")
     with pytest.raises(
         ValueError, match=r"seed-3 holds files that are not a study's, and arm 'none' .* replace"
     ):
-        run_study(Study.load(study), tmp_path / "runs")
+        run_study(Study.load(study), "~/runs")
     assert mine.read_text() == "years"
 
 

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fanoise_lightning._hub import WAIT
 from fanoise_lightning.data.sources.files import is_file_of_rows, open_file
-from fanoise_lightning.data.sources.hub_errors import WAIT, HubError, ask_quickly, attempt
+from fanoise_lightning.data.sources.hub_errors import HubError, ask_quickly, attempt
 from fanoise_lightning.data.sources.hub_repository import HUB
 from fanoise_lightning.data.sources.memory import open_dataset, open_frame, open_list
 from fanoise_lightning.data.sources.picture_folder import open_folder

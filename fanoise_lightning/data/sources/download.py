@@ -92,7 +92,7 @@ def download(
     checks = []
     for name, (configs, split_) in wanted.items():
         if configs:
-            folder = Path(root) / name
+            folder = Path(root).expanduser() / name
             repository = fetch(HubRepository(f"{source}/{name}"), configs, split_, folder)
             images = ImageRoot(folder)
             checks += [check_subset(repository, images, config, split_) for config in configs]

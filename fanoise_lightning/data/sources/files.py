@@ -188,7 +188,7 @@ def _captions_of_coco(found: dict[str, Any]) -> list[dict[str, str]] | None:
 
 
 def _open_csv(file: Path) -> Source:
-    with _reading_csv(file), csv.open_csv(file, **_csv_options(file)) as reader:
+    with _reading_csv(file) as data, csv.open_csv(data, **_csv_options(file)) as reader:
         names = reader.schema.names
     if value := next(
         (name for name in names if re.sub(r"#\d+$", "", name.lower()).endswith(suffixes())), None
@@ -205,13 +205,13 @@ def _open_csv(file: Path) -> Source:
     check_columns(names, dict.fromkeys(names, "text"), file)
 
     def parts(names: list[str]) -> Iterator[pa.Table]:
-        with _reading_csv(file), csv.open_csv(file, **_csv_options(file, names)) as reader:
+        with _reading_csv(file) as data, csv.open_csv(data, **_csv_options(file, names)) as reader:
             for batch in reader:
                 yield pa.Table.from_batches([batch])
 
     def read(columns: Columns) -> tuple[pa.Table, EmbeddedImages | None]:
-        with _reading_csv(file):
-            rows = csv.read_csv(file, **_csv_options(file, columns))
+        with _reading_csv(file) as data:
+            rows = csv.read_csv(data, **_csv_options(file, columns))
         if not len(rows):
             raise ValueError(f"`{file}` has a header and no rows")
         return read_from(rows, str(file), first=2)(columns)  # as a spreadsheet counts: 1 is the header
@@ -233,7 +233,7 @@ def _csv_options(file: Path, names: Iterable[str] | None = None) -> dict[str, An
 
 def find_delimiter(file: Path) -> str:
     """What is between the names in the first row: Excel writes semicolons in half of the world."""
-    with pa.input_stream(str(file)) as opened:
+    with _unpacked(file) as opened:
         start = opened.read(2**16)
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError(f"`{file}` is in UTF-16: save it as UTF-8")
@@ -246,10 +246,16 @@ def find_delimiter(file: Path) -> str:
     return next((one for one in delimiters if one.encode() in header), delimiters[0])
 
 
+def _unpacked(file: Path) -> pa.NativeFile:
+    # Arrow itself knows only `.gz`, not `.GZ`
+    return pa.input_stream(str(file), compression="gzip" if file.suffix.lower() == ".gz" else None)
+
+
 @contextmanager
-def _reading_csv(file: Path) -> Iterator[None]:
+def _reading_csv(file: Path) -> Iterator[pa.NativeFile]:
     try:
-        yield
+        with _unpacked(file) as data:
+            yield data
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         advice = ""
         if isinstance(error, UnicodeDecodeError) or "UTF8" in str(error):

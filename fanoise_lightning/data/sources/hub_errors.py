@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import errno
 import logging
-import queue
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Thread
 from typing import TypeVar
 
-__all__ = ["WAIT", "HubError", "ask_quickly", "attempt", "hub_errors"]
+from fanoise_lightning._hub import failure_of
 
-WAIT = 8.0  # seconds for the first answer of a hub, which the library would wait minutes for
+__all__ = ["HubError", "ask_quickly", "attempt", "hub_errors"]
 
 # Seconds before the second and the third try. `huggingface_hub` repeats most requests itself, but not the one
 # for a repository's list of files, nor that for a whole file if the hub answers with a 5xx status.
@@ -51,34 +49,18 @@ def attempt(action: Callable[[], T], what: str) -> T:
         return action()
 
 
-def ask_quickly(action: Callable[[], object], what: str) -> None:
+def ask_quickly(request: Callable[[], object], what: str) -> None:
     """Ask the hub for something small, once, to learn whether it answers.
 
     Args:
-        action: the request.
+        request: what asks it.
         what: what is asked for; error messages start with it.
 
     Raises:
-        HubError: if it refuses, or does not answer within `WAIT` seconds.
+        HubError: if it refuses, or does not answer within 8 seconds.
     """
-    answers: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            action()
-        except Exception as error:
-            answers.put(error)
-        else:
-            answers.put(None)
-
-    # the timeout of a request does not cover the name's look-up
-    Thread(target=ask, daemon=True).start()
     with hub_errors(what):
-        try:
-            error = answers.get(timeout=WAIT)
-        except queue.Empty:
-            error = ConnectionError(f"no answer within {WAIT:g} s")
-        if error is not None:
+        if (error := failure_of(request)) is not None:
             raise error
 
 
@@ -118,7 +100,7 @@ def _explain(error: BaseException, what: str) -> str:
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     status = _status(error)
-    unreachable = any(isinstance(link, ConnectionError) for link in _chain(error))
+    unreachable = any(isinstance(link, ConnectionError | TimeoutError) for link in _chain(error))
     url = next((found for link in _chain(error) if (found := _url(link))), None)
     offline = any(isinstance(link, OfflineModeIsEnabled) for link in _chain(error))
     if offline or (unreachable and is_offline_mode()):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+
+from fsspec.utils import glob_translate
 
 from fanoise_lightning.data.rows.columns import Columns
 from fanoise_lightning.data.sources.hub_errors import HubError, attempt
@@ -40,7 +42,7 @@ class HubRepository(Repository):
             raise ValueError(f"`{location}` is not a data set repository: expected {HUB}<user>/<name>")
 
     def find(self, pattern: str) -> list[str]:
-        return fnmatch.filter(self._sizes, pattern)
+        return list(filter(re.compile(glob_translate(pattern)).match, self._sizes))
 
     def cached(self) -> FolderRepository | None:
         """What was downloaded last, in the hub's cache, ``None`` if nothing was; does not ask the hub."""

@@ -108,13 +108,13 @@ def _as_record(row: Any, index: int, single: Kind | None, label: str) -> Mapping
     if isinstance(row, Mapping):
         return row
     if isinstance(row, Sample):
-        return _of_samples("", [row], index, label)
+        return _of_sample("", row, index, label)
     if isinstance(row, Pair):
-        negatives = [_of_samples("", [sample], index, label) for sample in row.negatives]
+        negatives = [_of_sample("", sample, index, label) for sample in row.negatives]
         columns = {f"negative_{kind}": [record[kind] for record in negatives] for kind in ("text", "image")}
         return {
-            **_of_samples("query_", [row.query], index, label),
-            **_of_samples("target_", [row.target], index, label),
+            **_of_sample("query_", row.query, index, label),
+            **_of_sample("target_", row.target, index, label),
             **(columns if negatives else {}),
         }
     if single in ("text", "image"):
@@ -125,8 +125,7 @@ def _as_record(row: Any, index: int, single: Kind | None, label: str) -> Mapping
     )
 
 
-def _of_samples(prefix: str, samples: Sequence[Sample], index: int, label: str) -> dict[str, Any]:
-    (sample,) = samples
+def _of_sample(prefix: str, sample: Sample, index: int, label: str) -> dict[str, Any]:
     if isinstance(sample.image, tuple) and len(sample.image) > 1:
         raise ValueError(
             f"row {index} of the {label} has a sample of {len(sample.image)} images; rows hold at most one: "

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 import pyarrow as pa
+from lightning.fabric.utilities.rank_zero import rank_zero_warn
 
 from fanoise_lightning.data.rows.columns import TEXT
 from fanoise_lightning.data.rows.tables import SHARDS
@@ -55,6 +57,12 @@ def _find(folder: Path, ends: tuple[str, ...]) -> list[str]:
     found = []
     for here, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            if os.path.islink(os.path.join(here, name)):
+                rank_zero_warn(
+                    f"`{os.path.join(here, name)}` is a link to a folder, which is not followed: move the "
+                    "pictures here, or name them in a metadata.csv"
+                )
         inside = Path(here).relative_to(folder)
         found += [
             (inside / name).as_posix()
@@ -87,7 +95,7 @@ def _read_texts(folder: Path, pictures: list[str]) -> list[str] | None:
 
 def _texts(folder: Path, pictures: list[str]) -> list[str]:
     parts = [picture.split("/") for picture in pictures]
-    above = os.path.commonpath([os.path.dirname(picture) for picture in pictures]).split("/")
+    above = posixpath.commonpath([posixpath.dirname(picture) for picture in pictures]).split("/")
     shared = len([part for part in above if part])  # images/, if all are in there
     inner = [each for each in parts if len(each) > shared + 1]
     if not inner:

@@ -164,7 +164,9 @@ class FolderRepository(Repository):
     def find(self, pattern: str) -> list[str]:
         if re.search(LEAVES_ROOT, pattern):
             raise ValueError(f"{self}: `{pattern}` leaves the repository; give a path inside it")
-        return sorted(path.relative_to(self.folder).as_posix() for path in self.folder.glob(pattern))
+        pattern += "/*" if pattern.endswith("**") else ""  # else Python before 3.13 finds folders alone
+        found = filter(Path.is_file, self.folder.glob(pattern))
+        return sorted(path.relative_to(self.folder).as_posix() for path in found)
 
     def files(self, config: str, split: str) -> list[Path]:
         """The paths of the `shards` of a split."""

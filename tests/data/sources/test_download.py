@@ -54,6 +54,12 @@ def test_what_is_downloaded_is_a_root_to_train_and_evaluate_on(root: Path, snaps
     assert len(data.train_set) == 24
 
 
+def test_the_home_of_the_user_is_a_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(root.parent))
+    assert all(check.is_whole for check in download("~/mmeb", **CHOICE))
+    assert not Path("~").exists()
+
+
 def test_a_complete_folder_is_checked_without_the_hub(hub: FakeHub, root: Path) -> None:
     hub.requests.clear()
     assert all(check.is_whole for check in download(root, **CHOICE))

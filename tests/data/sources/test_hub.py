@@ -46,6 +46,7 @@ def test_the_files_of_each_split_are_those_that_datasets_finds(snapshot: Path) -
     "data_files",
     [
         "data_files: NIGHTS/original-*",
+        "data_files: NIGHTS/**/original-*",
         "data_files: [NIGHTS/original-00000-of-00002.parquet, NIGHTS/original-00001-of-00002.parquet]",
         "data_files: [{split: train, path: [NIGHTS/original-00000-*, NIGHTS/original-00001-*]}]",
     ],
@@ -55,6 +56,17 @@ def test_every_form_of_a_card_is_read_as_datasets_reads_it(folder: Path, data_fi
     expected = load_dataset_builder(str(folder), "other").config.data_files
     assert [str(file) for file in repository.files("other", "train")] == expected["train"]
     assert repository.shards("other", "train") == SHARDS
+
+
+@pytest.mark.parametrize("pattern", ["*", "*/*", "a/**", "**", "**/*.parquet", "a/x-[0-9]*", "a/?.parquet"])
+def test_a_pattern_finds_the_same_files_on_the_hub_and_in_a_folder(tmp_path: Path, pattern: str) -> None:
+    files = ["README.md", "a/b/y.parquet", "a/x-1.parquet", "a/x-1/z.parquet", "a/y.parquet", "c.parquet"]
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    hub = HubRepository(f"{HUB}user/name")
+    vars(hub)["_sizes"] = dict.fromkeys(files)
+    assert hub.find(pattern) == FolderRepository(tmp_path).find(pattern) != []
 
 
 def test_without_a_card_each_folder_is_a_config(folder: Path) -> None:

@@ -36,7 +36,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     with FakeHub(tmp_path / "hub").running() as running:
         use(running, tmp_path / "cache", monkeypatch)
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "datasets"))
-        monkeypatch.setattr("fanoise_lightning.data.sources.hub_errors.WAIT", 0.5)
+        monkeypatch.setattr("fanoise_lightning._hub.WAIT", 0.5)
         yield running
 
 
