@@ -38,7 +38,7 @@ from fanoise_lightning import InfoNCE, feature_noise
 from fanoise_lightning.evaluation.embedding_table import EmbeddingTable
 from fanoise_lightning.evaluation.subset_ranks import subset_ranks
 from fanoise_lightning.losses import tiled
-from fanoise_lightning.newton_schulz import _steps
+from fanoise_lightning.newton_schulz import _RIDGE, _steps
 from fanoise_lightning.search.index import SearchIndex
 
 BATCHES = [64, 128, 256, 512, 1024, 2048, 4096]
@@ -115,7 +115,7 @@ def features(batch: int, dim: int, device: str) -> list[Tensor]:
 
 def peaks(batch: int, dim: int) -> dict[str, float]:
     """Bytes at the peak: noise and matrices of rank R; gradients and three times a block of logits."""
-    noise = 10 * batch * dim + 8 * min(batch, dim) ** 2
+    noise = 14 * batch * dim + 8 * min(batch, dim) ** 2
     loss = 8 * batch * dim + 12 * min(batch**2, tiled.MAX_LOGITS)
     return {"noise": noise, "loss": loss, "both": loss + 8 * batch * dim}
 
@@ -275,19 +275,20 @@ def noise_flops(rows: int, dim: int) -> float:
     rank, longer = min(rows, dim), max(rows, dim)
     factor = (4 * len(_steps(8 * EPS, 8 * EPS)) + 2) * rank**2 * longer
     draw = 2 * rows * rank * (rank + dim) if rows <= dim else 2 * rows * dim**2
-    return factor + root_flops(rank, EPS) + draw
+    return factor + root_flops(rank, torch.float32) + draw
 
 
-def root_flops(rank: int, eps: float) -> float:
-    """Of the square root of an (R, R) matrix, and its trace."""
-    return (6 * len(_steps((8 * eps) ** 0.5, 8 * eps)) + 2) * rank**3
+def root_flops(rank: int, dtype: torch.dtype) -> float:
+    """Of the square root of an (R, R) matrix."""
+    steps = _steps((2 * _RIDGE[dtype]) ** 0.5, 8 * torch.finfo(dtype).eps)
+    return (6 * len(steps) + 4) * rank**3
 
 
 def global_noise_flops(ranks: int, rows: int, dim: int) -> float:
     """Of one side on one rank: of all ranks' features, or of the (D, D) sum of their second moments."""
     if not traffic.moment_is_sent(ranks, rows, dim):
         return noise_flops(ranks * rows, dim)
-    roots = root_flops(dim, torch.finfo(torch.float64).eps) + root_flops(dim, EPS)
+    roots = root_flops(dim, torch.float64) + root_flops(dim, torch.float32)
     return 2 * rows * dim**2 + roots + 2 * rows * dim**2
 
 
