@@ -25,6 +25,7 @@ import transformers
 from torch import Tensor
 
 from fanoise_lightning import Sample, TwoTowerEncoder, VisionLanguageEncoder
+from fanoise_lightning.encoders.eight_bit import to_floats
 from fanoise_lightning.encoders.families import FAMILIES
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -79,7 +80,8 @@ def compare(name: str, encoder: Any, plain: Callable[..., Any], kinds: list[Samp
     encoder = encoder.eval().to(options.device)
     samples = [kinds[row % len(kinds)] for row in range(options.rows)]
     batch = {key: value.to(options.device) for key, value in encoder.collate(samples).items()}
-    sides = (lambda: plain(encoder, batch), lambda: encoder(**batch))
+    floats = to_floats(batch)  # as the processor hands them to a plain forward
+    sides = (lambda: plain(encoder, floats), lambda: encoder(**batch))
     times = in_turns(sides, options.repeats, options.device)
     theirs, ours = (options.rows / statistics.median(column) for column in zip(*times))
     ratios = [a / b for a, b in times]

@@ -157,8 +157,10 @@ def _scores(facts: Facts) -> str:
     floors = "; ".join(f"*{name}* {what}" for name, what in _FLOORS.items() if name in known)
     about = (
         "Precision@1 in percent. The interval is for the sample of queries: training again would differ by "
-        "more." + f" Floors: {floors}." * bool(floors)
+        "more."
     )
+    if floors:
+        about += f" Floors: {floors}."
     return f"{about}\n\n{score_table(facts.scores)}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from fanoise_lightning._user_errors import Parser
@@ -12,16 +11,16 @@ from fanoise_lightning.search.model import hide_loading, model_of_checkpoint, mo
 __all__ = ["main"]
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str]) -> None:
     """The ``fanoise embed`` command.
 
     Args:
-        args: the command line; by default ``sys.argv[2:]``.
+        args: the command line after the command's name.
 
     Raises:
         ValueError: if something cannot be embedded.
     """
-    given = _parser().parse_args(sys.argv[2:] if args is None else args)
+    given = _parser().parse_args(args)
     if (given.model is None) == (given.config is None):
         raise ValueError("name the model: a checkpoint with `--model`, or a recipe with `--config`")
     hide_loading()

@@ -53,7 +53,7 @@ def read_queries(path: str | Path) -> list[Query]:
         ValueError: for another kind of file, one without queries, a column that is not known, or a row that
             cannot be read or is empty; names the row.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     check_choice("suffix", path.suffix, SUFFIXES, f"queries `{path}`: ")
     try:
         rows = list(_rows(path))

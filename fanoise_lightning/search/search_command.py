@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fanoise_lightning._checks import check_at_least
 from fanoise_lightning._user_errors import Parser
 from fanoise_lightning.callbacks._files import whole_file
 from fanoise_lightning.data.images.roots import ImageRoot
@@ -30,16 +30,16 @@ from fanoise_lightning.search.queries import Query, read_queries
 __all__ = ["check_model", "main"]
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str]) -> None:
     """The ``fanoise search`` command.
 
     Args:
-        args: the command line; by default ``sys.argv[2:]``.
+        args: the command line after the command's name.
 
     Raises:
         ValueError: if something cannot be searched.
     """
-    _search(_parser().parse_args(sys.argv[2:] if args is None else args))
+    _search(_parser().parse_args(args))
 
 
 def check_model(module: ContrastiveModule, folder: EmbeddingFolder) -> None:
@@ -97,13 +97,15 @@ def _parser() -> Parser:
 def _search(given: Namespace) -> None:
     if given.queries and (given.query or given.image):
         raise ValueError("give one query, or a file of them with `--queries`, not both")
+    # what is wrong is told before a model is loaded
+    check_at_least("k", given.k, 1)
     if given.image_root is not None:
-        ImageRoot(given.image_root)  # a wrong one is told before a model is loaded
+        ImageRoot(given.image_root)
     if given.queries:
         queries = read_queries(given.queries)
     else:
         queries = [Query(given.query, Path(given.image).expanduser() if given.image else None)]
-        queries[0].sample()  # an empty query is told before a model is loaded
+        queries[0].sample()  # it may be empty
     if given.html is not None and Path(given.html).expanduser().is_dir():
         raise IsADirectoryError(
             f"`--html` is a folder, `{given.html}`: name a file to write, such as hits.html"

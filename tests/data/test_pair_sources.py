@@ -302,3 +302,10 @@ def test_addresses_are_shown_as_they_were_written(tmp_path: Path) -> None:
 def test_an_option_that_is_no_number_is_named() -> None:
     with pytest.raises(TypeError, match="`batch_size` must be a number, got '32'"):
         PairDataModule([], batch_size="32")  # type: ignore[arg-type]
+
+
+def test_pictures_beside_shards_of_rows_are_refused(tmp_path: Path) -> None:
+    pd.DataFrame({"text": ["a"]}).to_parquet(tmp_path / "rows.parquet")
+    write_image(tmp_path / "a.png", 0)
+    with pytest.raises(ValueError, match=r"holds pictures \(`a\.png`\) and rows \(`rows\.parquet`\)"):
+        open_source(tmp_path)

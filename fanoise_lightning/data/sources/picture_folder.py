@@ -32,15 +32,21 @@ def open_folder(folder: Path) -> Source:
     torchvision's ImageFolder; else the names of the pictures. An underscore is a space.
 
     Raises:
-        ValueError: if there are no pictures, some in subfolders and some not, a text beside some alone, or
-            if the subfolders are splits.
+        ValueError: if there are no pictures, some in subfolders and some not, a text beside some alone,
+            parquet files too, or if the subfolders are splits.
         PermissionError: if a folder cannot be read.
     """
     for name in _METADATA:
         if (folder / name).is_file():
             return replace(open_file(folder / name), folder=folder)
     pictures = _find(folder, suffixes())
-    if not pictures and any(folder.glob(SHARDS)):
+    shard = next(iter(sorted(folder.glob(SHARDS))), None)
+    if pictures and shard is not None:
+        raise ValueError(
+            f"`{folder}` holds pictures (`{pictures[0]}`) and rows (`{shard.name}`): pass the rows alone, as "
+            f"`{shard}` with `image_root`, or a folder of pictures without .parquet files"
+        )
+    if shard is not None:
         return open_shards(folder)
     if not pictures:
         raise ValueError(
