@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from fanoise_lightning.callbacks._files import whole_file
@@ -220,7 +220,8 @@ def write_shard(folder: Path, name: str, embeddings: Tensor, rows: pa.Table, not
         pq.write_table(rows.select(_COLUMNS.names).cast(_COLUMNS), unfinished, compression="zstd")
     # the embeddings come last: a shard is there if they are
     with whole_file(file) as unfinished:
-        save_file({"embeddings": embeddings.contiguous()}, unfinished, {"notes": json.dumps(notes)})
+        # `save_file` writes a temporary file of its own, which would stay behind if it were killed
+        unfinished.write_bytes(save({"embeddings": embeddings.contiguous()}, {"notes": json.dumps(notes)}))
 
 
 def read_notes(folder: Path, name: str) -> dict[str, Any] | None:

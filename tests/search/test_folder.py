@@ -167,11 +167,11 @@ def test_a_file_that_cannot_be_written_leaves_the_earlier_one(
 ) -> None:
     before = {file.name: file.read_bytes() for file in path.iterdir()}
 
-    def full(*args: Any) -> None:
-        Path(args[1]).write_bytes(b"half")
+    def full(file: Path, data: bytes) -> None:
+        file.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fanoise_lightning.search.folder.save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         write_shard(path, "00001", EMBEDDINGS, pa.table(dict.fromkeys(Row._fields, ["a"] * 5)), {})
     after = {file.name: file.read_bytes() for file in path.iterdir()}
